@@ -1,0 +1,97 @@
+"""One request on its way through the gateway, and the answer on its way back."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+
+
+class Operation(Enum):
+    """What is asked of a model. The value is the path under `/v1`."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: the identity behind an API key."""
+
+    key_id: str
+    key_name: str
+    organisation_id: str
+    project_id: str
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one answer. `estimated` when we counted because the engine reported nothing."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    reported: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """A validated request.
+
+    `call_id` is ours and identifies the work in every record; `request_id` is what the client may have chosen and is
+    only an attribute. `fields` holds the request's top-level JSON fields as raw bytes with duplicates resolved
+    (last wins); `params` is the typed view of the same bytes (`ChatParams`, `CompletionParams` or
+    `EmbeddingParams` of `dialects`). `deadline` is on the event loop's clock, seconds.
+    """
+
+    call_id: str
+    request_id: str
+    principal: Principal
+    operation: Operation
+    model: str
+    fields: dict[str, msgspec.Raw]
+    params: msgspec.Struct
+    stream: bool
+    include_usage: bool
+    deadline: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of an answer so far; filled in by the engine while the answer passes.
+
+    `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta.
+    """
+
+    deployment: str = ""
+    usage: Usage = field(default_factory=Usage)
+    first_content_at: float | None = None
+    finish_reason: str | None = None
+
+
+class Stream(Protocol):
+    """An answer under way.
+
+    For streamed calls `read` gives pieces of the dialect's SSE body, whole events only; otherwise pieces of one JSON
+    document. An error after the first piece is raised as `HelixError` from `read`.
+    """
+
+    progress: Progress
+
+    async def read(self) -> bytes:
+        """The next piece, or `b""` once the answer is complete."""
+        ...
+
+    def close(self) -> None:
+        """Ends the generation at once if it still runs. Idempotent; never raises."""
+        ...
+
+
+class Completer(Protocol):
+    """Anything that turns a call into an answer: an engine, or a room wrapped around engines."""
+
+    async def open(self, call: Call) -> Stream:
+        """Returns once the answer has begun (its first content is at hand); raises `HelixError` before that."""
+        ...

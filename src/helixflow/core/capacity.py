@@ -1,0 +1,49 @@
+"""Who may use an engine now: leases on the slots of replicas."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running engine process: where it listens and the random key it wants. `slots` generations fit at once.
+
+    `context` is the most tokens (prompt + answer) one request may use; `supports_tools` says whether the model's own
+    chat template knows tools.
+    """
+
+    replica_id: str
+    host: str
+    port: int
+    api_key: str
+    slots: int
+    context: int
+    supports_tools: bool = False
+    tokenizer_path: str = ""
+
+
+class Lease(Protocol):
+    """The right to run one generation on one replica. Release exactly once."""
+
+    @property
+    def replica(self) -> Replica: ...
+
+    def release(self, *, failed: bool = False) -> None:
+        """Gives the slot back; `failed` counts against the replica's health. Idempotent; never raises."""
+        ...
+
+
+class Slots(Protocol):
+    """The slots of all replicas of one deployment, with the queue before them."""
+
+    async def any_replica(self, deadline: float) -> Replica:
+        """A replica that serves, without a lease on it: for what is the same on all of them. Raises as `acquire`."""
+        ...
+
+    async def acquire(self, deadline: float) -> Lease:
+        """Waits for a free slot until `deadline` (event-loop clock, seconds).
+
+        Raises `HelixError`: `LOADING` when no replica became ready in time, `OVERLOADED` when the queue is full or
+        the wait too long, `UPSTREAM_UNAVAILABLE` when the deployment's replicas keep failing.
+        """
+        ...

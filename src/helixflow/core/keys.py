@@ -1,0 +1,49 @@
+"""The format of API keys: `hfk_` + 40 random base-62 characters + 6 characters of checksum.
+
+The checksum lets a typo be refused without a look-up. Only the SHA-256 of a key is ever stored: 40 characters carry
+238 bits, so a slow hash would protect nothing.
+"""
+
+import hashlib
+import secrets
+import zlib
+from typing import Final
+
+PREFIX: Final = "hfk_"
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS: Final = frozenset(_ALPHABET)
+_RANDOM_CHARS: Final = 40
+_CHECK_CHARS: Final = 6
+KEY_LENGTH: Final = len(PREFIX) + _RANDOM_CHARS + _CHECK_CHARS
+
+
+def generate_key() -> str:
+    """A fresh key from the operating system's random source."""
+    secret = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARS))
+    return PREFIX + secret + _checksum(PREFIX + secret)
+
+
+def is_well_formed(key: str) -> bool:
+    """Whether `key` has the right prefix, length, alphabet and checksum: says nothing about whether it exists."""
+    if len(key) != KEY_LENGTH or not key.startswith(PREFIX) or not _DIGITS.issuperset(key[len(PREFIX) :]):
+        return False
+    return _checksum(key[:-_CHECK_CHARS]) == key[-_CHECK_CHARS:]
+
+
+def hash_key(key: str) -> bytes:
+    """The 32 bytes under which a key is stored and cached."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def mask_key(key: str) -> str:
+    """What may be shown of a key: enough to recognise it, too little to use it."""
+    return f"{key[:8]}…{key[-4:]}" if len(key) == KEY_LENGTH else f"{key[:4]}…"
+
+
+def _checksum(text: str) -> str:
+    value = zlib.crc32(text.encode())
+    digits = []
+    for _ in range(_CHECK_CHARS):
+        value, digit = divmod(value, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

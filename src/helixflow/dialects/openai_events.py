@@ -1,0 +1,76 @@
+"""Typed views of OpenAI-shaped answers and stream events, for reading them."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from helixflow.core.call import Usage
+
+
+class PromptDetails(Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(Struct, frozen=True):
+    reasoning_tokens: int | None = None
+
+
+class UsageBody(Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+    def copy_to(self, usage: Usage) -> None:
+        usage.prompt_tokens = self.prompt_tokens
+        usage.completion_tokens = self.completion_tokens
+        if self.prompt_tokens_details is not None:
+            usage.cached_tokens = self.prompt_tokens_details.cached_tokens or 0
+        if self.completion_tokens_details is not None:
+            usage.reasoning_tokens = self.completion_tokens_details.reasoning_tokens or 0
+        usage.reported = True
+
+
+class Delta(Struct, frozen=True):
+    """What one chunk adds to a choice; `text` is the completions dialect's, kept on the choice itself."""
+
+    content: Any = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: Raw | None = None
+    function_call: Raw | None = None
+    audio: Raw | None = None
+
+    @property
+    def has_content(self) -> bool:
+        """Whether something that the model produced is in it; a role alone is not."""
+        return bool(self.content or self.refusal or self.reasoning_content or self.reasoning) or any(
+            field is not None and bytes(field) not in (b"null", b"[]")
+            for field in (self.tool_calls, self.function_call, self.audio)
+        )
+
+
+class StreamChoice(Struct, frozen=True):
+    index: int = 0
+    delta: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class StreamEvent(Struct, frozen=True):
+    """One event of a chat or completions stream."""
+
+    choices: list[StreamChoice] = []
+    usage: UsageBody | None = None
+    error: Raw | None = None
+
+    @property
+    def has_content(self) -> bool:
+        return any(c.text or c.finish_reason or (c.delta is not None and c.delta.has_content) for c in self.choices)
+
+
+STREAM_EVENT = msgspec.json.Decoder(StreamEvent)
+FIELDS = msgspec.json.Decoder(dict[str, Raw])
+USAGE = msgspec.json.Decoder(UsageBody)

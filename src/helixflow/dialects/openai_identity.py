@@ -1,0 +1,186 @@
+"""The identity path: a provider's OpenAI-shaped bytes go to the client as they came, but for the model's name, the
+answer's id and the usage rules. Once a stream is under way its events are edited as bytes, nothing is decoded.
+
+Editing bytes is exact because inside JSON strings quotes are escaped: `"model":"x"` never occurs there.
+"""
+
+import time
+
+import msgspec
+from msgspec import Raw
+
+from helixflow.core.call import Operation, Progress
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.dialects.openai_events import FIELDS, STREAM_EVENT, USAGE, StreamEvent
+from helixflow.transport.sse import EventSplitter, data_of
+
+DONE = b"data: [DONE]\n\n"
+_USAGE_NULL = b',"usage":null'
+_FINISH = b'"finish_reason":"'
+ID_PREFIX = {Operation.CHAT: "chatcmpl-", Operation.COMPLETIONS: "cmpl-"}
+
+
+class Rename:
+    """What to change in every event or answer: learnt from the first one."""
+
+    def __init__(self, public_model: str, operation: Operation, call_id: str) -> None:
+        self._model = msgspec.json.encode(public_model)
+        self._prefix = ID_PREFIX.get(operation, "")
+        self._id = msgspec.json.encode(self._prefix + call_id)
+
+    def changes(self, fields: dict[str, Raw]) -> dict[str, bytes]:
+        """New raw values for the fields that must differ."""
+        changes = {}
+        if "model" in fields and bytes(fields["model"]) != self._model:
+            changes["model"] = self._model
+        if self._prefix and "id" in fields and not bytes(fields["id"]).startswith(b'"' + self._prefix.encode()):
+            changes["id"] = self._id
+        return changes
+
+
+class StreamEditor:
+    """Turns pieces of a provider's SSE body into the client's.
+
+    Events before the first content are held until it comes (`started`), so that a failed attempt can still be
+    repeated elsewhere. `done` once the terminal event has passed. `progress` is filled in on the way.
+    """
+
+    def __init__(self, rename: Rename, *, include_usage: bool, progress: Progress) -> None:
+        self._rename = rename
+        self._include_usage = include_usage
+        self._progress = progress
+        self._splitter = EventSplitter()
+        self._held: list[bytes] = []
+        self._replacements: list[tuple[bytes, bytes]] | None = None
+        self.started = False
+        self.done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The client's bytes for these; `b""` while nothing may pass yet.
+
+        Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event before
+        the first content.
+        """
+        if (
+            self._replacements is not None
+            and self.started
+            and data.startswith(b"data: {")
+            and data.endswith(b"\n\n")
+            and not self._splitter.pending
+        ):
+            edited = self._edit_bytes(data, self._replacements)
+            if edited is not None:
+                return edited
+        return b"".join([self._edit_event(event) for event in self._splitter.feed(data)])
+
+    @property
+    def ended_cleanly(self) -> bool:
+        return self.done and not self._splitter.pending.strip()
+
+    def _edit_bytes(self, data: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes | None:
+        """Edits whole events without decoding them; None when one needs a closer look."""
+        if b'"error"' in data:
+            return None
+        if self._include_usage:
+            if b'"usage"' not in data:
+                data = data.replace(b"}\n\n", b',"usage":null}\n\n')
+            elif data.count(b'"usage"') != data.count(b'"usage":null'):
+                return None
+        elif b'"usage"' in data:
+            data = data.replace(_USAGE_NULL, b"")
+            if b'"usage"' in data:
+                return None
+        for old, new in replacements:
+            data = data.replace(old, new)
+        finish = data.find(_FINISH)
+        if finish >= 0:
+            start = finish + len(_FINISH)
+            self._progress.finish_reason = data[start : data.find(b'"', start)].decode("ascii", "replace")
+        self._progress.usage.completion_tokens += data.count(b"\n\n")
+        if data.endswith(DONE):
+            self.done = True
+        return data
+
+    def _edit_event(self, event: bytes) -> bytes:
+        payload = data_of(event)
+        if payload is None:
+            return event if self.started else b""
+        if payload == b"[DONE]":
+            self.done = True
+            return self._release(DONE)
+        try:
+            fields = FIELDS.decode(payload)
+            view = STREAM_EVENT.decode(payload)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise HelixError(
+                ErrorKind.UPSTREAM_INVALID, "The model's server sent an event that is not valid JSON."
+            ) from exc
+        if view.error is not None:
+            if not self.started:
+                raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server reported an error.")
+            self.done = True
+            return event
+        return self._shape(event, fields, view)
+
+    def _shape(self, event: bytes, fields: dict[str, Raw], view: StreamEvent) -> bytes:
+        changes = self._rename.changes(fields)
+        if self._replacements is None and b'"choices":[' in event:
+            self._replacements = [
+                (b'"%s":%s' % (name.encode(), bytes(fields[name])), b'"%s":%s' % (name.encode(), new))
+                for name, new in changes.items()
+            ]
+        if view.usage is not None:
+            counted = self._progress.usage.completion_tokens
+            view.usage.copy_to(self._progress.usage)
+            if not view.usage.completion_tokens and not view.choices:
+                self._progress.usage.completion_tokens = counted
+        for choice in view.choices:
+            self._progress.finish_reason = choice.finish_reason or self._progress.finish_reason
+        if not self._include_usage:
+            had_usage = fields.pop("usage", None)
+            if view.usage is not None and not view.choices and had_usage is not None:
+                return b""
+        elif "usage" not in fields:
+            fields["usage"] = Raw(b"null")
+        for name, new in changes.items():
+            fields[name] = Raw(new)
+        edited = b"data: " + msgspec.json.encode(fields) + b"\n\n"
+        if self.started or view.has_content:
+            if not self.started:
+                self._progress.first_content_at = time.perf_counter()
+            return self._release(edited)
+        self._held.append(edited)
+        return b""
+
+    def _release(self, event: bytes) -> bytes:
+        self.started = True
+        if not self._held:
+            return event
+        self._held.append(event)
+        held, self._held = b"".join(self._held), []
+        return held
+
+
+def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
+    """A whole answer with the model's name and the id edited; usage goes to `progress`.
+
+    Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object.
+    """
+    try:
+        fields = FIELDS.decode(body)
+        if "usage" in fields and bytes(fields["usage"]) != b"null":
+            USAGE.decode(fields["usage"]).copy_to(progress.usage)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise HelixError(
+            ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
+        ) from exc
+    finish = body.find(_FINISH)
+    if finish >= 0:
+        start = finish + len(_FINISH)
+        progress.finish_reason = body[start : body.find(b'"', start)].decode("ascii", "replace")
+    changes = rename.changes(fields)
+    if not changes:
+        return body
+    for name, new in changes.items():
+        fields[name] = Raw(new)
+    return msgspec.json.encode(fields)

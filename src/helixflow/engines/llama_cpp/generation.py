@@ -1,0 +1,247 @@
+"""One generation on one replica: always streamed, with progress events, so that a dropped socket frees the slot even
+during prefill (llama.cpp notices only when it writes).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from helixflow.core.capacity import Lease, Replica, Slots
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.dialects.openai_events import UsageBody
+from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
+from helixflow.transport.origin import Origin
+from helixflow.transport.sse import EventSplitter, data_of
+
+TIMEOUTS = Timeouts(connect_s=2, first_byte_s=600, idle_s=600)
+MAX_ERROR_BYTES = 64 * 1024
+
+
+class PromptProgress(Struct, frozen=True):
+    total: int = 0
+    processed: int = 0
+
+
+class Choice(Struct, frozen=True):
+    delta: dict[str, Any] | None = None
+    text: str | None = None
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class Event(Struct, frozen=True):
+    """One event of llama.cpp's chat or completions stream."""
+
+    choices: list[Choice] = []
+    usage: UsageBody | None = None
+    prompt_progress: PromptProgress | None = None
+    error: dict[str, Any] | None = None
+    system_fingerprint: str = ""
+
+
+EVENT = msgspec.json.Decoder(Event)
+
+
+class Generation:
+    """A running generation. Create with `Generation.start`; `close` frees the slot."""
+
+    def __init__(self, response: HttpResponse, lease: Lease) -> None:
+        self._response = response
+        self._lease = lease
+        self._splitter = EventSplitter()
+        self._waiting: list[bytes] = []
+        self.fingerprint = ""
+        self.done = False
+
+    @classmethod
+    async def start(
+        cls,
+        client: HttpClient,
+        slots: Slots,
+        path: str,
+        payload: Mapping[str, Raw],
+        *,
+        token_limit: int | None,
+        deadline: float,
+    ) -> "Generation":
+        """Waits for a slot and for the first event that carries content.
+
+        `token_limit` is the most tokens asked for: together with the prompt it must fit the context.
+        Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED with both numbers, INVALID_REQUEST for what the engine refuses,
+        UPSTREAM_UNAVAILABLE when the replica fails, and what `Slots.acquire` raises.
+        """
+        lease = await slots.acquire(deadline)
+        generation: Generation | None = None
+        try:
+            response = await request(client, lease.replica, path, msgspec.json.encode(payload), deadline)
+            generation = cls(response, lease)
+            if response.status != 200:
+                raise await refusal(response)
+            await generation._read_to_content(lease.replica, token_limit)
+        except BaseException as exc:
+            if generation is not None:
+                generation._response.close()
+            lease.release(failed=is_replica_fault(exc))
+            raise
+        return generation
+
+    async def read(self) -> list[bytes]:
+        """The next events (their JSON), progress left out; an empty list at the end.
+
+        Raises `HelixError` UPSTREAM_UNAVAILABLE when the engine breaks off.
+        """
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            return waiting
+        while not self.done:
+            data = await self._receive()
+            events = self._payloads(data)
+            if events:
+                return events
+        return []
+
+    def close(self) -> None:
+        """Ends the generation if it still runs and gives the slot back. Idempotent."""
+        self._response.close()
+        self._lease.release()
+
+    async def _receive(self) -> bytes:
+        try:
+            data = await self._response.read()
+        except HelixError as exc:
+            self._lease.release(failed=True)
+            if exc.kind is ErrorKind.DEADLINE:
+                raise
+            raise HelixError(
+                ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine stopped in the middle of the answer."
+            ) from exc
+        if not data and not self.done:
+            self._lease.release(failed=True)
+            raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine stopped in the middle of the answer.")
+        return data
+
+    def _payloads(self, data: bytes) -> list[bytes]:
+        payloads = []
+        for event in self._splitter.feed(data):
+            payload = data_of(event)
+            if payload == b"[DONE]":
+                self.done = True
+                self._lease.release()
+            elif payload is not None and b'"prompt_progress":{' not in payload[-200:]:
+                if payload.startswith(b'{"error":'):
+                    self._lease.release()
+                    raise engine_error(500, payload)
+                payloads.append(payload)
+        return payloads
+
+    async def _read_to_content(self, replica: Replica, token_limit: int | None) -> None:
+        checked = False
+        while not self._waiting:
+            data = await self._receive()
+            for event in self._splitter.feed(data):
+                payload = data_of(event)
+                if payload is None:
+                    continue
+                if payload == b"[DONE]":
+                    self.done = True
+                    self._lease.release()
+                    return
+                if payload.startswith(b'{"error":'):
+                    raise engine_error(500, payload)
+                decoded = _decode(payload)
+                self.fingerprint = decoded.system_fingerprint or self.fingerprint
+                if decoded.prompt_progress is not None:
+                    if not checked:
+                        check_context(decoded.prompt_progress.total, token_limit, replica.context)
+                        checked = True
+                elif _has_content(decoded) or self._waiting:
+                    self._waiting.append(payload)
+
+
+async def request(client: HttpClient, replica: Replica, path: str, body: bytes, deadline: float) -> HttpResponse:
+    """POSTs JSON to a replica. Raises `HelixError` UPSTREAM_UNAVAILABLE when it cannot be reached."""
+    origin = Origin("http", replica.host, replica.port)
+    head = build_head(
+        "POST",
+        path,
+        origin,
+        [("authorization", f"Bearer {replica.api_key}"), ("content-type", "application/json")],
+    )
+    return await client.request(origin, head, body, timeouts=TIMEOUTS, deadline=deadline)
+
+
+def check_context(prompt_tokens: int, token_limit: int | None, context: int) -> None:
+    """Raises `HelixError` CONTEXT_LENGTH_EXCEEDED with the numbers when prompt and answer cannot both fit."""
+    wanted = token_limit or 0
+    if prompt_tokens + wanted > context or prompt_tokens >= context:
+        answer = f" and {wanted} for the answer" if wanted else ""
+        raise HelixError(
+            ErrorKind.CONTEXT_LENGTH_EXCEEDED,
+            f"This model's maximum context length is {context} tokens, but the request needs {prompt_tokens + wanted} "
+            f"({prompt_tokens} in the prompt{answer}). Shorten the prompt or ask for fewer tokens.",
+            param="messages",
+        )
+
+
+async def refusal(response: HttpResponse) -> HelixError:
+    """The error behind an answer that is not 200."""
+    return engine_error(response.status, await response.read_all(MAX_ERROR_BYTES))
+
+
+class _EngineError(Struct, frozen=True):
+    message: str = ""
+    type: str = ""
+    n_prompt_tokens: int = 0
+    n_ctx: int = 0
+
+
+class _EngineErrorBody(Struct, frozen=True):
+    error: _EngineError = _EngineError()
+
+
+_ERROR = msgspec.json.Decoder(_EngineErrorBody)
+_UNSUPPORTED_MARKS = ("is not supported", "not supported by", "does not support")
+
+
+def engine_error(status: int, body: bytes) -> HelixError:
+    """llama.cpp's error (integer codes, server faults for what the caller did) as one of ours."""
+    try:
+        error = _ERROR.decode(body).error
+    except (msgspec.DecodeError, RecursionError):
+        error = _EngineError()
+    if error.type == "exceed_context_size_error":
+        try:
+            check_context(error.n_prompt_tokens, None, error.n_ctx)
+        except HelixError as exc:
+            return exc
+    message = error.message.split("\n", 1)[0].removesuffix(".")
+    if any(mark in message for mark in _UNSUPPORTED_MARKS):
+        return HelixError(ErrorKind.UNSUPPORTED, f"The model cannot serve this request: {message}.")
+    if status == 400:
+        return HelixError(ErrorKind.INVALID_REQUEST, f"The model's engine refused the request: {message or 'invalid'}.")
+    if status == 503:
+        return HelixError(ErrorKind.LOADING, "The model is still loading; try again shortly.", retry_after_s=2)
+    return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine failed.")
+
+
+def is_replica_fault(exc: BaseException) -> bool:
+    """Whether a failure says something about the replica, rather than about the request or its client."""
+    return isinstance(exc, HelixError) and exc.kind in (ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID)
+
+
+def _decode(payload: bytes) -> Event:
+    try:
+        return EVENT.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's engine sent an event that is not valid.") from exc
+
+
+def _has_content(event: Event) -> bool:
+    for choice in event.choices:
+        if choice.finish_reason is not None or choice.text:
+            return True
+        if choice.delta and any(choice.delta.get(k) for k in ("content", "tool_calls", "reasoning_content")):
+            return True
+    return False

@@ -1,0 +1,150 @@
+"""The ASGI application: which path goes where, and what becomes of errors. No framework: this is the hot path."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+
+from helixflow.core.call import Operation
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.dialects.openai_errors import render_error, render_error_event
+from helixflow.gateway.cors import Cors
+from helixflow.gateway.exchange import CLOSE, JSON, ClientGone, Exchange, Receive, Scope, Send
+from helixflow.gateway.observation import Observation
+from helixflow.gateway.surfaces.openai import OpenAISurface
+from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.telemetry.metrics import GatewayMetrics
+
+Action = Callable[[Exchange], Awaitable[None]]
+_MODELS = "/v1/models/"
+# After these the rest of a body may still be on its way: the connection is not worth keeping.
+_CLOSE_AFTER = frozenset({ErrorKind.BODY_TOO_LARGE, ErrorKind.REQUEST_TIMEOUT, ErrorKind.SHUTTING_DOWN})
+
+log = structlog.get_logger("helixflow.gateway")
+
+
+class App:
+    """Built once a process. `draining` set: new requests get 503, running ones go on."""
+
+    def __init__(
+        self,
+        openai: OpenAISurface,
+        operations: OperationsSurface,
+        *,
+        cors: Cors,
+        metrics: GatewayMetrics,
+        observation: Observation,
+    ) -> None:
+        self._cors = cors
+        self._metrics = metrics
+        self._observation = observation
+        self._openai = openai
+        self.in_flight = 0
+        self.draining = False
+        self._routes: dict[str, tuple[str, Action]] = {
+            "/v1/chat/completions": ("POST", partial(openai.complete, operation=Operation.CHAT)),
+            "/v1/completions": ("POST", partial(openai.complete, operation=Operation.COMPLETIONS)),
+            "/v1/embeddings": ("POST", partial(openai.complete, operation=Operation.EMBEDDINGS)),
+            "/v1/models": ("GET", openai.list_models),
+            "/health": ("GET", operations.health),
+            "/livez": ("GET", operations.live),
+            "/readyz": ("GET", operations.ready),
+            "/metrics": ("GET", operations.metrics),
+            "/version": ("GET", operations.version),
+        }
+        metrics.in_flight.set_function(lambda: self.in_flight)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        self.in_flight += 1
+        try:
+            if self._cors.enabled:
+                await self._dispatch_cors(exchange)
+            else:
+                await self._dispatch(exchange)
+        except HelixError as exc:
+            await self._fail(exchange, exc)
+        except ClientGone:
+            exchange.disconnected = True
+        except asyncio.CancelledError:
+            if not exchange.disconnected:
+                raise
+            exchange.uncancel()
+        except Exception as exc:
+            log.error("request.failed", request_id=exchange.request_id, exc_info=exc)
+            await self._fail(exchange, _internal(exchange))
+        finally:
+            del scope["helixflow.on_disconnect"]
+            self.in_flight -= 1
+            self._observation.record(exchange)
+
+    async def _dispatch(self, exchange: Exchange) -> None:
+        path = exchange.path
+        route = self._routes.get(path)
+        if route is None:
+            route = self._find(path)
+        method, action = route
+        if exchange.method != method and not (exchange.method == "HEAD" and method == "GET"):
+            allowed = "GET, HEAD" if method == "GET" else method
+            exchange.extra_headers.append((b"allow", allowed.encode()))
+            raise HelixError(
+                ErrorKind.METHOD_NOT_ALLOWED, f"{exchange.method} is not allowed on {path[:256]}; use {allowed}."
+            )
+        if self.draining and path.startswith("/v1/"):
+            raise HelixError(ErrorKind.SHUTTING_DOWN, "The service is shutting down; try again.", retry_after_s=1)
+        await action(exchange)
+
+    async def _dispatch_cors(self, exchange: Exchange) -> None:
+        allowed = self._cors.apply(exchange)
+        if allowed and self._cors.is_preflight(exchange):
+            method, _ = self._routes.get(exchange.path) or self._find(exchange.path)
+            await self._cors.reply_to_preflight(exchange, f"{method}, OPTIONS")
+            return
+        await self._dispatch(exchange)
+
+    def _find(self, path: str) -> tuple[str, Action]:
+        if path.startswith(_MODELS) and len(path) > len(_MODELS):
+            return "GET", partial(self._openai.show_model, name=path.removeprefix(_MODELS))
+        raise HelixError(
+            ErrorKind.NOT_FOUND, f"There is nothing at {path[:256]}. The API is under /v1, see /v1/models."
+        )
+
+    async def _fail(self, exchange: Exchange, error: HelixError) -> None:
+        """Renders an error: as a response, or as the last event of a stream that has begun."""
+        exchange.error = error.code
+        if error.__cause__ is not None and error.traits.http >= 500:
+            log.warning(
+                "request.error",
+                request_id=exchange.request_id,
+                code=error.code,
+                cause=_cause_of(error),
+                model=exchange.model,
+            )
+        if exchange.disconnected:
+            return
+        if exchange.response_started:
+            await exchange.finish(render_error_event(error))
+            return
+        status = error.traits.http
+        headers = []
+        if status in (429, 503) or error.retry_after_s:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s or 1))))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if error.kind in _CLOSE_AFTER:
+            headers.append(CLOSE)
+        await exchange.reply(status, render_error(error), headers, JSON)
+
+
+def _internal(exchange: Exchange) -> HelixError:
+    return HelixError(
+        ErrorKind.INTERNAL,
+        f"The server failed to process the request. Its administrator can look up {exchange.request_id}.",
+    )
+
+
+def _cause_of(error: HelixError) -> str:
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}"[:500]

@@ -1,0 +1,95 @@
+"""Serves the app on listening sockets that `launch` opened, and drains it."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from helixflow.gateway.app import App
+from helixflow.gateway.protocol import GatewayProtocol
+from helixflow.settings.tree import GatewaySettings
+
+_TICK_S = 0.5
+_BACKLOG = 2048
+_CLOSE_S = 2.0
+
+
+class GatewayServer:
+    """uvicorn's protocol on given sockets; signals and the order of shutting down are `launch`'s business."""
+
+    def __init__(self, app: App, settings: GatewaySettings, sockets: Sequence[socket.socket]) -> None:
+        self._app = app
+        self._settings = settings
+        self._sockets = sockets
+        self._state = ServerState()
+        self._servers: list[asyncio.Server] = []
+        self._config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            http=GatewayProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(settings.keep_alive_s),
+        )
+        self._config.load()
+
+    async def start(self) -> None:
+        """Connections are accepted from here on."""
+        self._set_date()
+        loop = asyncio.get_running_loop()
+        for listener in self._sockets:
+            server = await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
+            self._servers.append(server)
+
+    async def run(self) -> None:
+        """Housekeeping until cancelled: the Date header, and clients that are too slow."""
+        loop = asyncio.get_running_loop()
+        settings = self._settings
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._set_date()
+            now = loop.time()
+            for connection in list(self._state.connections):
+                if isinstance(connection, GatewayProtocol):
+                    connection.cut_off(
+                        now, header_timeout_s=settings.header_timeout_s, stall_timeout_s=settings.stall_timeout_s
+                    )
+
+    async def drain(self) -> None:
+        """New requests get 503 while running ones finish, for at most `drain_timeout_s`; then all connections close."""
+        self._app.draining = True
+        await self._until_idle(self._settings.drain_timeout_s)
+        for server in self._servers:
+            server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        for task in list(self._state.tasks):
+            task.cancel()
+        await self._until_closed()
+
+    async def _until_idle(self, timeout_s: float) -> None:
+        give_up = time.monotonic() + timeout_s
+        while self._app.in_flight and time.monotonic() < give_up:  # noqa: ASYNC110  (an event would cost every request)
+            await asyncio.sleep(0.02)
+
+    async def _until_closed(self) -> None:
+        give_up = time.monotonic() + _CLOSE_S
+        while (self._state.connections or self._state.tasks) and time.monotonic() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        for connection in list(self._state.connections):
+            if isinstance(connection, GatewayProtocol):
+                connection.transport.abort()
+
+    def _protocol(self) -> GatewayProtocol:
+        return GatewayProtocol(self._config, self._state, max_header_bytes=self._settings.max_header_bytes)
+
+    def _set_date(self) -> None:
+        self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]

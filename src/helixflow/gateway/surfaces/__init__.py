@@ -1,0 +1,1 @@
+"""One module per API surface: which paths it has and how its errors look."""

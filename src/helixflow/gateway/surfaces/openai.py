@@ -1,0 +1,155 @@
+"""The OpenAI surface: `/v1/models`, `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from helixflow.core.call import Call, Completer, Operation
+from helixflow.core.errors import HelixError
+from helixflow.dialects.openai_chat import ChatParams, parse_chat
+from helixflow.dialects.openai_completions import CompletionParams, parse_completion
+from helixflow.dialects.openai_embeddings import EmbeddingParams, parse_embedding
+from helixflow.dialects.openai_errors import render_error_event
+from helixflow.dialects.validation import decode_fields
+from helixflow.gateway.body import read_body
+from helixflow.gateway.exchange import Exchange
+from helixflow.gateway.identification import Identification
+from helixflow.gateway.keepalive import KeepAlive
+from helixflow.routing.router import Route, Router
+from helixflow.settings.tree import GatewaySettings
+
+Params = ChatParams | CompletionParams | EmbeddingParams
+_PARSERS: dict[Operation, Callable[[bytes], Params]] = {
+    Operation.CHAT: parse_chat,
+    Operation.COMPLETIONS: parse_completion,
+    Operation.EMBEDDINGS: parse_embedding,
+}
+_SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class OpenAISurface:
+    """Serves the surface's paths. Errors raised before the first byte are rendered by the app, later ones here."""
+
+    def __init__(
+        self, settings: GatewaySettings, identification: Identification, router: Router, completer: Completer
+    ) -> None:
+        self._settings = settings
+        self._identification = identification
+        self._router = router
+        self._completer = completer
+
+    async def complete(self, exchange: Exchange, operation: Operation) -> None:
+        """One generation or embedding."""
+        exchange.operation = operation
+        exchange.principal = principal = await self._identification.identify(exchange)
+        settings = self._settings
+        body = await read_body(exchange, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+        fields = decode_fields(body)
+        params = _PARSERS[operation](body)
+        self._router.route(params.model)
+        exchange.model = params.model
+        options = getattr(params, "stream_options", None)
+        stream = bool(getattr(params, "stream", False))
+        exchange.stream = stream
+        call = Call(
+            call_id=exchange.call_id,
+            request_id=exchange.request_id,
+            principal=principal,
+            operation=operation,
+            model=params.model,
+            fields=fields,
+            params=params,
+            stream=stream,
+            include_usage=options is not None and bool(options.include_usage),
+            deadline=asyncio.get_running_loop().time() + settings.request_timeout_s,
+        )
+        if stream:
+            await self._stream(exchange, call)
+        else:
+            await self._answer(exchange, call)
+
+    async def _answer(self, exchange: Exchange, call: Call) -> None:
+        stream = await self._completer.open(call)
+        try:
+            exchange.progress = stream.progress
+            body = await stream.read()
+            while more := await stream.read():
+                body += more
+        finally:
+            stream.close()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self._answer_headers(exchange, call, stream.progress.deployment),
+        ]
+        await exchange.start(200, headers)
+        await exchange.finish(body)
+
+    async def _stream(self, exchange: Exchange, call: Call) -> None:
+        keep_alive = KeepAlive(lambda: self._start_stream(exchange, call, ""), exchange)
+        try:
+            stream = await self._completer.open(call)
+        except HelixError as exc:
+            await keep_alive.stop()
+            if not exchange.response_started:
+                raise
+            await self._fail(exchange, exc)
+            return
+        except BaseException:
+            keep_alive.cancel()
+            raise
+        try:
+            await keep_alive.stop()
+            exchange.progress = stream.progress
+            if not exchange.response_started:
+                await self._start_stream(exchange, call, stream.progress.deployment)
+            send = exchange.send
+            while piece := await stream.read():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except HelixError as exc:
+            await self._fail(exchange, exc)
+        else:
+            await exchange.finish()
+        finally:
+            stream.close()
+
+    async def _start_stream(self, exchange: Exchange, call: Call, deployment: str) -> None:
+        await exchange.start(200, [*_SSE_HEADERS, *self._answer_headers(exchange, call, deployment)])
+
+    @staticmethod
+    async def _fail(exchange: Exchange, error: HelixError) -> None:
+        """After the head: one error event, then the end, without `[DONE]`."""
+        exchange.error = error.code
+        await exchange.finish(render_error_event(error))
+
+    @staticmethod
+    def _answer_headers(exchange: Exchange, call: Call, deployment: str) -> list[tuple[bytes, bytes]]:
+        elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
+        headers = [(b"x-helixflow-model", call.model.encode()), (b"openai-processing-ms", b"%d" % elapsed_ms)]
+        if deployment:
+            headers.append((b"x-helixflow-deployment", deployment.encode()))
+        return headers
+
+    async def list_models(self, exchange: Exchange) -> None:
+        await self._identification.identify(exchange)
+        data = [_describe(route) for route in self._router.routes.values()]
+        await exchange.reply(200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def show_model(self, exchange: Exchange, name: str) -> None:
+        """`name` may contain `/` and `:`, also percent-encoded."""
+        await self._identification.identify(exchange)
+        routes = self._router.routes
+        route = routes.get(name) or self._router.route(unquote(name))
+        await exchange.reply(200, msgspec.json.encode(_describe(route)))
+
+
+def _describe(route: Route) -> dict[str, Any]:
+    return {"id": route.model, "object": "model", "created": route.created, "owned_by": route.owned_by}

@@ -1,0 +1,237 @@
+"""A gateway process: `python -m helixflow.launch.gateway`, started by the launcher. Puts the data plane together."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+
+import structlog
+import uvloop
+
+from helixflow.clients.auth import KeyResolver
+from helixflow.clients.pool import DeploymentView, PoolWatch
+from helixflow.core.call import Completer
+from helixflow.core.clock import SystemClock
+from helixflow.core.errors import ExitCode, HelixError, UserError
+from helixflow.engines.llama_cpp.engine import LlamaCppEngine
+from helixflow.engines.openai import OpenAIEngine
+from helixflow.gateway.app import App
+from helixflow.gateway.cors import Cors
+from helixflow.gateway.identification import Identification
+from helixflow.gateway.observation import Observation
+from helixflow.gateway.server import GatewayServer
+from helixflow.gateway.surfaces.openai import OpenAISurface
+from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.process.child import ChildArguments
+from helixflow.routing.breaker import Breaker
+from helixflow.routing.router import Route, Router, Target
+from helixflow.routing.slots import ReplicaSlots
+from helixflow.rpc.channels import create_channel
+from helixflow.rpc.sockets import socket_path
+from helixflow.settings.tree import LlamaCppDeployment, OpenAIDeployment, Settings
+from helixflow.telemetry.logs import configure_logging
+from helixflow.telemetry.metrics import DeploymentCollector, GatewayMetrics
+from helixflow.telemetry.requests import RequestLog
+from helixflow.transport.client import HttpClient, Timeouts
+from helixflow.transport.tls import client_context
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# Engines hold a slot a generation: more connections than this to one replica would be a fault of ours.
+_ENGINE_CONNECTIONS = 1024
+
+log = structlog.get_logger("helixflow.gateway")
+
+
+class Gateway:
+    """The data plane of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock = SystemClock()
+        self._channel = create_channel(socket_path(settings.run_dir, "control"))
+        self._pool = PoolWatch(self._channel, self._on_pool_change)
+        self._resolver = KeyResolver(
+            self._channel,
+            size=settings.gateway.key_cache_size,
+            ttl_s=settings.gateway.key_cache_ttl_s,
+            grace_s=settings.gateway.key_cache_grace_s,
+            clock=self._clock,
+        )
+        self._slots: dict[str, ReplicaSlots] = {}
+        self._clients: list[HttpClient] = []
+        self._engine_client = self._client(max_connections=_ENGINE_CONNECTIONS)
+        self._loads: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def build_app(self) -> App:
+        """The ASGI application. Raises `UserError` (CONFIG) for a deployment that cannot be built."""
+        settings = self._settings
+        router = Router(self._build_routes())
+        metrics = GatewayMetrics()
+        metrics.registry.register(DeploymentCollector(self._deployment_rows))
+        self.request_log = RequestLog(sys.stderr, settings.log.format, enabled=settings.log.level in ("debug", "info"))
+        identification = Identification(self._resolver)
+        return App(
+            OpenAISurface(settings.gateway, identification, router, router),
+            OperationsSurface(
+                metrics.registry, identification, problems=self._problems, views=lambda: self._pool.views
+            ),
+            cors=Cors(settings.gateway.cors),
+            metrics=metrics,
+            observation=Observation(metrics, self.request_log),
+        )
+
+    def start_watches(self) -> None:
+        self._tasks = [asyncio.create_task(self._pool.run()), asyncio.create_task(self._resolver.run())]
+
+    async def close(self) -> None:
+        """Ends watches, loads, connections; flushes the log."""
+        for task in (*self._tasks, *self._loads):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
+        for client in self._clients:
+            await client.close()
+        await self._channel.close()
+        self.request_log.flush()
+
+    def _build_routes(self) -> dict[str, Route]:
+        created = int(time.time())
+        routes = {}
+        for model in self._settings.models:
+            targets = []
+            for index, deployment in enumerate(model.deployments):
+                name = f"{model.name}/{deployment.engine}-{index}"
+                engine = (
+                    self._build_provider(name, model.name, deployment)
+                    if isinstance(deployment, OpenAIDeployment)
+                    else self._build_llama_cpp(name, deployment)
+                )
+                targets.append(Target(name, engine, Breaker(self._clock)))
+            routes[model.name] = Route(model.name, targets, created=created)
+        return routes
+
+    def _build_llama_cpp(self, name: str, deployment: LlamaCppDeployment) -> Completer:
+        slots = self._slots[name] = ReplicaSlots(
+            name,
+            max_queue=deployment.max_queue,
+            load_wait_s=self._settings.gateway.load_wait_s,
+            request_load=self._request_load,
+        )
+        return LlamaCppEngine(self._engine_client, slots, deployment=name, task=deployment.task)
+
+    def _build_provider(self, name: str, model: str, deployment: OpenAIDeployment) -> Completer:
+        try:
+            return OpenAIEngine(
+                self._client(max_connections=deployment.max_connections, deployment=deployment),
+                deployment=name,
+                base_url=deployment.base_url,
+                model=deployment.model or model,
+                api_key=deployment.api_key.read() if deployment.api_key is not None else None,
+                headers={key: _expand(value) for key, value in deployment.headers.items()},
+                timeouts=Timeouts(
+                    connect_s=deployment.connect_timeout_s,
+                    first_byte_s=deployment.first_byte_timeout_s,
+                    idle_s=deployment.idle_timeout_s,
+                ),
+            )
+        except (ValueError, OSError) as exc:
+            raise UserError(f"the deployment {name}: {exc}", ExitCode.CONFIG) from exc
+
+    def _client(self, *, max_connections: int, deployment: OpenAIDeployment | None = None) -> HttpClient:
+        context = None
+        if deployment is not None and deployment.ca_file is not None:
+            context = client_context(deployment.ca_file)
+        client = HttpClient(max_connections=max_connections, ssl_context=context)
+        self._clients.append(client)
+        return client
+
+    def _on_pool_change(self, views: Mapping[str, DeploymentView]) -> None:
+        for name, view in views.items():
+            if name in self._slots:
+                self._slots[name].update(view)
+
+    def _request_load(self, deployment: str) -> None:
+        task = asyncio.create_task(self._load(deployment))
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def _load(self, deployment: str) -> None:
+        try:
+            await self._pool.load(deployment)
+        except HelixError as exc:
+            log.warning("deployment.load_refused", deployment=deployment, code=exc.code)
+
+    def _problems(self) -> list[str]:
+        """What keeps this gateway from serving: models that are to be loaded from the start and are not."""
+        views = self._pool.views
+        problems = [] if views or not self._slots else ["the pool has not been reached yet"]
+        for model in self._settings.models:
+            for index, deployment in enumerate(model.deployments):
+                name = f"{model.name}/{deployment.engine}-{index}"
+                view = views.get(name)
+                at_start = isinstance(deployment, LlamaCppDeployment) and deployment.load == "start"
+                if at_start and view is not None and view.state != "ready":
+                    problems.append(f"{name} is {view.state}")
+        return problems
+
+    def _deployment_rows(self) -> list[tuple[str, int, int, int, int]]:
+        rows = []
+        for name, slots in self._slots.items():
+            view = self._pool.views.get(name)
+            serving, restarts = (len(view.replicas), view.restarts) if view is not None else (0, 0)
+            rows.append((name, slots.queued, slots.in_flight, serving, restarts))
+        return rows
+
+
+def _expand(value: str) -> str:
+    """Replaces `${NAME}` by the environment. Raises `ValueError` for a variable that is not set."""
+
+    def look_up(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ValueError(f"the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return _VARIABLE.sub(look_up, value)
+
+
+async def serve(arguments: ChildArguments, settings: Settings) -> None:
+    """Runs until SIGTERM, then drains."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    gateway = Gateway(settings)
+    app = gateway.build_app()
+    listener = socket.socket(fileno=arguments.listen_fd)
+    listener.setblocking(False)
+    server = GatewayServer(app, settings.gateway, [listener])
+    gateway.start_watches()
+    await server.start()
+    housekeeping = asyncio.create_task(server.run())
+    arguments.report_ready()
+    try:
+        await stop.wait()
+        await server.drain()
+    finally:
+        housekeeping.cancel()
+        await gateway.close()
+
+
+def main() -> int:
+    arguments = ChildArguments.parse()
+    arguments.arm()
+    settings = arguments.load_settings()
+    configure_logging(settings.log.level, settings.log.format, service=arguments.name or "gateway")
+    try:
+        uvloop.run(serve(arguments, settings))
+    except UserError as exc:
+        log.error("gateway.refused", reason=exc.message)
+        return int(exc.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What this node is to serve: models from the settings, completed from the catalogue."""
+
+import difflib
+from dataclasses import dataclass
+
+import msgspec
+
+from helixflow.core.errors import ExitCode, UserError
+from helixflow.pool.catalogue import Catalogue, ModelSpec
+from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDeployment:
+    """One deployment that this node runs itself. `name` is `"<public name>/llama_cpp-<index>"`."""
+
+    name: str
+    public_name: str
+    settings: LlamaCppDeployment
+    spec: ModelSpec
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two plans whose engines are interchangeable: the settings and the model, as text."""
+        return self.settings.model_dump_json() + msgspec.json.encode(self.spec).decode()
+
+
+def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
+    """The same settings with complete deployments, which every process of the node then sees.
+
+    A model without deployments gets the catalogue's: chat models load with the service, embedding models on first use.
+    Raises `UserError` (CONFIG) for a name without deployments or source that the catalogue does not know.
+    """
+    models = tuple(_fill(model, catalogue) for model in settings.models)
+    return settings.model_copy(update={"models": models})
+
+
+def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedDeployment, ...]:
+    """The llama.cpp deployments of filled settings, in order. Raises `UserError` (CONFIG) as the catalogue does."""
+    planned = []
+    for model in settings.models:
+        for index, deployment in enumerate(model.deployments):
+            if isinstance(deployment, LlamaCppDeployment):
+                planned.append(
+                    PlannedDeployment(
+                        name=f"{model.name}/llama_cpp-{index}",
+                        public_name=model.name,
+                        settings=deployment,
+                        spec=catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task),
+                    )
+                )
+    return tuple(planned)
+
+
+def _fill(model: ModelSettings, catalogue: Catalogue) -> ModelSettings:
+    if not model.deployments:
+        return model.model_copy(update={"deployments": (_default_deployment(model.name, catalogue),)})
+    filled = tuple(
+        _with_source(model.name, deployment, catalogue) if isinstance(deployment, LlamaCppDeployment) else deployment
+        for deployment in model.deployments
+    )
+    return model.model_copy(update={"deployments": filled})
+
+
+def _default_deployment(name: str, catalogue: Catalogue) -> LlamaCppDeployment:
+    spec = _known(name, catalogue)
+    default = LlamaCppDeployment(engine="llama_cpp")
+    return LlamaCppDeployment(
+        engine="llama_cpp",
+        source=spec.source,
+        sha256=spec.sha256,
+        task=spec.task,
+        load="start" if spec.task == "chat" else "first_use",
+        context=min(spec.context or default.context, default.context),
+    )
+
+
+def _with_source(name: str, deployment: LlamaCppDeployment, catalogue: Catalogue) -> LlamaCppDeployment:
+    if deployment.source is not None:
+        return deployment
+    spec = _known(name, catalogue)
+    update: dict[str, object] = {"source": spec.source, "task": spec.task}
+    if "context" not in deployment.model_fields_set and spec.context:
+        update["context"] = min(deployment.context, spec.context)
+    return deployment.model_copy(update=update)
+
+
+def _known(name: str, catalogue: Catalogue) -> ModelSpec:
+    spec = catalogue.find(name)
+    if spec is not None:
+        return spec
+    close = difflib.get_close_matches(name, catalogue.names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known models: {', '.join(catalogue.names())}"
+    raise UserError(
+        f"model {name!r} has no deployments (or no source) and is not in the catalogue; {hint}", ExitCode.CONFIG
+    )

@@ -1,0 +1,68 @@
+"""Asking an engine how it is: `GET /health` and, once, `GET /props`."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.transport.client import HttpClient
+from helixflow.transport.origin import Origin
+from helixflow.transport.request import Timeouts, build_head
+
+_MAX_BODY_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProperties:
+    """What an engine says of itself: slots, tokens a request may use, and whether its chat template knows tools."""
+
+    slots: int
+    context: int
+    supports_tools: bool
+
+
+class _Generation(msgspec.Struct):
+    n_ctx: int
+
+
+class _Capabilities(msgspec.Struct):
+    supports_tools: bool = False
+
+
+class _Props(msgspec.Struct):
+    total_slots: int
+    default_generation_settings: _Generation
+    chat_template_caps: _Capabilities = msgspec.field(default_factory=_Capabilities)
+
+
+class Probe:
+    """Probes engines on loopback. Raises `HelixError` when one does not answer in time."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+
+    async def is_healthy(self, port: int, key: str, deadline_s: float) -> bool:
+        """True for 200; false for an answer that says otherwise, such as 503 while loading."""
+        status, _ = await self._get("/health", port, key, deadline_s)
+        return status == 200
+
+    async def read_properties(self, port: int, key: str, deadline_s: float) -> EngineProperties:
+        """Raises `HelixError` (UPSTREAM_INVALID) when it does not accept the key or is no llama.cpp server."""
+        status, body = await self._get("/props", port, key, deadline_s)
+        if status != 200:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, f"The engine answered /props with status {status}.")
+        try:
+            props = msgspec.json.decode(body, type=_Props)
+        except msgspec.DecodeError as exc:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine's /props are not those of llama.cpp.") from exc
+        return EngineProperties(
+            props.total_slots, props.default_generation_settings.n_ctx, props.chat_template_caps.supports_tools
+        )
+
+    async def _get(self, target: str, port: int, key: str, deadline_s: float) -> tuple[int, bytes]:
+        origin = Origin("http", "127.0.0.1", port)
+        head = build_head("GET", target, origin, [("authorization", f"Bearer {key}")])
+        timeouts = Timeouts(connect_s=deadline_s, first_byte_s=deadline_s, idle_s=deadline_s)
+        response = await self._client.request(origin, head, b"", timeouts=timeouts)
+        return response.status, await response.read_all(_MAX_BODY_BYTES)

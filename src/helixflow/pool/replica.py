@@ -1,0 +1,168 @@
+"""The life of one engine process: started, waited for, watched, ended."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from helixflow.core.capacity import Replica
+from helixflow.core.clock import Clock
+from helixflow.core.errors import HelixError
+from helixflow.engines.llama_cpp.command import HOST, build
+from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
+from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
+from helixflow.pool.manifest import StoredModel
+from helixflow.pool.plan import PlannedDeployment
+from helixflow.pool.probe import Probe
+
+_END_TIMEOUT_S: Final = 10.0
+log = structlog.get_logger("helixflow.pool")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """How engines are watched, seconds. `failures` in a row mean that an engine hangs."""
+
+    ready_interval_s: float = 0.05
+    load_timeout_s: float = 900.0
+    interval_s: float = 5.0
+    deadline_s: float = 10.0
+    failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a life ended: seconds of service (None: never ready) and why, in one line."""
+
+    ready_s: float | None
+    cause: str
+
+
+class ReplicaLives:
+    """Starts engines for one deployment and stays with each until its end."""
+
+    def __init__(
+        self, planned: PlannedDeployment, engines: Engines, probe: Probe, policy: HealthPolicy, clock: Clock
+    ) -> None:
+        self._planned = planned
+        self._engines = engines
+        self._probe = probe
+        self._policy = policy
+        self._clock = clock
+
+    async def start(self, seat: int, model: StoredModel) -> RunningEngine:
+        """A fresh process on a free port with a fresh key. Raises `HelixError` when it cannot be started."""
+        planned = self._planned
+        port, key = _free_port(), secrets.token_urlsafe(32)
+        name = f"{planned.name}#{seat}-{secrets.token_hex(3)}"
+        engine_command = build(
+            planned.settings, model_path=model.path, port=port, key=key, public_name=planned.public_name
+        )
+        meta: dict[str, Any] = {
+            "deployment": planned.name,
+            "fingerprint": planned.fingerprint,
+            "seat": seat,
+            "port": port,
+            "key": key,
+            "context": model.context,
+            "tokenizer_path": str(model.tokenizer_path or ""),
+        }
+        return await self._engines.start(
+            name, engine_command.argv, env=engine_command.env, stdin=engine_command.stdin, meta=meta
+        )
+
+    async def stay_with(
+        self, engine: RunningEngine, on_ready: Callable[[ServingReplica], None], on_gone: Callable[[], None]
+    ) -> Outcome:
+        """Waits until it serves, tells `on_ready`, and returns when it has ended, killing it if it hangs.
+
+        `on_gone` is told at once when it serves no more.
+
+        When cancelled it leaves the engine alone: a later control process takes it over.
+        """
+        ready_at: float | None = None
+        started = self._clock.monotonic()
+        try:
+            serving, cause = await self._wait_ready(engine)
+            if serving is not None:
+                ready_at = self._clock.monotonic()
+                log.info("replica.ready", replica=engine.name, pid=engine.pid, load_s=round(ready_at - started, 2))
+                on_ready(serving)
+                cause = await self._watch(engine)
+                on_gone()
+        except HelixError as exc:
+            cause = exc.message
+        if not engine.exited.done():
+            await self._end(engine)
+        ready_s = None if ready_at is None else self._clock.monotonic() - ready_at
+        return Outcome(ready_s, cause)
+
+    async def _wait_ready(self, engine: RunningEngine) -> tuple[ServingReplica | None, str]:
+        """The replica once it serves; None and the cause when it ended or takes too long."""
+        policy = self._policy
+        deadline = self._clock.monotonic() + policy.load_timeout_s
+        port, key = int(engine.meta["port"]), str(engine.meta["key"])
+        while self._clock.monotonic() < deadline:
+            if (exit_ := await _exit_within(engine, policy.ready_interval_s)) is not None:
+                return None, cause_of_exit(exit_.status, exit_.tail, was_ready=False)
+            try:
+                healthy = await self._probe.is_healthy(port, key, policy.deadline_s)
+            except HelixError:
+                continue  # nobody listens yet
+            if healthy:
+                return await self._describe(engine, port, key), ""
+        return None, f"did not become ready within {policy.load_timeout_s:g} s"
+
+    async def _describe(self, engine: RunningEngine, port: int, key: str) -> ServingReplica:
+        properties = await self._probe.read_properties(port, key, self._policy.deadline_s)
+        bounds = (self._planned.settings.context, properties.context, engine.meta.get("context") or 0)
+        replica = Replica(
+            replica_id=engine.name,
+            host=HOST,
+            port=port,
+            api_key=key,
+            slots=properties.slots,
+            context=min(bound for bound in bounds if bound > 0),
+            supports_tools=properties.supports_tools,
+            tokenizer_path=str(engine.meta.get("tokenizer_path", "")),
+        )
+        return ServingReplica(replica, engine.pid)
+
+    async def _watch(self, engine: RunningEngine) -> str:
+        """Returns the cause when it has ended or hangs."""
+        policy = self._policy
+        port, key = int(engine.meta["port"]), str(engine.meta["key"])
+        failures = 0
+        while failures < policy.failures:
+            if (exit_ := await _exit_within(engine, policy.interval_s)) is not None:
+                return cause_of_exit(exit_.status, exit_.tail, was_ready=True)
+            try:
+                healthy = await self._probe.is_healthy(port, key, policy.deadline_s)
+            except HelixError:
+                healthy = False
+            failures = 0 if healthy else failures + 1
+        return f"did not answer {policy.failures} health checks in a row"
+
+    async def _end(self, engine: RunningEngine) -> None:
+        """Kills it: it does not answer, so asking has no use."""
+        log.warning("replica.killed", replica=engine.name, pid=engine.pid)
+        await self._engines.stop(engine.name, 0)
+        if await _exit_within(engine, _END_TIMEOUT_S) is None:
+            log.error("replica.stuck", replica=engine.name, pid=engine.pid)
+
+
+async def _exit_within(engine: RunningEngine, seconds: float) -> EngineExit | None:
+    """How it ended, if it does within `seconds`. Raises `HelixError` when the launcher is lost."""
+    done, _ = await asyncio.wait((engine.exited,), timeout=seconds)
+    return engine.exited.result() if done else None
+
+
+def _free_port() -> int:
+    """A loopback port that was free a moment ago; should somebody take it first, the next start has another."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

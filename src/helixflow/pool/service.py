@@ -1,0 +1,108 @@
+"""PoolService of proto/helixflow/pool/v1 over the supervisor, and what the control process starts."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from helixflow.pool.catalogue import Catalogue
+from helixflow.pool.launcher_client import Engines
+from helixflow.pool.lifecycle import DeploymentView, ServingReplica
+from helixflow.pool.plan import plan_deployments
+from helixflow.pool.probe import Probe
+from helixflow.pool.store import ModelStore
+from helixflow.pool.supervisor import Supervisor
+from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
+from helixflow.settings.tree import Settings
+from helixflow.transport.client import HttpClient
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+SERVICE_NAME = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
+
+
+class PoolService(pool_pb2_grpc.PoolServiceServicer):
+    """The gRPC face of `Supervisor`. Errors are `HelixError`s; the server's interceptor renders them."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def ListDeployments(
+        self, request: pool_pb2.ListDeploymentsRequest, context: _Context
+    ) -> pool_pb2.ListDeploymentsResponse:
+        return pool_pb2.ListDeploymentsResponse(deployments=self._snapshot())
+
+    async def LoadDeployment(
+        self, request: pool_pb2.LoadDeploymentRequest, context: _Context
+    ) -> pool_pb2.LoadDeploymentResponse:
+        self._supervisor.load(request.deployment)
+        return pool_pb2.LoadDeploymentResponse()
+
+    async def WatchReplicas(
+        self, request: pool_pb2.WatchReplicasRequest, context: _Context
+    ) -> AsyncIterator[pool_pb2.WatchReplicasResponse]:
+        changes = self._supervisor.changes
+        while True:
+            seen = changes.revision
+            yield pool_pb2.WatchReplicasResponse(deployments=self._snapshot())
+            if changes.is_closed:
+                return
+            await changes.wait_beyond(seen)
+
+    def _snapshot(self) -> list[pool_pb2.DeploymentStatus]:
+        return [_to_status(view) for view in self._supervisor.snapshot()]
+
+
+class PoolServices:
+    """Everything the pool consists of in this process: `register`, then `run` until cancelled, then `close`."""
+
+    def __init__(self, supervisor: Supervisor, client: HttpClient) -> None:
+        self._supervisor = supervisor
+        self._client = client
+        self._service = PoolService(supervisor)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to `server`, whose full name is `SERVICE_NAME`."""
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(self._service, server)
+
+    async def run(self) -> None:
+        """Supervises until cancelled. Raises `HelixError` (UNAVAILABLE) when the launcher is lost at the start."""
+        await self._supervisor.run()
+
+    async def close(self) -> None:
+        """Ends all watches, which else never end. Engines go on. Idempotent."""
+        self._supervisor.changes.close()
+        await self._client.close()
+
+
+def create_pool(settings: Settings, engines: Engines) -> PoolServices:
+    """The pool for settings that are filled from the catalogue. Raises `UserError` (CONFIG)."""
+    planned = plan_deployments(settings, Catalogue.load())
+    client = HttpClient(max_connections=8)
+    store = ModelStore(settings.models_dir)
+    return PoolServices(Supervisor(planned, engines, Probe(client), store.pull), client)
+
+
+def _to_status(view: DeploymentView) -> pool_pb2.DeploymentStatus:
+    return pool_pb2.DeploymentStatus(
+        deployment=view.deployment,
+        state=pool_pb2.DeploymentState.ValueType(view.state.value),
+        detail=view.detail,
+        restarts=view.restarts,
+        retry_after_s=view.retry_after_s,
+        replicas=[_to_replica(serving) for serving in view.replicas],
+    )
+
+
+def _to_replica(serving: ServingReplica) -> pool_pb2.Replica:
+    replica = serving.replica
+    return pool_pb2.Replica(
+        replica_id=replica.replica_id,
+        host=replica.host,
+        port=replica.port,
+        api_key=replica.api_key,
+        slots=replica.slots,
+        context=replica.context,
+        supports_tools=replica.supports_tools,
+        tokenizer_path=replica.tokenizer_path,
+        pid=serving.pid,
+    )

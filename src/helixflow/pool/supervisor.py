@@ -1,0 +1,92 @@
+"""Keeps the engines of all deployments of this node alive, and lets watchers follow."""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from helixflow.core.clock import Clock, SystemClock
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.pool.broadcast import Broadcast
+from helixflow.pool.launcher_client import Engines, RunningEngine
+from helixflow.pool.lifecycle import CrashHistory, DeploymentView, combine
+from helixflow.pool.plan import PlannedDeployment
+from helixflow.pool.probe import Probe
+from helixflow.pool.replica import HealthPolicy, ReplicaLives
+from helixflow.pool.seat import Pull, Seat
+from helixflow.process.backoff import Backoff
+
+_STOP_GRACE_S = 3.0
+log = structlog.get_logger("helixflow.pool")
+
+
+class Supervisor:
+    """`run` works until cancelled and leaves running engines to its successor, which finds them at the launcher."""
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedDeployment],
+        engines: Engines,
+        probe: Probe,
+        pull: Pull,
+        *,
+        policy: HealthPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._planned = planned
+        self._engines = engines
+        self._clock = clock if clock is not None else SystemClock()
+        self.changes = Broadcast()
+        self._seats: dict[str, list[Seat]] = {}
+        for one in planned:
+            lives = ReplicaLives(one, engines, probe, policy or HealthPolicy(), self._clock)
+            self._seats[one.name] = [
+                Seat(index, one, lives, CrashHistory(Backoff()), pull, self._clock, self.changes.bump)
+                for index in range(one.settings.replicas)
+            ]
+
+    def snapshot(self) -> tuple[DeploymentView, ...]:
+        """All deployments as they are now, in the order of the settings."""
+        now = self._clock.monotonic()
+        return tuple(
+            combine(name, [seat.view for seat in seats], restarts=sum(seat.restarts for seat in seats), now=now)
+            for name, seats in self._seats.items()
+        )
+
+    def load(self, deployment: str) -> None:
+        """Asks for a deployment that is idle or has failed. Raises `HelixError` (NOT_FOUND) for an unknown one."""
+        seats = self._seats.get(deployment)
+        if seats is None:
+            raise HelixError(ErrorKind.NOT_FOUND, f"There is no deployment {deployment!r} on this node.")
+        for seat in seats:
+            seat.want()
+
+    async def run(self) -> None:
+        """Raises `HelixError` (UNAVAILABLE) when the launcher cannot be asked."""
+        for engine in await self._engines.list():
+            await self._take_over(engine)
+        async with asyncio.TaskGroup() as group:
+            for one in self._planned:
+                for index, seat in enumerate(self._seats[one.name]):
+                    group.create_task(seat.keep(), name=f"seat:{one.name}#{index}")
+                if one.settings.load == "start":
+                    self.load(one.name)
+
+    async def _take_over(self, engine: RunningEngine) -> None:
+        """Gives a running engine the seat it was started for, or ends it when no such seat is wanted any more."""
+        meta = engine.meta
+        planned = next((one for one in self._planned if one.name == meta.get("deployment")), None)
+        seats = self._seats[planned.name] if planned is not None else []
+        index = meta.get("seat")
+        if (
+            planned is not None
+            and planned.fingerprint == meta.get("fingerprint")
+            and isinstance(index, int)
+            and 0 <= index < len(seats)
+            and seats[index].is_vacant
+        ):
+            log.info("replica.adopted", replica=engine.name, pid=engine.pid)
+            seats[index].adopt(engine)
+        else:
+            log.info("replica.unwanted", replica=engine.name, pid=engine.pid)
+            await self._engines.stop(engine.name, _STOP_GRACE_S)

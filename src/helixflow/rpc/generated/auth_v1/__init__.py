@@ -1,0 +1,1 @@
+"""Generated from proto/helixflow/auth/v1; never edited."""

@@ -1,0 +1,1 @@
+"""Generated from proto/helixflow/pool/v1; never edited."""

