@@ -95,7 +95,7 @@ async def test_a_locked_database_is_one_clear_line(tmp_path: Path, monkeypatch: 
 
 async def test_a_folder_where_nothing_can_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"helixflow\.db: Not a directory") as caught:
+    with pytest.raises(UserError, match="file: cannot be used as data_dir") as caught:
         open_database(tmp_path / "file")
     assert caught.value.exit_code is ExitCode.STORAGE
 

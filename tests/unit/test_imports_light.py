@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-HEAVY = ("sqlalchemy", "alembic", "typer", "fastapi", "aiosqlite", "grpc_reflection")
+HEAVY = ("sqlalchemy", "alembic", "typer", "fastapi", "aiosqlite", "uvicorn")
 
 
 @pytest.mark.parametrize(

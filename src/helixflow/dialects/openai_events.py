@@ -39,17 +39,15 @@ class Delta(Struct, frozen=True):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: Raw | None = None
-    function_call: Raw | None = None
-    audio: Raw | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
 
     @property
     def has_content(self) -> bool:
         """Whether something that the model produced is in it; a role alone is not."""
-        return bool(self.content or self.refusal or self.reasoning_content or self.reasoning) or any(
-            field is not None and bytes(field) not in (b"null", b"[]")
-            for field in (self.tool_calls, self.function_call, self.audio)
-        )
+        texts = self.content or self.refusal or self.reasoning_content or self.reasoning
+        return bool(texts or self.tool_calls or self.function_call or self.audio)
 
 
 class StreamChoice(Struct, frozen=True):
@@ -64,7 +62,7 @@ class StreamEvent(Struct, frozen=True):
 
     choices: list[StreamChoice] = []
     usage: UsageBody | None = None
-    error: Raw | None = None
+    error: Any = None
 
     @property
     def has_content(self) -> bool:

@@ -7,17 +7,18 @@ Editing bytes is exact because inside JSON strings quotes are escaped: `"model":
 import time
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from helixflow.core.call import Operation, Progress
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.openai_events import FIELDS, STREAM_EVENT, USAGE, StreamEvent
+from helixflow.dialects.openai_events import FIELDS, STREAM_EVENT, StreamEvent, UsageBody
 from helixflow.transport.sse import EventSplitter, data_of
 
+_ABSENT = Raw()
 DONE = b"data: [DONE]\n\n"
 _USAGE_NULL = b',"usage":null'
 _FINISH = b'"finish_reason":"'
-ID_PREFIX = {Operation.CHAT: "chatcmpl-", Operation.COMPLETIONS: "cmpl-"}
+ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-'}
 
 
 class Rename:
@@ -25,17 +26,17 @@ class Rename:
 
     def __init__(self, public_model: str, operation: Operation, call_id: str) -> None:
         self._model = msgspec.json.encode(public_model)
-        self._prefix = ID_PREFIX.get(operation, "")
-        self._id = msgspec.json.encode(self._prefix + call_id)
+        self._prefix = ID_PREFIX.get(operation, b"")
+        self._id = b"%b%b\"" % (self._prefix, call_id.encode())
 
-    def changes(self, fields: dict[str, Raw]) -> dict[str, bytes]:
-        """New raw values for the fields that must differ."""
-        changes = {}
-        if "model" in fields and bytes(fields["model"]) != self._model:
-            changes["model"] = self._model
-        if self._prefix and "id" in fields and not bytes(fields["id"]).startswith(b'"' + self._prefix.encode()):
-            changes["id"] = self._id
-        return changes
+    def pairs(self, model: Raw, answer_id: Raw) -> list[tuple[bytes, bytes, bytes]]:
+        """(field, old raw value, new raw value) of what must differ."""
+        pairs = []
+        if (old := bytes(model)) and old != self._model:
+            pairs.append((b"model", old, self._model))
+        if self._prefix and (old := bytes(answer_id)) and not old.startswith(self._prefix):
+            pairs.append((b"id", old, self._id))
+        return pairs
 
 
 class StreamEditor:
@@ -123,12 +124,9 @@ class StreamEditor:
         return self._shape(event, fields, view)
 
     def _shape(self, event: bytes, fields: dict[str, Raw], view: StreamEvent) -> bytes:
-        changes = self._rename.changes(fields)
+        changes = self._rename.pairs(fields.get("model", _ABSENT), fields.get("id", _ABSENT))
         if self._replacements is None and b'"choices":[' in event:
-            self._replacements = [
-                (b'"%s":%s' % (name.encode(), bytes(fields[name])), b'"%s":%s' % (name.encode(), new))
-                for name, new in changes.items()
-            ]
+            self._replacements = [(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new)) for name, old, new in changes]
         if view.usage is not None:
             counted = self._progress.usage.completion_tokens
             view.usage.copy_to(self._progress.usage)
@@ -142,8 +140,8 @@ class StreamEditor:
                 return b""
         elif "usage" not in fields:
             fields["usage"] = Raw(b"null")
-        for name, new in changes.items():
-            fields[name] = Raw(new)
+        for name, _, new in changes:
+            fields[name.decode()] = Raw(new)
         edited = b"data: " + msgspec.json.encode(fields) + b"\n\n"
         if self.started or view.has_content:
             if not self.started:
@@ -161,26 +159,39 @@ class StreamEditor:
         return held
 
 
+class _Answer(Struct, frozen=True):
+    """The fields of a whole answer that matter here; the rest is not even decoded."""
+
+    model: Raw = Raw()
+    id: Raw = Raw()
+    usage: UsageBody | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
 def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     """A whole answer with the model's name and the id edited; usage goes to `progress`.
 
     Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object.
     """
     try:
-        fields = FIELDS.decode(body)
-        if "usage" in fields and bytes(fields["usage"]) != b"null":
-            USAGE.decode(fields["usage"]).copy_to(progress.usage)
+        answer = _ANSWER.decode(body)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise HelixError(
             ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
         ) from exc
+    if answer.usage is not None:
+        answer.usage.copy_to(progress.usage)
     finish = body.find(_FINISH)
     if finish >= 0:
         start = finish + len(_FINISH)
         progress.finish_reason = body[start : body.find(b'"', start)].decode("ascii", "replace")
-    changes = rename.changes(fields)
-    if not changes:
-        return body
-    for name, new in changes.items():
-        fields[name] = Raw(new)
-    return msgspec.json.encode(fields)
+    for name, old, new in rename.pairs(answer.model, answer.id):
+        edited = body.replace(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new))
+        if edited == body:  # another spelling of the same JSON
+            fields = FIELDS.decode(body)
+            fields[name.decode()] = Raw(new)
+            edited = msgspec.json.encode(fields)
+        body = edited
+    return body

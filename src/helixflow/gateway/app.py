@@ -54,7 +54,7 @@ class App:
             "/metrics": ("GET", operations.metrics),
             "/version": ("GET", operations.version),
         }
-        metrics.in_flight.set_function(lambda: self.in_flight)
+        metrics.in_flight = lambda: self.in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)

@@ -10,7 +10,7 @@ _COMMENT = b": keep-alive\n\n"
 
 
 class KeepAlive:
-    """Armed on creation. If the answer has not begun after `INTERVAL_S`, sends the head, then comments until stopped."""
+    """Armed on creation. If no answer has begun after `INTERVAL_S`, sends the head, then comments until stopped."""
 
     __slots__ = ("_exchange", "_start", "_task", "_timer")
 

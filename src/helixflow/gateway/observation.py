@@ -16,40 +16,43 @@ class Observation:
 
     def record(self, exchange: Exchange) -> None:
         """Called once for each exchange, after its last byte or its end by any other way."""
-        now = time.time()
-        duration = time.perf_counter() - exchange.started
-        status = exchange.status if not exchange.disconnected else 499
+        started = exchange.started
+        duration = time.perf_counter() - started
+        status = 499 if exchange.disconnected else exchange.status
         operation = exchange.operation.value if exchange.operation is not None else "other"
         progress = exchange.progress
-        record = RequestRecord(
-            self._log.timestamp(now), exchange.request_id, exchange.call_id, operation, status, round(duration, 6)
-        )
-        series = self._metrics.series(operation, progress.deployment if progress is not None else "", status)
-        series.requests.inc()
+        deployment = progress.deployment if progress is not None else ""
+        series = self._metrics.series(operation, deployment, status)
+        series.requests += 1
         series.duration.observe(duration)
-        if exchange.operation is None:
-            record.operation = exchange.path[:128]
         principal = exchange.principal
-        if principal is not None:
-            record.key_id = principal.key_id
-            record.project = principal.project_id
-        record.model = exchange.model
-        record.stream = exchange.stream
-        record.error = exchange.error
-        if status >= 500:
-            record.level = "error"
+        record = RequestRecord(
+            timestamp=self._log.timestamp(time.time()),
+            request_id=exchange.request_id,
+            call_id=exchange.call_id,
+            operation=operation if exchange.operation is not None else exchange.path[:128],
+            status=status,
+            duration_s=round(duration, 6),
+            key_id=principal.key_id if principal is not None else None,
+            project=principal.project_id if principal is not None else None,
+            model=exchange.model,
+            deployment=deployment or None,
+            stream=exchange.stream,
+            error=exchange.error,
+            level="error" if status >= 500 else "info",
+        )
         if progress is not None:
             usage = progress.usage
-            record.deployment = progress.deployment
+            completion_tokens = usage.completion_tokens
             record.prompt_tokens = usage.prompt_tokens
-            record.completion_tokens = usage.completion_tokens
+            record.completion_tokens = completion_tokens
             record.finish_reason = progress.finish_reason
-            series.tokens_in.inc(usage.prompt_tokens)
-            series.tokens_out.inc(usage.completion_tokens)
+            series.tokens_in += usage.prompt_tokens
+            series.tokens_out += completion_tokens
             if progress.first_content_at is not None:
-                first = progress.first_content_at - exchange.started
+                first = progress.first_content_at - started
                 record.first_token_s = round(first, 6)
                 series.first_token.observe(first)
-                if usage.completion_tokens > 1:
-                    series.inter_token.observe((duration - first) / (usage.completion_tokens - 1))
+                if completion_tokens > 1:
+                    series.inter_token.observe((duration - first) / (completion_tokens - 1))
         self._log.write(record)

@@ -37,7 +37,6 @@ class GatewayServer:
             log_config=None,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=int(settings.keep_alive_s),
         )
         self._config.load()
 
@@ -60,7 +59,10 @@ class GatewayServer:
             for connection in list(self._state.connections):
                 if isinstance(connection, GatewayProtocol):
                     connection.cut_off(
-                        now, header_timeout_s=settings.header_timeout_s, stall_timeout_s=settings.stall_timeout_s
+                        now,
+                        header_timeout_s=settings.header_timeout_s,
+                        stall_timeout_s=settings.stall_timeout_s,
+                        keep_alive_s=settings.keep_alive_s,
                     )
 
     async def drain(self) -> None:
@@ -71,8 +73,8 @@ class GatewayServer:
             server.close()
         for connection in list(self._state.connections):
             connection.shutdown()
-        for task in list(self._state.tasks):
-            task.cancel()
+            if isinstance(connection, GatewayProtocol):
+                connection.cancel()
         await self._until_closed()
 
     async def _until_idle(self, timeout_s: float) -> None:
@@ -82,7 +84,7 @@ class GatewayServer:
 
     async def _until_closed(self) -> None:
         give_up = time.monotonic() + _CLOSE_S
-        while (self._state.connections or self._state.tasks) and time.monotonic() < give_up:  # noqa: ASYNC110
+        while self._state.connections and time.monotonic() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
             if isinstance(connection, GatewayProtocol):
@@ -92,4 +94,5 @@ class GatewayServer:
         return GatewayProtocol(self._config, self._state, max_header_bytes=self._settings.max_header_bytes)
 
     def _set_date(self) -> None:
-        self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        line = b"date: %s\r\n" % formatdate(time.time(), usegmt=True).encode()
+        self._state.default_headers = [(b"date", line)]

@@ -123,7 +123,7 @@ class Launcher:
             fds = {"--settings-fd": self._options.settings_fd, "--life-fd": self._life_read, "--ready-fd": ready_fd}
             if listen:
                 fds["--listen-fd"] = self._options.listen_fd
-            argv = [sys.executable, "-m", module, "--name", name]
+            argv = [sys.executable, "-P", "-m", module, "--name", name]
             for option, fd in fds.items():
                 argv += [option, str(fd)]
             return spawn(argv, pass_fds=fds.values())

@@ -75,7 +75,7 @@ class Catalogue:
     def spec_for(self, name: str, source: str | None, sha256: str | None, task: Task) -> ModelSpec:
         """The specification of a configured model.
 
-        A source that the catalogue knows brings its hash, licence and conversion along; no source means the
+        A source that the catalogue knows brings its hash, licence, task and conversion along; no source means the
         catalogue's model of that name. Raises `UserError` (CONFIG): unknown name, malformed source, or a `sha256` that
         contradicts the catalogue.
         """

@@ -26,6 +26,8 @@ def run_conversion(conversion: Conversion, folder: Path, output: Path, descripto
             timeout=_TIMEOUT_S,
             pass_fds=list(descriptors),
             start_new_session=True,
+            # `python -m` looks for modules in the working folder first: never in the user's.
+            cwd=folder,
             check=False,
         )
     except subprocess.TimeoutExpired as exc:

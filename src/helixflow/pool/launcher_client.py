@@ -44,7 +44,7 @@ class Engines(Protocol):
         ...
 
     async def stop(self, name: str, grace_s: float) -> None:
-        """Asks it to end, SIGKILL after `grace_s` (0: at once). Returns before it has ended; an unknown name is fine."""
+        """Asks it to end, SIGKILL after `grace_s` (0: at once). Returns before it has. An unknown name is fine."""
         ...
 
     async def list(self) -> tuple[RunningEngine, ...]:
@@ -153,7 +153,13 @@ class LauncherClient:
     def _lose(self) -> None:
         self.lost.set()
         self._writer.close()
-        for future in (*self._calls.values(), *self._exits.values()):
-            if not future.done():
-                future.set_exception(HelixError(ErrorKind.UNAVAILABLE, _LOST))
-                future.exception()  # nobody may be waiting; that is no error of its own
+        for call in self._calls.values():
+            _fail(call)
+        for exited in self._exits.values():
+            _fail(exited)
+
+
+def _fail(future: "asyncio.Future[Any]") -> None:
+    if not future.done():
+        future.set_exception(HelixError(ErrorKind.UNAVAILABLE, _LOST))
+        future.exception()  # nobody may be waiting; that is no error of its own

@@ -69,7 +69,7 @@ class GiveUp:
 
 
 class CrashHistory:
-    """Counts the failures of one seat and decides: backoff, or the breaker after `GIVE_UP_AFTER` failed starts in a row."""
+    """Counts the failures of a seat and decides: back off, or give up after `GIVE_UP_AFTER` failed starts in a row."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff

@@ -13,8 +13,8 @@ from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.engines.llama_cpp.command import HOST, build
-from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
 from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
+from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
 from helixflow.pool.manifest import StoredModel
 from helixflow.pool.plan import PlannedDeployment
 from helixflow.pool.probe import Probe

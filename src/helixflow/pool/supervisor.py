@@ -1,7 +1,7 @@
 """Keeps the engines of all deployments of this node alive, and lets watchers follow."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -32,6 +32,7 @@ class Supervisor:
         *,
         policy: HealthPolicy | None = None,
         clock: Clock | None = None,
+        make_backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self._planned = planned
         self._engines = engines
@@ -41,7 +42,7 @@ class Supervisor:
         for one in planned:
             lives = ReplicaLives(one, engines, probe, policy or HealthPolicy(), self._clock)
             self._seats[one.name] = [
-                Seat(index, one, lives, CrashHistory(Backoff()), pull, self._clock, self.changes.bump)
+                Seat(index, one, lives, CrashHistory(make_backoff()), pull, self._clock, self.changes.bump)
                 for index in range(one.settings.replicas)
             ]
 

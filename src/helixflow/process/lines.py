@@ -1,11 +1,13 @@
 """A child's output as lines: bounded in length and number, with the level that llama.cpp marks."""
 
+import re
 from collections import deque
 from typing import Final
 
 MAX_LINE_BYTES: Final = 4096
 TAIL_LINES: Final = 40
-_MARKS: Final = {" E ": "error", " W ": "warning"}
+_MARK: Final = re.compile(r"\S* ([EW]) ")
+_LEVELS: Final = {"E": "error", "W": "warning"}
 
 
 class LineSplitter:
@@ -47,9 +49,6 @@ def new_tail() -> "deque[str]":
 
 
 def level_of(line: str) -> str:
-    """`error`, `warning` or `debug`. llama.cpp writes `0.00.034.210 E message`: the mark stands near the start."""
-    head = line[:24]
-    for mark, level in _MARKS.items():
-        if mark in head:
-            return level
-    return "debug"
+    """`error`, `warning` or `debug`. llama.cpp writes `0.00.034.210 E message`: the mark is the second word."""
+    match = _MARK.match(line)
+    return _LEVELS[match[1]] if match else "debug"

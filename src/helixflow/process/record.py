@@ -54,7 +54,7 @@ class RecordLog:
     def _as_text(self, level: str, event: str, fields: dict[str, object]) -> str:
         at = datetime.fromtimestamp(self._now()).strftime("%H:%M:%S")
         pairs = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
-        return f"{at} [{level:<8}] {event:<24} {pairs} service={self._service}".replace("  service", " service")
+        return " ".join(part for part in (f"{at} [{level:<9}] {event:<24}", pairs, f"service={self._service}") if part)
 
     def _as_json(self, level: str, event: str, fields: dict[str, object]) -> str:
         at = datetime.fromtimestamp(self._now(), UTC).isoformat().replace("+00:00", "Z")

@@ -60,7 +60,7 @@ def _watch(program: list[str], parent: int) -> int:
 def command(argv: Sequence[str], *, parent: int, watch: bool = False) -> list[str]:
     """`argv` behind the shim, to be started by the process `parent`."""
     flags = ["--watch"] if watch else []
-    return [sys.executable, "-m", "helixflow.process.shim", "--parent", str(parent), *flags, "--", *argv]
+    return [sys.executable, "-P", "-m", "helixflow.process.shim", "--parent", str(parent), *flags, "--", *argv]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ COMMON_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    # The keepalive is a ping, and it is this limit (default 60 s) that ends a silent connection: tried with SIGSTOP.
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _CHANNEL: tuple[tuple[str, int | str], ...] = (

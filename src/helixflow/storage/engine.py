@@ -10,6 +10,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from helixflow.core.errors import ExitCode, UserError
 from helixflow.storage.failures import failures_for_callers, failures_for_people
 
 FILE_NAME: Final = "helixflow.db"
@@ -53,8 +54,11 @@ def open_database(data_dir: Path) -> Database:
     Touches the disk; raises `UserError` (STORAGE). Nothing is connected yet: `upgrade` it first.
     """
     path = database_path(data_dir)
-    with failures_for_people(path):
+    try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"{data_dir}: cannot be used as data_dir: {exc.strerror}", ExitCode.STORAGE) from exc
+    with failures_for_people(path):
         # SQLite gives its journal files the mode of the database.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -31,6 +31,8 @@ class FileServer:
     redirect: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None, int]] = field(default_factory=list)
     extra_headers: dict[str, str] = field(default_factory=dict)
+    extra_redirect_headers: dict[str, str] = field(default_factory=dict)
+    authorizations: list[str | None] = field(default_factory=list)
     base: str = ""
 
 
@@ -46,8 +48,11 @@ class FileRequest(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
+        self.files.authorizations.append(self.headers.get("Authorization"))
         if path in self.files.redirect:
-            self.reply(302, {"Location": self.files.redirect[path], "Content-Length": "0"})
+            self.reply(
+                302, {"Location": self.files.redirect[path], "Content-Length": "0", **self.files.extra_redirect_headers}
+            )
             return
         data = self.files.files.get(path)
         if data is None:

@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 40960
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 FETCH = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from helixflow.core.errors import UserError
 from helixflow.pool.sources.hf import fetch_hf
@@ -28,8 +28,15 @@ work, partial = root / "work", root / "partial"
 work.mkdir(exist_ok=True)
 partial.mkdir(exist_ok=True)
 seen = []
+
+def note(report):
+    seen.append(report)
+    if report.done_bytes >= int(sys.argv[3]):
+        print(json.dumps({"killed": True}), flush=True)
+        os._exit(0)
+
 try:
-    files = fetch_hf(source, [source.file], work=work, partial=partial, descriptors=[], progress=seen.append)
+    files = fetch_hf(source, [source.file], work=work, partial=partial, descriptors=[], progress=note)
 except UserError as error:
     print(json.dumps({"error": error.message, "code": int(error.exit_code)}))
 else:
@@ -38,11 +45,13 @@ else:
 """
 
 
-def run(endpoint: str, source: str, folder: Path) -> dict[str, Any]:
+def run(endpoint: str, source: str, folder: Path, *, kill_at: int = 1 << 60, token: str = "") -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if token:
+        environment["HF_TOKEN"] = token
     ended = subprocess.run(
-        [sys.executable, "-c", FETCH, source, str(folder)],
+        [sys.executable, "-c", FETCH, source, str(folder), str(kill_at)],
         env=environment,
         capture_output=True,
         text=True,
@@ -72,17 +81,32 @@ def test_a_file_of_a_revision(tmp_path: Path, file_server: Start) -> None:
 
 def test_the_next_run_resumes(tmp_path: Path, file_server: Start) -> None:
     server = start_hub(file_server)
-    server.breaks, server.break_after = 100, 0
-    first = run(server.base, "hf:owner/repo/sub/m.gguf", tmp_path)
-    assert first["code"] == ExitCode.UNAVAILABLE
-    # Plant what a run that was killed leaves: the library's own partial file, half full.
-    (partial,) = (tmp_path / "partial").rglob("*.incomplete")
-    partial.write_bytes(DATA[:5_000_000])
-    server.breaks = 0
+    server.breaks, server.break_after = 1, 5_000_000
+    killed = run(server.base, "hf:owner/repo/sub/m.gguf", tmp_path, kill_at=5_000_000)
+    assert killed == {"killed": True}
     server.requests.clear()
     second = run(server.base, "hf:owner/repo/sub/m.gguf", tmp_path)
     assert second["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert ("bytes=5000000-", 206) in [(asked, status) for _, _, asked, status in server.requests]
+
+
+def test_bytes_that_are_not_what_the_hub_says(tmp_path: Path, file_server: Start) -> None:
+    server = start_hub(file_server)
+    server.etag = f'"{"0" * 64}"'
+    answer = run(server.base, "hf:owner/repo/sub/m.gguf", tmp_path)
+    assert answer["code"] == ExitCode.MODEL
+    assert "wrong SHA-256" in answer["error"]
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(tmp_path: Path, file_server: Start) -> None:
+    storage = start_hub(file_server)
+    hub = start_hub(file_server)
+    hub.redirect["/owner/repo/resolve/main/sub/m.gguf"] = f"{storage.base}/owner/repo/resolve/main/sub/m.gguf"
+    hub.extra_redirect_headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": hub.etag, "X-Linked-Size": str(len(DATA))}
+    answer = run(hub.base, "hf:owner/repo/sub/m.gguf", tmp_path, token="hf_secret")
+    assert answer["sha256"] == hashlib.sha256(DATA).hexdigest()
+    assert "Bearer hf_secret" in hub.authorizations
+    assert set(storage.authorizations) == {None}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, file_server: Start) -> None:

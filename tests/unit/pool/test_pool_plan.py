@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from helixflow.core.errors import ExitCode, UserError
+from helixflow.pool.catalogue import Catalogue, ModelSpec
+from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Settings
+
+CATALOGUE = Catalogue(
+    [
+        ModelSpec("tiny-chat", "file:/m/chat.gguf", "chat", sha256="a" * 64, context=2048),
+        ModelSpec("tiny-embed", "file:/m/embed.gguf", "embeddings", sha256="b" * 64, context=512),
+    ]
+)
+
+
+def settings(*models: ModelSettings) -> Settings:
+    return Settings(data_dir=Path("/nowhere"), models=models)
+
+
+def test_models_without_deployments_come_from_the_catalogue() -> None:
+    filled = fill_from_catalogue(settings(ModelSettings(name="tiny-chat"), ModelSettings(name="tiny-embed")), CATALOGUE)
+    chat, embed = (model.deployments[0] for model in filled.models)
+    assert isinstance(chat, LlamaCppDeployment)
+    assert isinstance(embed, LlamaCppDeployment)
+    assert (chat.task, chat.load, chat.context, chat.source) == ("chat", "start", 2048, "file:/m/chat.gguf")
+    assert (embed.task, embed.load, embed.context) == ("embeddings", "first_use", 512)
+
+
+def test_filling_twice_changes_nothing_and_survives_json() -> None:
+    filled = fill_from_catalogue(settings(ModelSettings(name="tiny-embed")), CATALOGUE)
+    assert fill_from_catalogue(filled, CATALOGUE) == filled
+    assert Settings.model_validate_json(filled.model_dump_json()) == filled
+
+
+def test_an_unknown_name_says_what_was_meant() -> None:
+    with pytest.raises(UserError, match="did you mean tiny-chat") as caught:
+        fill_from_catalogue(settings(ModelSettings(name="tiny-chta")), CATALOGUE)
+    assert caught.value.exit_code is ExitCode.CONFIG
+
+
+def test_a_deployment_without_source_takes_the_catalogues_but_keeps_its_own_settings() -> None:
+    own = LlamaCppDeployment(engine="llama_cpp", parallel=2, context=1024)
+    filled = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=(own,))), CATALOGUE)
+    deployment = filled.models[0].deployments[0]
+    assert isinstance(deployment, LlamaCppDeployment)
+    assert (deployment.source, deployment.parallel, deployment.context) == ("file:/m/chat.gguf", 2, 1024)
+
+
+def test_names_count_all_deployments_of_a_model() -> None:
+    remote = OpenAIDeployment(engine="openai", base_url="http://127.0.0.1:1/v1")
+    local = LlamaCppDeployment(engine="llama_cpp", source="file:/m/chat.gguf")
+    model = ModelSettings(name="mixed", deployments=(remote, local))
+    (planned,) = plan_deployments(settings(model), CATALOGUE)
+    assert (planned.name, planned.public_name) == ("mixed/llama_cpp-1", "mixed")
+    assert planned.spec.sha256 == "a" * 64
+
+
+def test_the_fingerprint_changes_with_the_settings() -> None:
+    def fingerprint(parallel: int) -> str:
+        deployment = LlamaCppDeployment(engine="llama_cpp", parallel=parallel)
+        filled = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=(deployment,))), CATALOGUE)
+        return plan_deployments(filled, CATALOGUE)[0].fingerprint
+
+    assert fingerprint(2) == fingerprint(2)
+    assert fingerprint(2) != fingerprint(3)
