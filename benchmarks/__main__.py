@@ -32,7 +32,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(BARS)}")
     options = Options.of(quick=arguments.quick)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     results: list[Result] = []
     # Bars that use the whole machine come first: later ones bind this process and with it all it starts.
     for name in sorted(arguments.names or BARS, key=lambda name: (name not in _UNPINNED, BARS.index(name))):

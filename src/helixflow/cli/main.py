@@ -75,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, invocation: Invocation) -> int:
     try:
-        result = get_command(app).main(
-            args=arguments, prog_name="helixflow", standalone_mode=False, obj=invocation
-        )
+        result = get_command(app).main(args=arguments, prog_name="helixflow", standalone_mode=False, obj=invocation)
     except TyperException as exc:
         message = exc.format_message()
         context = getattr(exc, "ctx", None)

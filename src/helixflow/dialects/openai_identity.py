@@ -18,16 +18,19 @@ _ABSENT = Raw()
 DONE = b"data: [DONE]\n\n"
 _USAGE_NULL = b',"usage":null'
 _FINISH = b'"finish_reason":"'
-ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-'}
+ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-', Operation.EMBEDDINGS: b""}
 
 
 class Rename:
-    """What to change in every event or answer: learnt from the first one."""
+    """What to change in every event or answer of one call."""
 
-    def __init__(self, public_model: str, operation: Operation, call_id: str) -> None:
-        self._model = msgspec.json.encode(public_model)
-        self._prefix = ID_PREFIX.get(operation, b"")
-        self._id = b"%b%b\"" % (self._prefix, call_id.encode())
+    __slots__ = ("_call_id", "_model", "_prefix")
+
+    def __init__(self, public_model: bytes, operation: Operation, call_id: str) -> None:
+        """`public_model` is the name that clients know, as JSON."""
+        self._model = public_model
+        self._prefix = ID_PREFIX[operation]
+        self._call_id = call_id
 
     def pairs(self, model: Raw, answer_id: Raw) -> list[tuple[bytes, bytes, bytes]]:
         """(field, old raw value, new raw value) of what must differ."""
@@ -35,7 +38,7 @@ class Rename:
         if (old := bytes(model)) and old != self._model:
             pairs.append((b"model", old, self._model))
         if self._prefix and (old := bytes(answer_id)) and not old.startswith(self._prefix):
-            pairs.append((b"id", old, self._id))
+            pairs.append((b"id", old, b'%b%b"' % (self._prefix, self._call_id.encode())))
         return pairs
 
 

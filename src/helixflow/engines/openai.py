@@ -28,6 +28,7 @@ class OpenAIEngine:
         client: HttpClient,
         *,
         deployment: str,
+        public_model: str,
         base_url: str,
         model: str,
         api_key: str | None,
@@ -37,6 +38,7 @@ class OpenAIEngine:
         """`model` is the upstream's name for it. Raises `ValueError` for a base URL or header that cannot be sent."""
         self._client = client
         self._deployment = deployment
+        self._public_model = msgspec.json.encode(public_model)
         self._model = Raw(msgspec.json.encode(model))
         self._timeouts = timeouts
         self._origin, base_path = Origin.parse(base_url)
@@ -62,7 +64,7 @@ class OpenAIEngine:
             if response.status != 200:
                 raise await self._refusal(response)
             progress = Progress(deployment=self._deployment)
-            rename = Rename(call.model, call.operation, call.call_id)
+            rename = Rename(self._public_model, call.operation, call.call_id)
             if not call.stream:
                 body = await response.read_all(MAX_ANSWER_BYTES)
                 return WholeAnswer(edit_answer(body, rename, progress), progress)
@@ -81,7 +83,7 @@ class OpenAIEngine:
             raise
 
     def _request_body(self, call: Call) -> bytes:
-        fields = dict(call.fields)
+        fields = call.fields.copy()
         fields["model"] = self._model
         if call.stream:
             fields["stream_options"] = _stream_options(fields.get("stream_options"))

@@ -1,6 +1,5 @@
 """Reading request bodies within bounds of size, time and encoding."""
 
-import asyncio
 import zlib
 
 from helixflow.core.errors import ErrorKind, HelixError
@@ -10,10 +9,10 @@ _NOT_JSON = (b"multipart/", b"image/", b"audio/", b"video/", b"text/html", b"tex
 _INFLATE_STEP = 256 * 1024
 
 
-async def read_body(exchange: Exchange, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(exchange: Exchange, *, max_bytes: int) -> bytes:
     """The whole body, decompressed.
 
-    Raises `HelixError`: BODY_TOO_LARGE before it is read whole, REQUEST_TIMEOUT when it comes in too slowly,
+    Raises `HelixError`: BODY_TOO_LARGE before it is read whole, REQUEST_TIMEOUT (from `receive`) when it is too slow,
     UNSUPPORTED_MEDIA_TYPE for what is clearly not JSON or an unknown encoding; `ClientGone`.
     """
     headers = exchange.headers
@@ -33,30 +32,22 @@ async def read_body(exchange: Exchange, *, max_bytes: int, timeout_s: float) -> 
         raise ClientGone
     body: bytes = message["body"]
     if message.get("more_body"):
-        body = await _read_rest(exchange, body, max_bytes, timeout_s)
+        body = await _read_rest(exchange, body, max_bytes)
     elif len(body) > max_bytes:
         raise _too_large(max_bytes)
     return body if encoding == b"identity" else _inflate(body, max_bytes)
 
 
-async def _read_rest(exchange: Exchange, first: bytes, max_bytes: int, timeout_s: float) -> bytes:
+async def _read_rest(exchange: Exchange, first: bytes, max_bytes: int) -> bytes:
     pieces, size = [first], len(first)
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                message = await exchange.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                pieces.append(message["body"])
-                size += len(message["body"])
-                if not message.get("more_body"):
-                    break
-    except TimeoutError as exc:
-        raise HelixError(
-            ErrorKind.REQUEST_TIMEOUT, f"The request body was not complete within {timeout_s:g} seconds."
-        ) from exc
+    more = True
+    while more and size <= max_bytes:
+        message = await exchange.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message["body"])
+        size += len(message["body"])
+        more = message.get("more_body", False)
     if size > max_bytes:
         raise _too_large(max_bytes)
     return b"".join(pieces)

@@ -12,6 +12,8 @@ from typing import Any, Final
 import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from helixflow.core.errors import ErrorKind, HelixError
+
 Message = MutableMapping[str, Any]
 
 _STATUS_LINE: Final = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
@@ -28,6 +30,7 @@ class Cycle:
         "_bodiless",
         "_default_headers",
         "_delivered",
+        "_expired",
         "_head",
         "_left",
         "_on_response",
@@ -72,6 +75,7 @@ class Cycle:
         self.chunked = False
         self._bodiless = False
         self._delivered = False
+        self._expired = False
         self._head = b""
         self._left = 0
 
@@ -85,8 +89,16 @@ class Cycle:
             if not self.response_complete and not self.disconnected:
                 self.transport.abort()
 
+    def expire(self) -> None:
+        """The body has not arrived in time: `receive` raises."""
+        self._expired = True
+        self.message_event.set()
+
     async def receive(self) -> Message:
-        """The ASGI `receive`: the body as it has come in so far, or the client's leaving."""
+        """The ASGI `receive`: the body as it has come in so far, or the client's leaving.
+
+        Raises `HelixError` REQUEST_TIMEOUT when the rest of the body has not come in time.
+        """
         if self._waiting_for_continue and not self.transport.is_closing():
             self.transport.write(_CONTINUE)
             self._waiting_for_continue = False
@@ -96,6 +108,8 @@ class Cycle:
                 body = bytes(self.body)
                 self.body.clear()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
+            if self._expired:
+                raise HelixError(ErrorKind.REQUEST_TIMEOUT, "The request body did not arrive in time.")
             self.flow.resume_reading()
             self.message_event.clear()
             await self.message_event.wait()
@@ -130,7 +144,8 @@ class Cycle:
         if not more:
             self.response_complete = True
             self.message_event.set()
-            if not self.keep_alive:
+            # While the body is still coming in, closing would reset the connection under the answer.
+            if not self.keep_alive and not self.more_body:
                 self.transport.close()
             self._on_response()
 

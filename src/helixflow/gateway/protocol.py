@@ -4,6 +4,7 @@ end of a connection told to the request at once, errors in the API's own form. H
 
 import asyncio
 import os
+import re
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -16,7 +17,8 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_errors import render_error
 from helixflow.gateway.cycle import Cycle
 
-MAX_DISCARDED_BYTES = 1024 * 1024
+MAX_DISCARDED_BYTES = 32 * 2**20
+_UPGRADE = re.compile(rb"(?im)^upgrade:")
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -27,6 +29,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().__init__(config, state, {})
         self._max_header_bytes = max_header_bytes
         self._head_bytes = 0
+        self._head_received = 0
         self._discarded = 0
         self._running: Cycle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -34,6 +37,7 @@ class GatewayProtocol(HttpToolsProtocol):
         # Times on the event loop's clock; None while that is not what the connection does.
         self._idle_since: float | None = None
         self._head_since: float | None = None
+        self._body_since: float | None = None
         self._stalled_since: float | None = None
 
     # The transport's side
@@ -57,12 +61,21 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._idle_since = None
+        headers = self.headers
+        if b"pgrade" in data and self._body_since is None:
+            data = _without_upgrade(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.send_400_response("")
+            pass  # it came in pieces and so past `_without_upgrade`; the request itself has been parsed
         except httptools.HttpParserError:
             self.send_400_response("")
+        if self._head_since is not None and self.headers is headers:
+            # The parser tells of a header once it is complete: one without end must not fill the memory.
+            self._head_received += len(data)
+            if self._head_received > self._max_header_bytes and not self._refused:
+                self._head_bytes += self._head_received
+                self.send_400_response("")
 
     def pause_writing(self) -> None:
         self._stalled_since = self.loop.time()
@@ -76,7 +89,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._head_since = self.loop.time()
-        self._head_bytes = 0
+        self._head_bytes = self._head_received = 0
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -93,7 +106,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._head_since = None
+        self._body_since, self._head_since = self._head_since, None
         self._discarded = 0
         path, query = _split_target(self.url)
         version = self.parser.get_http_version()
@@ -137,6 +150,15 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        self._body_since = None
+        super().on_message_complete()
+        cycle = self.cycle
+        if cycle.response_complete:
+            cycle.more_body = False
+            if not cycle.keep_alive:
+                self.transport.close()
+
     def on_response_complete(self) -> None:
         if self.transport.is_closing():
             return
@@ -160,12 +182,16 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # The server's side
 
-    def cut_off(self, now: float, *, header_timeout_s: float, stall_timeout_s: float, keep_alive_s: float) -> None:
+    def cut_off(
+        self, now: float, *, header_timeout_s: float, body_timeout_s: float, stall_timeout_s: float, keep_alive_s: float
+    ) -> None:
         """Ends the connection if its client has been too slow, or idle for too long, at `now`."""
         if self._stalled_since is not None and now - self._stalled_since > stall_timeout_s:
             self.transport.abort()
         elif self._idle_since is not None and now - self._idle_since > keep_alive_s:
             self.transport.close()
+        elif self._body_since is not None and now - self._body_since > body_timeout_s:
+            self._expire_body()
         elif self._head_since is not None and now - self._head_since > header_timeout_s:
             self._head_since = None
             if self._head_bytes:
@@ -173,6 +199,14 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._refuse(408, HelixError(ErrorKind.REQUEST_TIMEOUT, "The request's head did not arrive in time."))
             else:
                 self.transport.close()
+
+    def _expire_body(self) -> None:
+        running = self._running
+        if running is None or running.response_complete:
+            self.transport.close()
+        elif running.more_body:
+            self._body_since = None
+            running.expire()
 
     def cancel(self) -> None:
         """Ends the request that runs, if one does."""
@@ -196,6 +230,14 @@ class GatewayProtocol(HttpToolsProtocol):
         ) % (status, _REASONS[status], len(body), os.urandom(16).hex().encode())
         self.transport.write(head + body)
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head without the offer to upgrade, which may be ignored (RFC 9110, section 7.8): Java's client makes one on every
+    plain connection, and the parser would give up the body.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-upgrade:", head) + end + rest
 
 
 def _split_target(target: bytes) -> tuple[str, bytes]:

@@ -61,6 +61,7 @@ class GatewayServer:
                     connection.cut_off(
                         now,
                         header_timeout_s=settings.header_timeout_s,
+                        body_timeout_s=settings.body_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
                         keep_alive_s=settings.keep_alive_s,
                     )

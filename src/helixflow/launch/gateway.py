@@ -73,7 +73,8 @@ class Gateway:
         router = Router(self._build_routes())
         metrics = GatewayMetrics()
         metrics.registry.register(DeploymentCollector(self._deployment_rows))
-        self.request_log = RequestLog(sys.stderr, settings.log.format, enabled=settings.log.level in ("debug", "info"))
+        log_requests = settings.log.level in ("debug", "info")
+        self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
         identification = Identification(self._resolver)
         return App(
             OpenAISurface(settings.gateway, identification, router, router),
@@ -82,7 +83,7 @@ class Gateway:
             ),
             cors=Cors(settings.gateway.cors),
             metrics=metrics,
-            observation=Observation(metrics, self.request_log),
+            observation=self.observation,
         )
 
     def start_watches(self) -> None:
@@ -96,7 +97,7 @@ class Gateway:
         for client in self._clients:
             await client.close()
         await self._channel.close()
-        self.request_log.flush()
+        self.observation.flush()
 
     def _build_routes(self) -> dict[str, Route]:
         created = int(time.time())
@@ -128,6 +129,7 @@ class Gateway:
             return OpenAIEngine(
                 self._client(max_connections=deployment.max_connections, deployment=deployment),
                 deployment=name,
+                public_model=model,
                 base_url=deployment.base_url,
                 model=deployment.model or model,
                 api_key=deployment.api_key.read() if deployment.api_key is not None else None,

@@ -1,1 +1,1 @@
-"""Models and engines of one node: specifications come in, verified files and running replicas leave; never sees a prompt."""
+"""Models and engines of one node: specifications come in, verified files and running replicas leave; no prompts."""

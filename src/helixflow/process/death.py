@@ -27,13 +27,14 @@ def arm_death_signal(parent: int | None = None) -> None:
     Call from the entry point before anything slow: a model that loads holds the GIL, but not the kernel. Raises
     `OSError` when the kernel refuses.
     """
-    if has_death_signal():
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    _set_death_signal(signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         end_now()
+
+
+def disarm_death_signal() -> None:
+    """For one who has something to do after its parent's end."""
+    _set_death_signal(0)
 
 
 def watch_life(life_fd: int) -> None:
@@ -50,6 +51,15 @@ def watch_life(life_fd: int) -> None:
 def end_now() -> None:
     """SIGKILL to ourselves: nobody is left who could use a graceful end."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _set_death_signal(number: int) -> None:
+    if not has_death_signal():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
 
 
 def _wait_for_end(life_fd: int) -> None:

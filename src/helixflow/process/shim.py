@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Final
 
-from helixflow.process.death import arm_death_signal, end_now, has_death_signal
+from helixflow.process.death import arm_death_signal, disarm_death_signal, end_now, has_death_signal
 
 _CHECK_INTERVAL_S: Final = 0.25
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arm_death_signal(given.parent)
     try:
         if given.watch or not has_death_signal():
+            # The watcher must outlive its parent for long enough to kill the program.
+            disarm_death_signal()
             return _watch(given.program, given.parent)
         os.execvp(given.program[0], given.program)  # noqa: S606  (no shell is the point)
     except OSError as exc:

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,7 @@ def test_a_binary_gets_flags() -> None:
         threads=3,
     ).argv
     assert argv[0] == "/opt/llama-server"
-    flags = dict(zip(argv, argv[1:], strict=False))
+    flags = dict(pairwise(argv))
     expected = {
         "--model": "/m.gguf",
         "--port": "1234",

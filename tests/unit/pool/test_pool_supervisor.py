@@ -136,7 +136,7 @@ async def test_a_deployment_that_loads_at_the_start_becomes_ready() -> None:
             2048,
             True,
         )
-        assert replica.api_key not in " ".join(replica.replica_id)
+        assert replica.api_key not in replica.replica_id
 
 
 async def test_first_use_waits_to_be_asked() -> None:

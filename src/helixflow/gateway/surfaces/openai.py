@@ -51,25 +51,28 @@ class OpenAISurface:
         exchange.operation = operation
         exchange.principal = principal = await self._identification.identify(exchange)
         settings = self._settings
-        body = await read_body(exchange, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+        body = await read_body(exchange, max_bytes=settings.max_body_bytes)
         fields = decode_fields(body)
         params = _PARSERS[operation](body)
         self._router.route(params.model)
         exchange.model = params.model
-        options = getattr(params, "stream_options", None)
-        stream = bool(getattr(params, "stream", False))
+        stream = include_usage = False
+        if not isinstance(params, EmbeddingParams):
+            stream = bool(params.stream)
+            include_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
         exchange.stream = stream
+        deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
         call = Call(
-            call_id=exchange.call_id,
-            request_id=exchange.request_id,
-            principal=principal,
-            operation=operation,
-            model=params.model,
-            fields=fields,
-            params=params,
-            stream=stream,
-            include_usage=options is not None and bool(options.include_usage),
-            deadline=asyncio.get_running_loop().time() + settings.request_timeout_s,
+            exchange.call_id,
+            exchange.request_id,
+            principal,
+            operation,
+            params.model,
+            fields,
+            params,
+            stream,
+            include_usage,
+            deadline,
         )
         if stream:
             await self._stream(exchange, call)
