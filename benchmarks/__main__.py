@@ -34,15 +34,21 @@ def main() -> int:
     options = Options.of(quick=arguments.quick)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     results: list[Result] = []
+    failed = False
     # Bars that use the whole machine come first: later ones bind this process and with it all it starts.
     for name in sorted(arguments.names or BARS, key=lambda name: (name not in _UNPINNED, BARS.index(name))):
         if name not in _UNPINNED:
             pin(LOAD_CORE)
         console.print(f"[dim]{name} …[/]")
-        results += importlib.import_module(f"benchmarks.bars.{name}").run(options)
+        try:
+            results += importlib.import_module(f"benchmarks.bars.{name}").run(options)
+        except (RuntimeError, OSError) as exc:  # the other bars' figures must not be lost
+            failed = True
+            console.print(f"[red]{name} failed:[/] {exc}", highlight=False)
+            results.append(Result(name, "failed", 0, "", detail=str(exc)[:300]))
     show(results, console)
     console.print(f"[dim]{save(results, options)}[/]")
-    return 1 if any(result.verdict == "missed" for result in results) else 0
+    return 1 if failed or any(result.verdict == "missed" for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -52,7 +52,12 @@ class Result:
 
 def spread(values: list[float]) -> str:
     """How far the rounds lie apart."""
-    return f"{min(values):.4g}–{max(values):.4g} over {len(values)}"
+    return f"{number(min(values))} to {number(max(values))} over {len(values)}"
+
+
+def number(value: float) -> str:
+    """Three or four significant digits, never an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def median(values: list[float]) -> float:
@@ -71,7 +76,7 @@ def show(results: list[Result], console: Console) -> None:
         limit = "" if result.limit is None else f"{'≥' if result.at_least else '≤'} {result.limit:g}"
         colour = {"met": "green", "missed": "red", "": ""}[result.verdict]
         verdict = f"[{colour}]{result.verdict}[/]" if colour else ""
-        table.add_row(result.bar, result.metric, f"{result.value:.4g} {result.unit}", limit, verdict, result.detail)
+        table.add_row(result.bar, result.metric, f"{number(result.value)} {result.unit}", limit, verdict, result.detail)
     console.print(table)
 
 

@@ -27,6 +27,8 @@ from benchmarks.processes import (
 )
 from helixflow.core.keys import generate_key
 
+# The command of the environment that runs the benchmarks.
+SERVE = (str(Path(sys.executable).parent / "helixflow"), "serve")
 GATEWAY_MARK = "helixflow.launch.gateway"
 MODELS = ("bench", "bench-paced", "bench-idle")
 
@@ -90,9 +92,7 @@ def serve(models: str, *, data_dir: Path | None = None, pinned: bool = True) -> 
         home = data_dir if data_dir is not None else folder / "data"
         config, log, port, key = folder / "helixflow.toml", folder / "serve.log", free_port(), generate_key()
         config.write_text(f'data_dir = "{home}"\n[gateway]\nhttp_port = {port}\n{models}')
-        command = [str(helixflow_command()), "serve", "--config", str(config)]
-        environment = {**os.environ, "HELIXFLOW_BOOTSTRAP_API_KEY": key}
-        process = stack.enter_context(running(command, environment=environment, log=log, cwd=folder))
+        process = stack.enter_context(running(SERVE, environment=serve_environment(config, key), log=log, cwd=folder))
         try:
             pid = find_child(process.pid, GATEWAY_MARK)
             wait_until_listed(port, key)
@@ -151,9 +151,10 @@ http {{
 """
 
 
-def helixflow_command() -> Path:
-    """The command of the environment that runs the benchmarks."""
-    return Path(sys.executable).parent / "helixflow"
+def serve_environment(config: Path, key: str) -> dict[str, str]:
+    """The environment for `helixflow serve`: none of the caller's own HelixFlow settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HELIXFLOW_")}
+    return {**kept, "HELIXFLOW_CONFIG": str(config), "HELIXFLOW_BOOTSTRAP_API_KEY": key}
 
 
 def free_port() -> int:

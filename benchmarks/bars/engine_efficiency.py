@@ -7,7 +7,7 @@ import time
 import uvloop
 
 from benchmarks.bars.startup import DATA_DIR, MODELS, pull_model
-from benchmarks.report import Options, Result, median
+from benchmarks.report import Options, Result, median, spread
 from benchmarks.targets import Target, chat_body, serve
 from helixflow.clients.pool import PoolWatch
 from helixflow.core.capacity import Replica
@@ -43,8 +43,10 @@ async def _measure(target: Target, tokens: int, rounds: int) -> list[Result]:
                 # Alternating who goes first cancels a drift of the machine.
                 for name in list(ways) if number % 2 else list(reversed(ways)):
                     rates[name].append(await _generate(client, *ways[name], tokens, concurrency))
-            ratio = median([b / a for a, b in zip(rates["direct"], rates["through"], strict=True)])
-            detail = ", ".join(f"{name} {median(values):.0f} tokens/s" for name, values in rates.items())
+            ratio = median(rates["through"]) / median(rates["direct"])
+            detail = "; ".join(
+                f"{name} {median(values):.0f} tokens/s ({spread(values)})" for name, values in rates.items()
+            )
             metric = f"tokens/s against direct, {concurrency} at once"
             results.append(Result("engine_efficiency", metric, ratio, "×", LIMIT, at_least=True, detail=detail))
     finally:

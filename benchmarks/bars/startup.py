@@ -2,14 +2,13 @@
 
 import contextlib
 import http.client
-import os
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.processes import running
 from benchmarks.report import RESULTS, Options, Result, median, spread
-from benchmarks.targets import chat_body, free_port, helixflow_command, serve
+from benchmarks.targets import SERVE, chat_body, free_port, serve, serve_environment
 from helixflow.core.keys import generate_key
 from helixflow.settings.tree import DEFAULT_CHAT_MODEL
 
@@ -41,8 +40,8 @@ def _time_to_first_token() -> float:
         started = time.monotonic()
         stack.enter_context(
             running(
-                [str(helixflow_command()), "serve", "--config", str(config)],
-                environment={**os.environ, "HELIXFLOW_BOOTSTRAP_API_KEY": key},
+                SERVE,
+                environment=serve_environment(config, key),
                 log=folder / "serve.log",
                 cwd=folder,
             )

@@ -1,5 +1,6 @@
 """A client of any OpenAI-compatible server: lists models, asks for chat answers, measures them."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ _models = msgspec.json.Decoder(_Models)
 
 
 class ApiClient:
-    """One server. `base_url` usually ends in `/v1`; without a path that is assumed. Close it on the loop that used it."""
+    """One server. `base_url` usually ends in `/v1`; without a path that is assumed. Close it where it was used."""
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
         """Raises `UserError` (USAGE) for a URL or key that cannot be sent."""
@@ -159,16 +160,24 @@ class ApiClient:
 
     async def is_helixflow(self) -> bool:
         """Whether the server says that it is one of ours; asked without the key."""
-        head = build_head("GET", "/version", self._origin, [("accept-encoding", "identity")])
         try:
-            response = await self._request(head, b"")
-            try:
-                body = await response.read_all(MAX_ERROR_BYTES)
-            finally:
-                response.close()
-            return response.status == 200 and msgspec.json.decode(body, type=_Name).name == "helixflow"
+            status, body = await self._look("/version")
+            return status == 200 and msgspec.json.decode(body, type=_Name).name == "helixflow"
         except (HelixError, msgspec.DecodeError):
             return False
+
+    async def is_ready(self) -> bool:
+        """Whether a gateway of ours has loaded what it loads at the start. Raises `HelixError`."""
+        return (await self._look("/readyz"))[0] == 200
+
+    async def _look(self, target: str) -> tuple[int, bytes]:
+        """Status and body of what anybody may read."""
+        head = build_head("GET", target, self._origin, [("accept-encoding", "identity")])
+        response = await self._request(head, b"")
+        try:
+            return response.status, await response.read_all(MAX_ERROR_BYTES)
+        finally:
+            response.close()
 
     async def close(self) -> None:
         await self._client.close()
@@ -216,8 +225,7 @@ class ApiClient:
         except HelixError as exc:
             if exc.kind is not ErrorKind.UPSTREAM_UNAVAILABLE:
                 raise HelixError(exc.kind, f"{self.base_url}: {exc.message}") from exc
-            cause = exc.__cause__
-            reason = (cause.strerror or str(cause)) if isinstance(cause, OSError) else ""
+            reason = _reason_of(exc.__cause__)
             raise HelixError(exc.kind, f"nothing answers at {self.base_url}{f' ({reason})' if reason else ''}") from exc
 
 
@@ -243,6 +251,13 @@ def _encode(request: ChatRequest) -> bytes:
         fields["stream"] = True
         fields["stream_options"] = {"include_usage": True}
     return msgspec.json.encode(fields)
+
+
+def _reason_of(cause: BaseException | None) -> str:
+    """Why there is no connection, in the system's words."""
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return os.strerror(cause.errno)  # asyncio's own text repeats the address
+    return (cause.strerror or str(cause)) if isinstance(cause, OSError) else ""
 
 
 def _message_of(error: _Error | str | None) -> str | None:

@@ -1,14 +1,16 @@
 """`helixflow chat`: one question, or a conversation."""
 
-import asyncio
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helixflow.cli.invocation import Invocation, invocation_of
 from helixflow.cli.output import print_json, printable
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
+
+if TYPE_CHECKING:
+    import asyncio
 
 EPILOG = """Example:
 
@@ -26,7 +28,7 @@ MAX_PROMPT_BYTES = 16 * 2**20
 def chat_command(
     context: typer.Context,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="The question; - reads it from standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the first chat model.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
@@ -38,7 +40,8 @@ def chat_command(
         str | None,
         typer.Option(
             "--api-key",
-            help="Key; default: $HELIXFLOW_API_KEY, $OPENAI_API_KEY (foreign servers only), or the first key of this installation.",
+            help="Key; default: $HELIXFLOW_API_KEY, then $OPENAI_API_KEY for a foreign server, else the first key of "
+            "this installation.",
         ),
     ] = None,
     temperature: Annotated[
@@ -56,6 +59,8 @@ def chat_command(
     question = _read_question(prompt, interactive=not as_json)
     for name, text in (("--system", system), ("--model", model)):
         _require_text(text, name)
+    import asyncio
+
     with asyncio.Runner() as runner:
         _converse(
             runner,
@@ -73,7 +78,7 @@ def chat_command(
 
 
 def _converse(
-    runner: asyncio.Runner,
+    runner: "asyncio.Runner",
     invocation: Invocation,
     question: str | None,
     *,

@@ -1,6 +1,5 @@
 """How errors end a command: one clear line on standard error and an exit code, a traceback only on request."""
 
-import asyncio
 import errno
 import os
 import sys
@@ -52,7 +51,7 @@ def run_guarded(command: Callable[[], int], invocation: "Invocation") -> int:
     except BrokenPipeError:
         _silence(sys.stdout.fileno())
         return ExitCode.FAILURE
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except UserError as exc:
         _show_cause(exc, invocation)

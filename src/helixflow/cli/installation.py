@@ -151,7 +151,7 @@ def check_models(settings: "Settings", planned: "Sequence[PlannedDeployment]") -
 def _ask_health(path: Path) -> str:
     """Why the service on `path` is not well; empty when it is."""
     import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
     from helixflow.rpc.channels import target_of
 
@@ -161,10 +161,11 @@ def _ask_health(path: Path) -> str:
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S)
         except grpc.RpcError as exc:
-            return exc.code().name.lower().replace("_", " ") if isinstance(exc, grpc.Call) else "no answer"
+            code = getattr(exc, "code", None)
+            return str(code().name).lower().replace("_", " ") if callable(code) else "no answer"
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         return ""
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status).lower()
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower()
 
 
 def _holder(port: int) -> tuple[str, bool]:

@@ -1,6 +1,5 @@
 """`helixflow keys`: API keys, through the auth service of the running platform."""
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -26,7 +25,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 T = TypeVar("T")
 
-_SPAN = re.compile(r"(\d{1,6})([hdw])")
+_SPAN = re.compile(r"([0-9]{1,6})([hdw])")
 _SPAN_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -124,6 +123,8 @@ def _ask(context: typer.Context, question: "Callable[[KeyAdmin], Awaitable[T]]")
             "start it with: helixflow serve",
             ExitCode.UNAVAILABLE,
         )
+
+    import asyncio
 
     async def put() -> T:
         channel = create_channel(path)

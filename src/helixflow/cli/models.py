@@ -86,7 +86,8 @@ def pull_command(
 
 @app.command(
     "show",
-    epilog="Example:\n\n$ helixflow models show smollm2-135m-instruct\n\n$ helixflow models show smollm2-135m-instruct --json",
+    epilog="Example:\n\n$ helixflow models show smollm2-135m-instruct\n\n"
+    "$ helixflow models show smollm2-135m-instruct --json",
 )
 def show_command(
     context: typer.Context,

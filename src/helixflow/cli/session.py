@@ -146,4 +146,4 @@ class Session:
         if answer.finish_reason == "length":
             parts.append("cut at the token limit")
         sys.stdout.flush()
-        sys.stderr.write(f"\033[2m[{', '.join(parts)}]\033[0m\n")
+        sys.stderr.write(f"[{', '.join(parts)}]\n")

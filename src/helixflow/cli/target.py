@@ -64,7 +64,7 @@ async def choose_model(client: ApiClient, settings: "Settings") -> str:
 
     catalogue = Catalogue.load()
     others = {name for name in catalogue.names() if (spec := catalogue.find(name)) and spec.task != "chat"}
-    chat = set()
+    chat: set[str] = set()
     for model in served_models(settings):
         (chat.add if model.task == "chat" else others.add)(model.name)
     names = await client.list_models()

@@ -7,6 +7,7 @@ A process of its own, started by the launcher once everything serves: what goes 
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ SYSTEM = "You are a helpful assistant."
 QUESTION = "What is the capital of France?"
 TIMEOUT_S = 120.0
 _MAX_TOKENS = 128
+_POLL_S = 0.05
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +60,7 @@ async def ask(base_url: str, key: str, model: str) -> ExitCode:
     client = ApiClient(base_url, key)
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     request = ChatRequest(model, messages, temperature=0.0, max_tokens=_MAX_TOKENS)
+    await _until_ready(client)
     print_lines("", f"Asking {model}: {QUESTION}")
     sys.stdout.write("Answer: ")
     sys.stdout.flush()
@@ -121,6 +124,16 @@ def connection_lines(base_url: str, key: str, chat: str | None, embedding: str |
             "print(len(answer.data[0].embedding))",
         ]
     return [*lines, "", "Serving until Ctrl-C.", ""]
+
+
+async def _until_ready(client: ApiClient) -> None:
+    """Waits while models load, so that what is measured is an answer and not a start; not for ever."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + TIMEOUT_S
+    # A gateway that cannot be asked will not answer the question either, and then says why.
+    with contextlib.suppress(HelixError):
+        while loop.time() < give_up and not await client.is_ready():  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(_POLL_S)
 
 
 def _show(text: str) -> None:

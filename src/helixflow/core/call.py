@@ -1,6 +1,6 @@
 """One request on its way through the gateway, and the answer on its way back."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -25,9 +25,8 @@ class Principal:
     project_id: str
 
 
-@dataclass(slots=True)
-class Usage:
-    """Tokens of one answer. `estimated` when we counted because the engine reported nothing."""
+class Usage(msgspec.Struct, gc=False):
+    """Tokens of one answer; not `reported` while we only counted them ourselves."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -36,8 +35,7 @@ class Usage:
     reported: bool = False
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """A validated request.
 
     `call_id` is ours and identifies the work in every record; `request_id` is what the client may have chosen and is
@@ -58,15 +56,14 @@ class Call:
     deadline: float
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct):
     """What is known of an answer so far; filled in by the engine while the answer passes.
 
     `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta.
     """
 
     deployment: str = ""
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     first_content_at: float | None = None
     finish_reason: str | None = None
 

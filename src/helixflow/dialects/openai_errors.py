@@ -4,7 +4,6 @@ import msgspec
 
 from helixflow.core.errors import ErrorKind, HelixError
 
-_INVALID_CODES = {ErrorKind.INVALID_VALUE: "invalid_value", ErrorKind.INVALID_REQUEST: None}
 
 
 def render_error(error: HelixError) -> bytes:
@@ -22,5 +21,6 @@ def _error(error: HelixError) -> dict[str, str | None]:
         "message": error.message,
         "type": error.traits.openai_type,
         "param": error.param,
-        "code": _INVALID_CODES.get(error.kind, error.code),
+        # The API reference has no code for the plainest kind; one that an upstream gave is kept.
+        "code": None if error.code == ErrorKind.INVALID_REQUEST.value else error.code,
     }

@@ -46,7 +46,8 @@ class StreamEditor:
     """Turns pieces of a provider's SSE body into the client's.
 
     Events before the first content are held until it comes (`started`), so that a failed attempt can still be
-    repeated elsewhere. `done` once the terminal event has passed. `progress` is filled in on the way.
+    repeated elsewhere. `done` once the terminal event has passed; what follows it is dropped. `failure` is what went
+    wrong after the bytes that `feed` has returned. `progress` is filled in on the way.
     """
 
     def __init__(self, rename: Rename, *, include_usage: bool, progress: Progress) -> None:
@@ -58,24 +59,37 @@ class StreamEditor:
         self._replacements: list[tuple[bytes, bytes]] | None = None
         self.started = False
         self.done = False
+        self.failure: HelixError | None = None
 
     def feed(self, data: bytes) -> bytes:
         """The client's bytes for these; `b""` while nothing may pass yet.
 
-        Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event before
-        the first content.
+        Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event; if
+        there are bytes before it, they are returned and the error is left in `failure`.
         """
         if (
             self._replacements is not None
             and self.started
             and data.startswith(b"data: {")
             and data.endswith(b"\n\n")
+            and not self.done
             and not self._splitter.pending
         ):
             edited = self._edit_bytes(data, self._replacements)
             if edited is not None:
                 return edited
-        return b"".join([self._edit_event(event) for event in self._splitter.feed(data)])
+        edited_events: list[bytes] = []
+        for event in self._splitter.feed(data):
+            if self.done:
+                break
+            try:
+                edited_events.append(self._edit_event(event))
+            except HelixError as exc:
+                self.failure = exc
+                if not any(edited_events):
+                    raise
+                break
+        return b"".join(edited_events)
 
     @property
     def ended_cleanly(self) -> bool:
@@ -83,26 +97,32 @@ class StreamEditor:
 
     def _edit_bytes(self, data: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes | None:
         """Edits whole events without decoding them; None when one needs a closer look."""
-        if b'"error"' in data:
+        events = data.count(b"\n\n")
+        if b'"error"' in data or data.count(b"\n") != 2 * events or data.count(b"\n\ndata: ") != events - 1:
             return None
+        if (end := data.find(b"data: [DONE]")) >= 0:
+            if not data.endswith(DONE) or end != len(data) - len(DONE):
+                return None
+            events -= 1
         if self._include_usage:
             if b'"usage"' not in data:
                 data = data.replace(b"}\n\n", b',"usage":null}\n\n')
-            elif data.count(b'"usage"') != data.count(b'"usage":null'):
+            elif data.count(b'"usage"') != data.count(b'"usage":null') or data.count(b'"usage"') != events:
                 return None
         elif b'"usage"' in data:
             data = data.replace(_USAGE_NULL, b"")
             if b'"usage"' in data:
                 return None
         for old, new in replacements:
+            if old not in data:
+                return None
             data = data.replace(old, new)
         finish = data.find(_FINISH)
         if finish >= 0:
             start = finish + len(_FINISH)
             self._progress.finish_reason = data[start : data.find(b'"', start)].decode("ascii", "replace")
-        self._progress.usage.completion_tokens += data.count(b"\n\n")
-        if data.endswith(DONE):
-            self.done = True
+        self._progress.usage.completion_tokens += events
+        self.done = end >= 0
         return data
 
     def _edit_event(self, event: bytes) -> bytes:
@@ -120,16 +140,16 @@ class StreamEditor:
                 ErrorKind.UPSTREAM_INVALID, "The model's server sent an event that is not valid JSON."
             ) from exc
         if view.error is not None:
-            if not self.started:
-                raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server reported an error.")
-            self.done = True
-            return event
-        return self._shape(event, fields, view)
+            raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server reported an error.")
+        return self._shape(payload, fields, view)
 
-    def _shape(self, event: bytes, fields: dict[str, Raw], view: StreamEvent) -> bytes:
+    def _shape(self, payload: bytes, fields: dict[str, Raw], view: StreamEvent) -> bytes:
         changes = self._rename.pairs(fields.get("model", _ABSENT), fields.get("id", _ABSENT))
-        if self._replacements is None and b'"choices":[' in event:
+        # Bytes are edited only where that gives the same as encoding anew: in JSON without spaces.
+        if self._replacements is None and view.choices and msgspec.json.encode(fields) == payload:
             self._replacements = [(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new)) for name, old, new in changes]
+        if view.has_content:
+            self._progress.usage.completion_tokens += 1
         if view.usage is not None:
             counted = self._progress.usage.completion_tokens
             view.usage.copy_to(self._progress.usage)
@@ -168,6 +188,8 @@ class _Answer(Struct, frozen=True):
     model: Raw = Raw()
     id: Raw = Raw()
     usage: UsageBody | None = None
+    choices: Raw = Raw()
+    data: Raw = Raw()
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -176,7 +198,7 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     """A whole answer with the model's name and the id edited; usage goes to `progress`.
 
-    Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object.
+    Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object with an answer in it.
     """
     try:
         answer = _ANSWER.decode(body)
@@ -184,6 +206,8 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
         raise HelixError(
             ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
         ) from exc
+    if not (bytes(answer.choices) or bytes(answer.data)):
+        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent something that is not an answer.")
     if answer.usage is not None:
         answer.usage.copy_to(progress.usage)
     finish = body.find(_FINISH)

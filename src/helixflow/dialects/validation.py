@@ -78,8 +78,8 @@ def _with_indexes(data: bytes, path: str, elements: Mapping[str, msgspec.json.De
         if name:
             raw = _FIELDS.decode(raw)[name]
     decoder = elements.get(head.rsplit(".", 1)[-1])
-    if decoder is None:
-        return path.replace("[...]", "[]")
+    if decoder is None:  # an object of numbers or strings: its name says enough
+        return head
     for index, element in enumerate(_LIST.decode(raw)):
         try:
             decoder.decode(element)

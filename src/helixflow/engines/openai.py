@@ -103,7 +103,8 @@ class OpenAIEngine:
             if upstream.code == ErrorKind.CONTEXT_LENGTH_EXCEEDED.value:
                 kind = ErrorKind.CONTEXT_LENGTH_EXCEEDED
             message = upstream.message or "The model's server refused the request as invalid."
-            return HelixError(kind, message, param=upstream.param, code=upstream.code)
+            code = upstream.code if isinstance(upstream.code, str) else None  # some send the status again
+            return HelixError(kind, message, param=upstream.param, code=code)
         if status in (401, 403):
             return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server refused the gateway's credentials.")
         retry_after = _retry_after(response.headers.get(b"retry-after"))
@@ -130,8 +131,13 @@ class _EditedStream:
             first, self._first = self._first, b""
             return first
         editor = self._editor
-        while True:
-            data = await self._response.read()
+        while editor.failure is None:
+            try:
+                data = await self._response.read()
+            except HelixError:
+                if editor.done:  # the answer is whole, only the end of the body was bad
+                    return b""
+                raise
             if not data:
                 if not editor.ended_cleanly:
                     raise HelixError(
@@ -141,6 +147,7 @@ class _EditedStream:
             out = editor.feed(data)
             if out:
                 return out
+        raise editor.failure
 
     def close(self) -> None:
         self._response.close()
@@ -149,7 +156,7 @@ class _EditedStream:
 class _UpstreamError(msgspec.Struct, frozen=True):
     message: str | None = None
     param: str | None = None
-    code: str | None = None
+    code: str | int | None = None
 
 
 class _UpstreamErrorBody(msgspec.Struct, frozen=True):
@@ -177,7 +184,7 @@ def _stream_options(options: Raw | None) -> Raw:
 
 
 def _retry_after(value: bytes | None) -> float | None:
-    try:
-        return min(max(float(value or b""), 0.0), _RETRY_AFTER_MAX_S)
-    except ValueError:
+    """Seconds; None for a date or nonsense."""
+    if value is None or not value.isdigit():
         return None
+    return min(float(value), _RETRY_AFTER_MAX_S)

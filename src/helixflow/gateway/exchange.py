@@ -26,7 +26,6 @@ class Exchange:
     """What is known of a request while it is served. Header names are lower-case bytes, the last of a name wins."""
 
     # What most requests leave as it is stands on the class: cheaper than setting it for each.
-    ended: float = 0.0
     principal: Principal | None = None
     operation: Operation | None = None
     model: str | None = None

@@ -66,13 +66,14 @@ class ReplicaSlots:
         self._probation_s = probation_s
         self._seats: dict[str, _Seat] = {}
         self._suspects: dict[str, float] = {}
-        self._waiting: deque[asyncio.Future[SlotLease]] = deque()
+        # The result None says that the replicas are gone and the wait for one begins anew.
+        self._waiting: deque[asyncio.Future[SlotLease | None]] = deque()
         self._changed: asyncio.Event = asyncio.Event()
         self._view: DeploymentView | None = None
 
     @property
     def queued(self) -> int:
-        return sum(not future.done() for future in self._waiting)
+        return len(self._waiting)
 
     @property
     def in_flight(self) -> int:
@@ -85,24 +86,32 @@ class ReplicaSlots:
         for replica_id in [r for r in self._seats if r not in known]:
             del self._seats[replica_id]
         for replica_id, replica in known.items():
-            if replica_id not in self._seats:
+            seat = self._seats.get(replica_id)
+            if seat is None:
                 self._seats[replica_id] = _Seat(replica)
+            else:
+                seat.replica = replica
         self._suspects = {r: until for r, until in self._suspects.items() if r in known}
         self._changed.set()
         self._changed = asyncio.Event()
         self._wake()
+        if not self._seats:
+            while self._waiting:
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_result(None)
 
     async def any_replica(self, deadline: float) -> Replica:
         await self._wait_for_replica(deadline)
         return min(self._seats.values(), key=lambda seat: seat.in_flight).replica
 
     async def acquire(self, deadline: float) -> SlotLease:
-        await self._wait_for_replica(deadline)
-        if not self.queued:
-            seat = self._free_seat()
-            if seat is not None:
-                return self._take(seat)
-        return await self._wait_in_queue(deadline)
+        lease: SlotLease | None = None
+        while lease is None:
+            await self._wait_for_replica(deadline)
+            seat = self._free_seat() if not self._waiting else None
+            lease = self._take(seat) if seat is not None else await self._wait_in_queue(deadline)
+        return lease
 
     def _take(self, seat: _Seat) -> SlotLease:
         seat.in_flight += 1
@@ -128,30 +137,38 @@ class ReplicaSlots:
             if seat is None:
                 return
             future = self._waiting.popleft()
-            if not future.done():
+            if not future.done():  # else its client left in this turn of the loop
                 future.set_result(self._take(seat))
 
-    async def _wait_in_queue(self, deadline: float) -> SlotLease:
+    async def _wait_in_queue(self, deadline: float) -> SlotLease | None:
         if self.queued >= self._max_queue:
             raise HelixError(
                 ErrorKind.OVERLOADED,
                 "The model is busy and its queue is full; try again shortly.",
                 retry_after_s=_LOADING_RETRY_S,
             )
-        future: asyncio.Future[SlotLease] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[SlotLease | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
+        timer = asyncio.get_running_loop().call_at(deadline, self._expire, future)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await future
-        except TimeoutError as exc:
-            raise HelixError(
-                ErrorKind.OVERLOADED, "The model is busy; the request waited too long.", retry_after_s=_LOADING_RETRY_S
-            ) from exc
+            return await future
         except asyncio.CancelledError:
-            # The slot may have been handed over in the same turn of the loop in which the client left.
-            if future.done() and not future.cancelled():
-                future.result().release()
+            if future in self._waiting:
+                self._waiting.remove(future)
+            elif not future.cancelled() and future.exception() is None and (lease := future.result()) is not None:
+                # The slot was handed over in the same turn of the loop in which the client left.
+                lease.release()
             raise
+        finally:
+            timer.cancel()
+
+    def _expire(self, future: "asyncio.Future[SlotLease | None]") -> None:
+        if not future.done():
+            self._waiting.remove(future)
+            error = HelixError(
+                ErrorKind.OVERLOADED, "The model is busy; the request waited too long.", retry_after_s=_LOADING_RETRY_S
+            )
+            future.set_exception(error)
 
     async def _wait_for_replica(self, deadline: float) -> None:
         """Returns when a replica serves; asks for one if the deployment is idle."""

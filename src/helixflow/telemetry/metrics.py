@@ -52,14 +52,11 @@ class RequestSeries:
 
 
 class GatewayMetrics(Collector):
-    """All figures of one gateway, in a registry of its own. Before they are given out `refresh` is called; `in_flight`
-    is asked.
-    """
+    """All figures of one gateway, in a registry of its own. `in_flight` is asked when they are."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self.refresh: Callable[[], None] = _nothing
         self.in_flight: Callable[[], int] = int
         self._series: dict[tuple[str, str, int], RequestSeries] = {}
 
@@ -71,7 +68,6 @@ class GatewayMetrics(Collector):
         return series
 
     def collect(self) -> Iterable[Metric]:
-        self.refresh()
         labels = ["operation", "deployment", "status"]
         requests = CounterMetricFamily("helixflow_requests", "Requests answered.", labels=labels)
         duration = HistogramMetricFamily(
@@ -94,10 +90,6 @@ class GatewayMetrics(Collector):
             tokens.add_metric([*values, "out"], series.tokens_out)
         in_flight = GaugeMetricFamily("helixflow_requests_in_flight", "Requests under way.", value=self.in_flight())
         return [requests, duration, first_token, inter_token, tokens, in_flight]
-
-
-def _nothing() -> None:
-    """There is nothing to bring up to date."""
 
 
 class DeploymentCollector(Collector):

@@ -7,6 +7,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 
 MAX_EVENT_BYTES: Final = 16 * 2**20
 _BOM: Final = b"\xef\xbb\xbf"
+_UNUSUAL_START: Final = b"\n\xef"  # a blank line between events, or perhaps the byte order mark
 
 # A line end followed by a blank line. Lines end in \n, \r\n or \r. What `\n\r` ends with is known only with the byte
 # after it; after `\r\r` a `\n` may follow and is then skipped like any blank line between events. So the events do not
@@ -39,16 +40,18 @@ class EventSplitter:
         Raises `HelixError` (`UPSTREAM_INVALID`) when an event exceeds the bound; the splitter is of no use then.
         """
         if (
-            self._started
-            and not self._buffer
+            not self._buffer
             and data.endswith(b"\n\n")
             and len(data) <= self._max_event_bytes
             and b"\r" not in data
-            and b"\n\n\n" not in data
-            and not data.startswith(b"\n")
+            and data[0] not in _UNUSUAL_START
         ):
             if data.find(b"\n\n") == len(data) - 2:
+                self._started = True
                 return [data]
+            if b"\n\n\n" in data:
+                return self._feed_slowly(data)
+            self._started = True
             return [part + b"\n\n" for part in data[:-2].split(b"\n\n")]
         return self._feed_slowly(data)
 
@@ -83,10 +86,9 @@ class EventSplitter:
 
 def data_of(event: bytes) -> bytes | None:
     """The `data` lines of an event, joined by `\\n`; None for a comment or an event without data."""
-    if event.startswith(b"data: ") and event.endswith(b"\n\n") and b"\r" not in event:
-        end = len(event) - 2
-        if event.find(b"\n") == end:
-            return event[6:end]
+    end = event.find(b"\n")
+    if end == len(event) - 2 and event.startswith(b"data: ") and b"\r" not in event:
+        return event[6:end]
     lines: list[bytes] = []
     for line in event.splitlines():
         name, _, value = line.partition(b":")

@@ -25,7 +25,8 @@ from helixflow.core.errors import UserError
 from helixflow.launch.serve import serve
 from helixflow.settings.tree import Settings
 try:
-    serve(Settings.model_validate_json(sys.argv[1]), welcome_argv=["/bin/sh", "-c", f"echo {{base_url}} > {sys.argv[2]}"])
+    settings = Settings.model_validate_json(sys.argv[1])
+    serve(settings, welcome_argv=["/bin/sh", "-c", f"echo {{base_url}} > {sys.argv[2]}"])
 except UserError as error:
     print(error.message)
     sys.exit(error.exit_code)
@@ -125,6 +126,7 @@ def test_killing_the_launcher_leaves_no_process_and_the_next_start_works(make_no
     assert node.process is not None
     assert len(node.children()) == 4, "launcher, control, gateway, engine"
     node.process.kill()
+    node.process.wait(SERVE_GRACE_S)
     until(lambda: not node.children(), 2)
     node.url_file.unlink()
     node.start().wait_ready()

@@ -10,6 +10,7 @@ from helixflow.core.call import Call, Progress
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_answers import DONE, ChatWriter
 from helixflow.dialects.openai_chat import ChatParams, DeveloperMessage
+from helixflow.dialects.openai_events import UsageBody
 from helixflow.engines.llama_cpp.generation import EVENT, Choice, Event
 from helixflow.engines.llama_cpp.merge import Source
 from helixflow.engines.llama_cpp.tools import ForcedTool
@@ -76,7 +77,8 @@ class ChatStream:
             source.fingerprint,
             include_usage=call.include_usage,
         )
-        self._roles: set[int] = set()
+        # Choices that have begun, and how many of their tokens `progress` counts before the engine reports them.
+        self._counted: dict[int, int] = {}
         self._tail = b""
         self._ended = False
 
@@ -102,12 +104,17 @@ class ChatStream:
         if self._logprobs is None and self._tail and event.startswith(_CONTENT_START) and event.endswith(self._tail):
             delta = event[_DELTA_START : -len(self._tail) - 1]
             # Quotes inside JSON strings are escaped, so this says that `content` is all there is.
-            if b'"},"' not in delta and b'","' not in delta and index in self._roles:
-                self.progress.usage.completion_tokens += 1
+            if b'"},"' not in delta and b'","' not in delta and index in self._counted:
+                self._count(index)
                 return self._writer.delta(index, delta)
         decoded = EVENT.decode(event)
         if decoded.usage is not None:
-            add_usage(self.progress, decoded, first=index == 0)
+            add_usage(
+                self.progress,
+                decoded.usage,
+                new_prompt=not self.progress.usage.reported,
+                counted=self._counted.get(index, 0),
+            )
         out = b"".join([self._chunk(index, choice) for choice in decoded.choices])
         if not self._tail and event.startswith(_CONTENT_START):
             self._tail = event[event.rindex(b'}],"created":') + 1 :]
@@ -116,33 +123,34 @@ class ChatStream:
     def _chunk(self, index: int, choice: Choice) -> bytes:
         if choice.finish_reason is not None:
             self.progress.finish_reason = choice.finish_reason
-            role = b"" if index in self._roles else self._role(index)
+            role = b"" if index in self._counted else self._role(index)
             return role + self._writer.chunk(index, {}, None, choice.finish_reason)
         delta = {name: value for name, value in (choice.delta or {}).items() if name != "role" and value is not None}
         if not delta:
             return b""
-        role = b"" if index in self._roles else self._role(index)
+        role = b"" if index in self._counted else self._role(index)
+        self._count(index)
         logprobs = shape_logprobs(choice, self._logprobs) if self._logprobs is not None else None
         return role + self._writer.chunk(index, delta, logprobs, None)
 
     def _role(self, index: int) -> bytes:
-        self._roles.add(index)
+        self._counted[index] = 0
         return self._writer.role(index)
 
+    def _count(self, index: int) -> None:
+        self._counted[index] += 1
+        self.progress.usage.completion_tokens += 1
 
-def add_usage(progress: Progress, event: Event, *, first: bool) -> None:
-    """Sums what the generations of one call used: the prompt counts once, completions all."""
-    if event.usage is None:
-        return
+
+def add_usage(progress: Progress, reported: UsageBody, *, new_prompt: bool, counted: int = 0) -> None:
+    """Adds what one generation of a call used: a prompt counts once, completions all, less what was `counted` already."""
     usage = progress.usage
-    if not usage.reported:
-        usage.completion_tokens = 0
-        usage.reported = True
-    if first or not usage.prompt_tokens:
-        usage.prompt_tokens = event.usage.prompt_tokens
-        details = event.usage.prompt_tokens_details
-        usage.cached_tokens = details.cached_tokens or 0 if details is not None else 0
-    usage.completion_tokens += event.usage.completion_tokens
+    usage.reported = True
+    usage.completion_tokens += reported.completion_tokens - counted
+    if new_prompt:
+        usage.prompt_tokens += reported.prompt_tokens
+        details = reported.prompt_tokens_details
+        usage.cached_tokens += details.cached_tokens or 0 if details is not None else 0
 
 
 def shape_logprobs(choice: Choice, top: int) -> dict[str, Any] | None:

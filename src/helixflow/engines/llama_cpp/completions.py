@@ -204,6 +204,7 @@ class _CompletionStream:
         self._best_of = best_of
         self._include_usage = include_usage
         self._echoed: set[int] = set()
+        self._counted_prompts: set[int] = set()
         self._ended = False
 
     async def read(self) -> bytes:
@@ -248,11 +249,10 @@ class _CompletionStream:
 
     def _shape(self, index: int, event: bytes) -> bytes:
         decoded = EVENT.decode(event)
-        # A prompt counts once, however many completions it has.
-        before = self.progress.usage.prompt_tokens
-        add_usage(self.progress, decoded, first=index % self._best_of == 0)
-        if decoded.usage is not None and index % self._best_of == 0:
-            self.progress.usage.prompt_tokens += before
+        if decoded.usage is not None:
+            prompt = index // self._best_of
+            add_usage(self.progress, decoded.usage, new_prompt=prompt not in self._counted_prompts)
+            self._counted_prompts.add(prompt)
         assembly = self._assemblies[index]
         out = []
         for choice in decoded.choices:

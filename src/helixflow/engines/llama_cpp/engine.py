@@ -83,7 +83,8 @@ class LlamaCppEngine:
             while index >= 0:
                 for event in map(EVENT.decode, events):
                     assemblies[index].add(event)
-                    add_usage(progress, event, first=index == 0)
+                    if event.usage is not None:
+                        add_usage(progress, event.usage, new_prompt=not progress.usage.reported)
                 index, events = await source.read()
         finally:
             source.close()

@@ -81,6 +81,8 @@ class Generation:
                 raise await refusal(response)
             await generation._read_to_content(lease.replica, token_limit)
         except BaseException as exc:
+            if isinstance(exc, HelixError) and exc.kind is ErrorKind.CONTEXT_LENGTH_EXCEEDED:
+                exc.param = "prompt" if path == "/v1/completions" else "messages"
             if generation is not None:
                 generation._response.close()
             lease.release(failed=is_replica_fault(exc))
@@ -181,7 +183,6 @@ def check_context(prompt_tokens: int, token_limit: int | None, context: int) -> 
             ErrorKind.CONTEXT_LENGTH_EXCEEDED,
             f"This model's maximum context length is {context} tokens, but the request needs {prompt_tokens + wanted} "
             f"({prompt_tokens} in the prompt{answer}). Shorten the prompt or ask for fewer tokens.",
-            param="messages",
         )
 
 
