@@ -75,6 +75,11 @@ async def choose_model(client: ApiClient, settings: "Settings") -> str:
 
 
 def _local_url(settings: "Settings") -> str:
+    """Where the gateway of this data directory listens, or would by its settings."""
+    try:
+        return f"{(settings.run_dir / 'gateway.url').read_text().strip()}/v1"
+    except OSError:
+        pass  # nothing has served here yet
     host = settings.gateway.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway.http_port}/v1"
 

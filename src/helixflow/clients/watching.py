@@ -41,6 +41,7 @@ class Watch:
         self._on_lost = on_lost
         self._backoff = Backoff(initial_s=0.05, maximum_s=1.0, jitter=0.5)
         self._failing = False
+        self._has_stood = False
 
     async def run(self) -> None:
         while True:
@@ -50,7 +51,9 @@ class Watch:
                 # Once for each outage: an attempt a second would bury everything else.
                 if not self._failing:
                     self._failing = True
-                    log.warning("watch.lost", watch=self._name, code=exc.code, reason=exc.message)
+                    # At the start the services come up in any order.
+                    note = log.warning if self._has_stood else log.debug
+                    note("watch.lost", watch=self._name, code=exc.code, reason=exc.message)
             await asyncio.sleep(self._backoff.next_delay_s(0))
 
     async def _follow(self) -> None:
@@ -68,9 +71,10 @@ class Watch:
 
     def _begin(self) -> None:
         self._backoff.reset()
-        if self._failing:
-            self._failing = False
+        if self._failing and self._has_stood:
             log.info("watch.restored", watch=self._name)
+        self._failing = False
+        self._has_stood = True
 
 
 async def _messages(stream: Any) -> AsyncGenerator[Any, None]:

@@ -86,7 +86,7 @@ def parse_completion(body: bytes) -> CompletionParams:
             raise _invalid("best_of", "'best_of' cannot be streamed")
     generations = len(params.prompts) * max(params.best_of or 1, params.choices)
     if generations > MAX_PROMPTS:
-        raise _invalid("n", f"prompts times choices are {generations}; at most {MAX_PROMPTS} are allowed in one request")
+        raise _invalid("n", f"prompts times choices are {generations}; at most {MAX_PROMPTS} are allowed")
     if params.max_tokens == 0 and not params.echo:
         raise _invalid("max_tokens", "'max_tokens' may be 0 only together with 'echo'")
     if params.logit_bias:

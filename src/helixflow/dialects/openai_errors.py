@@ -5,7 +5,6 @@ import msgspec
 from helixflow.core.errors import ErrorKind, HelixError
 
 
-
 def render_error(error: HelixError) -> bytes:
     """`{"error": {message, type, param, code}}`; `param` and `code` are always present."""
     return msgspec.json.encode({"error": _error(error)})

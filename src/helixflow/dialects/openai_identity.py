@@ -67,29 +67,36 @@ class StreamEditor:
         Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event; if
         there are bytes before it, they are returned and the error is left in `failure`.
         """
-        if (
-            self._replacements is not None
-            and self.started
-            and data.startswith(b"data: {")
-            and data.endswith(b"\n\n")
-            and not self.done
-            and not self._splitter.pending
-        ):
-            edited = self._edit_bytes(data, self._replacements)
-            if edited is not None:
-                return edited
-        edited_events: list[bytes] = []
-        for event in self._splitter.feed(data):
-            if self.done:
-                break
-            try:
-                edited_events.append(self._edit_event(event))
-            except HelixError as exc:
-                self.failure = exc
-                if not any(edited_events):
-                    raise
-                break
-        return b"".join(edited_events)
+        events = self._splitter.feed(data)
+        edited: list[bytes] = []
+        position = 0
+        try:
+            while position < len(events) and not (self.started and self._replacements is not None):
+                if self.done:
+                    return b"".join(edited)
+                edited.append(self._edit_event(events[position]))
+                position += 1
+            if position < len(events):
+                self._edit_run(events[position:], edited)
+        except HelixError as exc:
+            self.failure = exc
+            if not any(edited):
+                raise
+        return b"".join(edited)
+
+    def _edit_run(self, events: list[bytes], edited: list[bytes]) -> None:
+        """Edits events as one piece of bytes; those that need a closer look are found by halving."""
+        if self.done:
+            return
+        together = self._edit_bytes(b"".join(events), self._replacements or [])
+        if together is not None:
+            edited.append(together)
+        elif len(events) == 1:
+            edited.append(self._edit_event(events[0]))
+        else:
+            half = len(events) // 2
+            self._edit_run(events[:half], edited)
+            self._edit_run(events[half:], edited)
 
     @property
     def ended_cleanly(self) -> bool:
@@ -98,7 +105,12 @@ class StreamEditor:
     def _edit_bytes(self, data: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes | None:
         """Edits whole events without decoding them; None when one needs a closer look."""
         events = data.count(b"\n\n")
-        if b'"error"' in data or data.count(b"\n") != 2 * events or data.count(b"\n\ndata: ") != events - 1:
+        if (
+            not data.startswith(b"data: {")
+            or b'"error"' in data
+            or data.count(b"\n") != 2 * events
+            or data.count(b"\n\ndata: ") != events - 1
+        ):
             return None
         if (end := data.find(b"data: [DONE]")) >= 0:
             if not data.endswith(DONE) or end != len(data) - len(DONE):

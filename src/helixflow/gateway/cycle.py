@@ -83,7 +83,7 @@ class Cycle:
         """Runs the app; whatever it leaves unfinished ends the connection."""
         try:
             await app(self.scope, self.receive, self.send)
-        except Exception as exc:  # noqa: BLE001  (the app answers its own errors; this is for faults in doing so)
+        except Exception as exc:  # the app answers its own errors; this is for faults in doing so
             log.error("request.crashed", exc_info=exc)
         finally:
             if not self.response_complete and not self.disconnected:

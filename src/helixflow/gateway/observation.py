@@ -22,7 +22,10 @@ class Observation:
         self._log.flush()
 
     def record(self, exchange: Exchange) -> None:
-        """Called once for each exchange, after its last byte or its end by any other way."""
+        """Called once for each exchange, after its last byte or its end by any other way.
+
+        Answers to probes and scrapes are counted, not logged: a line a second would bury the rest.
+        """
         started = exchange.started
         duration = time.perf_counter() - started
         status = 499 if exchange.disconnected else exchange.status
@@ -64,4 +67,5 @@ class Observation:
                 series.first_token.observe(first)
                 if completion_tokens > 1:
                     series.inter_token.observe((duration - first) / (completion_tokens - 1))
-        self._log.add(record)
+        if exchange.operation is not None or status not in (200, 503):
+            self._log.add(record)

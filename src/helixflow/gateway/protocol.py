@@ -233,8 +233,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """A head without the offer to upgrade, which may be ignored (RFC 9110, section 7.8): Java's client makes one on each
-    plain connection, and the parser would give up the body.
+    """A head without the offer to upgrade, which may be ignored (RFC 9110, section 7.8): Java's client makes one on
+    each plain connection, and the parser would give up the body.
     """
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"x-upgrade:", head) + end + rest

@@ -27,7 +27,7 @@ def open_listener(settings: GatewaySettings) -> socket.socket:
         if exc.errno == errno.EADDRINUSE:
             raise UserError(
                 f"port {settings.http_port} on {host} is in use by another program; choose another one with "
-                "gateway.http_port in the configuration or HELIXFLOW_GATEWAY__HTTP_PORT",
+                "--http-port, gateway.http_port in the configuration or HELIXFLOW_GATEWAY__HTTP_PORT",
                 ExitCode.PORT_BUSY,
             ) from exc
         reason = f"cannot listen on {host} port {settings.http_port}: {exc.strerror}"

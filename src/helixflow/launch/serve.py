@@ -22,6 +22,8 @@ from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
 LOCK_NAME: Final = "serve.lock"
+# Tells the command line where the gateway listens; only right while the lock is held.
+URL_NAME: Final = "gateway.url"
 
 
 def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> NoReturn:
@@ -47,6 +49,7 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     settings = settings.model_copy(update={"gateway": gateway})
     wanted = {one.spec.name: one.spec for one in planned if one.settings.load == "start"}
     pull_all(ModelStore(settings.models_dir), wanted.values())
+    (settings.run_dir / URL_NAME).write_text(base_url(listener))
     welcome = [part.replace("{base_url}", base_url(listener)) for part in welcome_argv or ()]
     _become_launcher(settings, listener.detach(), lock_fd, welcome)
 

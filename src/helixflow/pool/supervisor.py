@@ -63,9 +63,11 @@ class Supervisor:
             seat.want()
 
     async def run(self) -> None:
-        """Raises `HelixError` (UNAVAILABLE) when the launcher cannot be asked."""
+        """Raises `HelixError` (UNAVAILABLE) when the launcher cannot be asked. Without engines it only waits."""
         for engine in await self._engines.list():
             await self._take_over(engine)
+        if not self._seats:
+            await asyncio.Event().wait()
         async with asyncio.TaskGroup() as group:
             for one in self._planned:
                 for index, seat in enumerate(self._seats[one.name]):

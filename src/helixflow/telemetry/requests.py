@@ -12,7 +12,6 @@ from msgspec import Struct
 
 from helixflow.telemetry.logs import is_text
 
-
 _FLUSH_AFTER_S = 0.1
 _FLUSH_AT_BYTES = 16 * 1024
 

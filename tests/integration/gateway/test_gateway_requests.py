@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-
 from pathlib import Path
 
 import pytest
@@ -77,8 +76,8 @@ async def test_every_answer_has_a_request_id_of_its_own(idle_gateway: RunningGat
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("GET", CHAT, "POST"), ("DELETE", CHAT, "POST"), ("POST", "/v1/models", "GET, HEAD"), ("PUT", "/livez", "GET, HEAD"),
-     ("OPTIONS", CHAT, "POST"), ("DELETE", "/v1/models/m", "GET, HEAD")],
+    [("GET", CHAT, "POST"), ("DELETE", CHAT, "POST"), ("POST", "/v1/models", "GET, HEAD"),
+     ("PUT", "/livez", "GET, HEAD"), ("OPTIONS", CHAT, "POST"), ("DELETE", "/v1/models/m", "GET, HEAD")],
 )  # fmt: skip
 async def test_a_wrong_method_is_405_with_allow(
     idle_gateway: RunningGateway, method: str, path: str, allow: str
@@ -281,7 +280,9 @@ async def test_ambiguous_framing_is_refused_and_the_connection_closed(idle_gatew
         assert b'"error":{"message":' in got
 
 
-@pytest.mark.parametrize("line", ["GET / HTTP/9.9", "hello", "GET  HTTP/1.1", "\x16\x03\x01\x02\x00", "GET /\xff HTTP/1.1"])
+@pytest.mark.parametrize(
+    "line", ["GET / HTTP/9.9", "hello", "GET  HTTP/1.1", "\x16\x03\x01\x02\x00", "GET /\xff HTTP/1.1"]
+)
 async def test_what_is_not_http_gets_a_400_in_json(idle_gateway: RunningGateway, line: str) -> None:
     async with await idle_gateway.connect() as wire:
         wire.send(line.encode("latin-1") + b"\r\n\r\n")

@@ -426,20 +426,20 @@ async def test_cors_is_off_by_default_and_answers_allowed_origins(tmp_path: Path
         got = await gateway.ask("GET", "/v1/models", headers=here)
         assert "access-control-allow-origin" not in got.headers
         assert (await gateway.ask("OPTIONS", "/v1/chat/completions", headers=preflight)).status == 405
-    async with run_gateway(tmp_path, models, cors={"origins": ["https://here.example"]}) as gateway:
-        async with await gateway.connect() as wire:
-            got = await wire.ask(request("OPTIONS", "/v1/chat/completions", headers=preflight))
-            assert got.status == 204
-            assert got.headers["access-control-allow-origin"] == "https://here.example"
-            assert "POST" in got.headers["access-control-allow-methods"]
-            assert got.headers["access-control-allow-headers"] == "authorization"
-            got = await wire.ask(request("GET", "/v1/models", key=gateway.key, headers=here))
-            assert got.headers["access-control-allow-origin"] == "https://here.example"
-            got = await wire.ask(request("POST", "/v1/chat/completions", b"{}", headers=here))
-            assert got.status == 401
-            assert got.headers["access-control-allow-origin"] == "https://here.example"
-            got = await wire.ask(request("GET", "/livez", headers={"origin": "https://evil.example"}))
-            assert "access-control-allow-origin" not in got.headers
+    origins = {"origins": ["https://here.example"]}
+    async with run_gateway(tmp_path, models, cors=origins) as gateway, await gateway.connect() as wire:
+        got = await wire.ask(request("OPTIONS", "/v1/chat/completions", headers=preflight))
+        assert got.status == 204
+        assert got.headers["access-control-allow-origin"] == "https://here.example"
+        assert "POST" in got.headers["access-control-allow-methods"]
+        assert got.headers["access-control-allow-headers"] == "authorization"
+        got = await wire.ask(request("GET", "/v1/models", key=gateway.key, headers=here))
+        assert got.headers["access-control-allow-origin"] == "https://here.example"
+        got = await wire.ask(request("POST", "/v1/chat/completions", b"{}", headers=here))
+        assert got.status == 401
+        assert got.headers["access-control-allow-origin"] == "https://here.example"
+        got = await wire.ask(request("GET", "/livez", headers={"origin": "https://evil.example"}))
+        assert "access-control-allow-origin" not in got.headers
 
 
 async def test_metrics_count_requests_with_bounded_labels(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ class ChatStream:
 
 
 def add_usage(progress: Progress, reported: UsageBody, *, new_prompt: bool, counted: int = 0) -> None:
-    """Adds what one generation of a call used: a prompt counts once, completions all, less what was `counted` already."""
+    """Adds what one generation of a call used: a prompt counts once, completions all, less what is `counted` yet."""
     usage = progress.usage
     usage.reported = True
     usage.completion_tokens += reported.completion_tokens - counted
