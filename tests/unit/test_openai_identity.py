@@ -132,9 +132,10 @@ def test_a_whole_answer_is_edited(spaced: bool) -> None:
     assert progress.usage.prompt_tokens == 3
 
 
-@given(
-    st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"null", b'{"choices":[],"usage":{"prompt_tokens":"x"}}'])
-)
+RUBBISH = [b"{}", b"[]", b"null", b'{"choices":[],"usage":{"prompt_tokens":"x"}}']
+
+
+@given(st.binary(max_size=40) | st.sampled_from(RUBBISH))
 def test_rubbish_is_an_error_and_nothing_else(body: bytes) -> None:
     with pytest.raises(HelixError) as caught:
         edit_answer(body, Rename(b'"ours"', Operation.CHAT, "c1"), Progress())
