@@ -11,13 +11,21 @@ class NoChannel:
 
 def _status(state: int = pool_pb2.DEPLOYMENT_STATE_READY) -> pool_pb2.DeploymentStatus:
     replica = pool_pb2.Replica(
-        replica_id="r1", host="127.0.0.1", port=4000, api_key="k", slots=4, context=8192, supports_tools=True, pid=1
+        replica_id="r1",
+        host="127.0.0.1",
+        port=4000,
+        api_key="k",
+        slots=4,
+        context=8192,
+        supports_tools=True,
+        pid=1,
+        vocabulary=49152,
     )
     return pool_pb2.DeploymentStatus(deployment="m/llama_cpp-0", state=state, restarts=2, replicas=[replica])
 
 
 def test_a_status_becomes_a_view_with_all_its_fields() -> None:
-    replica = Replica("r1", "127.0.0.1", 4000, "k", 4, 8192, True, "")
+    replica = Replica("r1", "127.0.0.1", 4000, "k", 4, 8192, True, 49152, "")
     assert view_of(_status()) == DeploymentView("m/llama_cpp-0", "ready", "", 2, 0.0, (replica,))
 
 

@@ -83,6 +83,7 @@ def view_of(status: pool_pb2.DeploymentStatus) -> DeploymentView:
                 slots=replica.slots,
                 context=replica.context,
                 supports_tools=replica.supports_tools,
+                vocabulary=replica.vocabulary,
                 tokenizer_path=replica.tokenizer_path,
             )
             for replica in status.replicas

@@ -9,7 +9,7 @@ class Replica:
     """One running engine process: where it listens and the random key it wants. `slots` generations fit at once.
 
     `context` is the most tokens (prompt + answer) one request may use; `supports_tools` says whether the model's own
-    chat template knows tools.
+    chat template knows tools; `vocabulary` is its number of token ids, 0 when unknown.
     """
 
     replica_id: str
@@ -19,6 +19,7 @@ class Replica:
     slots: int
     context: int
     supports_tools: bool = False
+    vocabulary: int = 0
     tokenizer_path: str = ""
 
 
@@ -38,6 +39,10 @@ class Slots(Protocol):
 
     async def any_replica(self, deadline: float) -> Replica:
         """A replica that serves, without a lease on it: for what is the same on all of them. Raises as `acquire`."""
+        ...
+
+    def has_alternative(self) -> bool:
+        """Whether a replica serves on which nothing has failed just now."""
         ...
 
     async def acquire(self, deadline: float) -> Lease:

@@ -92,7 +92,7 @@ class App:
             raise HelixError(
                 ErrorKind.METHOD_NOT_ALLOWED, f"{exchange.method} is not allowed on {path[:256]}; use {allowed}."
             )
-        if self.draining and path.startswith("/v1/"):
+        if self.draining and (path.startswith("/v1/") or path == "/readyz"):
             raise HelixError(ErrorKind.SHUTTING_DOWN, "The service is shutting down; try again.", retry_after_s=1)
         await action(exchange)
 

@@ -1,4 +1,4 @@
-"""Asking an engine how it is: `GET /health` and, once, `GET /props`."""
+"""Asking an engine how it is: `GET /health` and, once, `GET /props` and `GET /v1/models`."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,11 +15,14 @@ _MAX_BODY_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class EngineProperties:
-    """What an engine says of itself: slots, tokens a request may use, and whether its chat template knows tools."""
+    """What an engine says of itself: slots, tokens a request may use, whether its chat template knows tools, and the
+    number of token ids (0 when it does not say).
+    """
 
     slots: int
     context: int
     supports_tools: bool
+    vocabulary: int = 0
 
 
 class _Generation(msgspec.Struct):
@@ -34,6 +37,18 @@ class _Props(msgspec.Struct):
     total_slots: int
     default_generation_settings: _Generation
     chat_template_caps: _Capabilities = msgspec.field(default_factory=_Capabilities)
+
+
+class _ModelMeta(msgspec.Struct):
+    n_vocab: int = 0
+
+
+class _Model(msgspec.Struct):
+    meta: _ModelMeta | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
 
 
 class Probe:
@@ -57,8 +72,21 @@ class Probe:
         except msgspec.DecodeError as exc:
             raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine's /props are not those of llama.cpp.") from exc
         return EngineProperties(
-            props.total_slots, props.default_generation_settings.n_ctx, props.chat_template_caps.supports_tools
+            props.total_slots,
+            props.default_generation_settings.n_ctx,
+            props.chat_template_caps.supports_tools,
+            await self._read_vocabulary(port, key, deadline_s),
         )
+
+    async def _read_vocabulary(self, port: int, key: str, deadline_s: float) -> int:
+        status, body = await self._get("/v1/models", port, key, deadline_s)
+        if status != 200:
+            return 0
+        try:
+            models = msgspec.json.decode(body, type=_Models).data
+        except msgspec.DecodeError as exc:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine's list of models is not llama.cpp's.") from exc
+        return models[0].meta.n_vocab if models and models[0].meta is not None else 0
 
     async def _get(self, target: str, port: int, key: str, deadline_s: float) -> tuple[int, bytes]:
         origin = Origin("http", "127.0.0.1", port)

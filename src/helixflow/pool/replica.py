@@ -128,6 +128,7 @@ class ReplicaLives:
             slots=properties.slots,
             context=min(bound for bound in bounds if bound > 0),
             supports_tools=properties.supports_tools,
+            vocabulary=properties.vocabulary,
             tokenizer_path=str(engine.meta.get("tokenizer_path", "")),
         )
         return ServingReplica(replica, engine.pid)

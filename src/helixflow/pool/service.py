@@ -103,6 +103,7 @@ def _to_replica(serving: ServingReplica) -> pool_pb2.Replica:
         slots=replica.slots,
         context=replica.context,
         supports_tools=replica.supports_tools,
+        vocabulary=replica.vocabulary,
         tokenizer_path=replica.tokenizer_path,
         pid=serving.pid,
     )

@@ -101,6 +101,10 @@ class ReplicaSlots:
                 if not future.done():
                     future.set_result(None)
 
+    def has_alternative(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return any(self._suspects.get(replica_id, 0.0) <= now for replica_id in self._seats)
+
     async def any_replica(self, deadline: float) -> Replica:
         await self._wait_for_replica(deadline)
         return min(self._seats.values(), key=lambda seat: seat.in_flight).replica

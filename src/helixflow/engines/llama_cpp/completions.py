@@ -14,7 +14,7 @@ from helixflow.dialects.openai_answers import DONE, CompletionWriter
 from helixflow.dialects.openai_completions import CompletionParams, Prompt
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.llama_cpp.chat import add_usage
-from helixflow.engines.llama_cpp.generation import EVENT, Choice, Generation, refusal, request
+from helixflow.engines.llama_cpp.generation import EVENT, Choice, check_bias, refusal, request, start_generation
 from helixflow.engines.llama_cpp.merge import Source, open_source
 from helixflow.transport.client import HttpClient
 
@@ -47,6 +47,8 @@ class Completions:
                 "This engine cannot give log-probabilities of the prompt; leave out 'echo' or 'logprobs'.",
                 param="logprobs",
             )
+        if params.logit_bias:
+            await check_bias(params.logit_bias, self._slots, call.deadline)
         prompts = params.prompts
         echoes = [await self._text_of(prompt, call.deadline) if params.echo else "" for prompt in prompts]
         if params.max_tokens == 0:
@@ -54,7 +56,7 @@ class Completions:
         best_of = max(params.best_of or 1, params.choices)
         starts = [
             partial(
-                Generation.start,
+                start_generation,
                 self._client,
                 self._slots,
                 "/v1/completions",

@@ -26,7 +26,6 @@ MAX_ANSWER_BYTES = 64 * 2**20
 
 class _Vector(Struct, frozen=True):
     embedding: list[float]
-    index: int = 0
 
 
 class _Answer(Struct, frozen=True):
@@ -49,9 +48,7 @@ class Embeddings:
         """Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED for too long an input, UNSUPPORTED for other `dimensions`."""
         replica = await self._slots.any_replica(call.deadline)
         tokens = await asyncio.to_thread(self._tokenise, params.inputs, replica)
-        vectors: list[list[float]] = []
-        for start in range(0, len(tokens), replica.slots):
-            vectors += await self._embed(tokens[start : start + replica.slots], call.deadline)
+        vectors = await self._embed_all(tokens, replica.slots, call.deadline)
         if params.dimensions is not None and params.dimensions != len(vectors[0]):
             raise HelixError(
                 ErrorKind.UNSUPPORTED,
@@ -93,7 +90,24 @@ class Embeddings:
             tokens.append(ids)
         return tokens
 
-    async def _embed(self, tokens: list[list[int]], deadline: float) -> list[list[float]]:
+    async def _embed_all(self, tokens: list[list[int]], slots: int, deadline: float) -> list[list[float]]:
+        """One vector an input, in order. A lease an input, so that what is in flight never exceeds the slots."""
+        vectors: list[list[float]] = [[] for _ in tokens]
+        positions = iter(range(len(tokens)))
+
+        async def work() -> None:
+            for position in positions:
+                vectors[position] = await self._embed(tokens[position], deadline)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(len(tokens), slots))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+        return vectors
+
+    async def _embed(self, tokens: list[int], deadline: float) -> list[float]:
         lease = await self._slots.acquire(deadline)
         failed = True
         try:
@@ -118,4 +132,6 @@ class Embeddings:
             raise
         finally:
             lease.release(failed=failed)
-        return [vector.embedding for vector in sorted(answer.data, key=lambda vector: vector.index)]
+        if len(answer.data) != 1:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's engine sent an answer that is not valid.")
+        return answer.data[0].embedding

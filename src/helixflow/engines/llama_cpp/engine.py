@@ -16,7 +16,7 @@ from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.llama_cpp.chat import ChatAssembly, ChatStream, add_usage, chat_payload
 from helixflow.engines.llama_cpp.completions import Completions
 from helixflow.engines.llama_cpp.embeddings import Embeddings
-from helixflow.engines.llama_cpp.generation import EVENT, Generation
+from helixflow.engines.llama_cpp.generation import EVENT, check_bias, start_generation
 from helixflow.engines.llama_cpp.merge import Start, open_source
 from helixflow.engines.llama_cpp.tools import ForcedTool
 from helixflow.transport.client import HttpClient
@@ -53,12 +53,14 @@ class LlamaCppEngine:
 
     async def _chat(self, call: Call, params: ChatParams) -> Stream:
         forced = None
+        if params.logit_bias:
+            await check_bias(params.logit_bias, self._slots, call.deadline)
         if params.tools:
             replica = await self._slots.any_replica(call.deadline)
             forced = ForcedTool.needed(params, template_knows_tools=replica.supports_tools)
         starts = [
             partial(
-                Generation.start,
+                start_generation,
                 self._client,
                 self._slots,
                 "/v1/chat/completions",

@@ -162,6 +162,24 @@ class Generation:
                     self._waiting.append(payload)
 
 
+async def start_generation(
+    client: HttpClient,
+    slots: Slots,
+    path: str,
+    payload: Mapping[str, Raw],
+    *,
+    token_limit: int | None,
+    deadline: float,
+) -> Generation:
+    """`Generation.start`, once more on another replica where the first one failed: the client has seen nothing yet."""
+    try:
+        return await Generation.start(client, slots, path, payload, token_limit=token_limit, deadline=deadline)
+    except HelixError as exc:
+        if not is_replica_fault(exc) or not slots.has_alternative():
+            raise
+    return await Generation.start(client, slots, path, payload, token_limit=token_limit, deadline=deadline)
+
+
 async def request(client: HttpClient, replica: Replica, path: str, body: bytes, deadline: float) -> HttpResponse:
     """POSTs JSON to a replica. Raises `HelixError` UPSTREAM_UNAVAILABLE when it cannot be reached."""
     origin = Origin("http", replica.host, replica.port)
@@ -172,6 +190,18 @@ async def request(client: HttpClient, replica: Replica, path: str, body: bytes, 
         [("authorization", f"Bearer {replica.api_key}"), ("content-type", "application/json")],
     )
     return await client.request(origin, head, body, timeouts=TIMEOUTS, deadline=deadline)
+
+
+async def check_bias(bias: Mapping[str, float], slots: Slots, deadline: float) -> None:
+    """Raises `HelixError` INVALID_VALUE for keys that are no token ids of the model; llama.cpp would ignore them."""
+    vocabulary = (await slots.any_replica(deadline)).vocabulary
+    for key in bias:
+        if vocabulary and (len(key) > 9 or int(key) >= vocabulary):
+            raise HelixError(
+                ErrorKind.INVALID_VALUE,
+                f"Invalid request: 'logit_bias' has the token id {key[:20]}; this model's ids end at {vocabulary - 1}.",
+                param="logit_bias",
+            )
 
 
 def check_context(prompt_tokens: int, token_limit: int | None, context: int) -> None:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*helixflow/rpc/generated/pool_v1/pool.proto\x12\x11helixflow.pool.v1\"\x18\n\x16ListDeploymentsRequest\"S\n\x17ListDeploymentsResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.helixflow.pool.v1.DeploymentStatus\"+\n\x15LoadDeploymentRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\"\x18\n\x16LoadDeploymentResponse\"\x16\n\x14WatchReplicasRequest\"Q\n\x15WatchReplicasResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.helixflow.pool.v1.DeploymentStatus\"\xc0\x01\n\x10\x44\x65ploymentStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".helixflow.pool.v1.DeploymentState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x15\n\rretry_after_s\x18\x05 \x01(\x01\x12,\n\x08replicas\x18\x06 \x03(\x0b\x32\x1a.helixflow.pool.v1.Replica\"\xa7\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0f\n\x07\x61pi_key\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x06 \x01(\r\x12\x16\n\x0esupports_tools\x18\x07 \x01(\x08\x12\x16\n\x0etokenizer_path\x18\x08 \x01(\t\x12\x0b\n\x03pid\x18\t \x01(\r*\xe1\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45PLOYMENT_STATE_IDLE\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PULLING\x10\x02\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x03\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x04\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_BACKOFF\x10\x05\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x06\x32\xc4\x02\n\x0bPoolService\x12h\n\x0fListDeployments\x12).helixflow.pool.v1.ListDeploymentsRequest\x1a*.helixflow.pool.v1.ListDeploymentsResponse\x12\x65\n\x0eLoadDeployment\x12(.helixflow.pool.v1.LoadDeploymentRequest\x1a).helixflow.pool.v1.LoadDeploymentResponse\x12\x64\n\rWatchReplicas\x12\'.helixflow.pool.v1.WatchReplicasRequest\x1a(.helixflow.pool.v1.WatchReplicasResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*helixflow/rpc/generated/pool_v1/pool.proto\x12\x11helixflow.pool.v1\"\x18\n\x16ListDeploymentsRequest\"S\n\x17ListDeploymentsResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.helixflow.pool.v1.DeploymentStatus\"+\n\x15LoadDeploymentRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\"\x18\n\x16LoadDeploymentResponse\"\x16\n\x14WatchReplicasRequest\"Q\n\x15WatchReplicasResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.helixflow.pool.v1.DeploymentStatus\"\xc0\x01\n\x10\x44\x65ploymentStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".helixflow.pool.v1.DeploymentState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x15\n\rretry_after_s\x18\x05 \x01(\x01\x12,\n\x08replicas\x18\x06 \x03(\x0b\x32\x1a.helixflow.pool.v1.Replica\"\xbb\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0f\n\x07\x61pi_key\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x06 \x01(\r\x12\x16\n\x0esupports_tools\x18\x07 \x01(\x08\x12\x16\n\x0etokenizer_path\x18\x08 \x01(\t\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x12\n\nvocabulary\x18\n \x01(\r*\xe1\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45PLOYMENT_STATE_IDLE\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PULLING\x10\x02\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x03\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x04\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_BACKOFF\x10\x05\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x06\x32\xc4\x02\n\x0bPoolService\x12h\n\x0fListDeployments\x12).helixflow.pool.v1.ListDeploymentsRequest\x1a*.helixflow.pool.v1.ListDeploymentsResponse\x12\x65\n\x0eLoadDeployment\x12(.helixflow.pool.v1.LoadDeploymentRequest\x1a).helixflow.pool.v1.LoadDeploymentResponse\x12\x64\n\rWatchReplicas\x12\'.helixflow.pool.v1.WatchReplicasRequest\x1a(.helixflow.pool.v1.WatchReplicasResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'helixflow.rpc.generated.pool_v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEPLOYMENTSTATE']._serialized_start=720
-  _globals['_DEPLOYMENTSTATE']._serialized_end=945
+  _globals['_DEPLOYMENTSTATE']._serialized_start=740
+  _globals['_DEPLOYMENTSTATE']._serialized_end=965
   _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=65
   _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=89
   _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=91
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSTATUS']._serialized_start=355
   _globals['_DEPLOYMENTSTATUS']._serialized_end=547
   _globals['_REPLICA']._serialized_start=550
-  _globals['_REPLICA']._serialized_end=717
-  _globals['_POOLSERVICE']._serialized_start=948
-  _globals['_POOLSERVICE']._serialized_end=1272
+  _globals['_REPLICA']._serialized_end=737
+  _globals['_POOLSERVICE']._serialized_start=968
+  _globals['_POOLSERVICE']._serialized_end=1292
 # @@protoc_insertion_point(module_scope)

@@ -217,6 +217,7 @@ class Replica(_message.Message):
     SUPPORTS_TOOLS_FIELD_NUMBER: _builtins.int
     TOKENIZER_PATH_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     host: _builtins.str
     port: _builtins.int
@@ -232,6 +233,8 @@ class Replica(_message.Message):
     """Path of the model's tokenizer.json, for embedding models; else empty."""
     pid: _builtins.int
     """Process id of the engine, for operators."""
+    vocabulary: _builtins.int
+    """Number of token ids of the model; 0 when unknown."""
     def __init__(
         self,
         *,
@@ -244,10 +247,11 @@ class Replica(_message.Message):
         supports_tools: _builtins.bool = ...,
         tokenizer_path: _builtins.str = ...,
         pid: _builtins.int = ...,
+        vocabulary: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "context", b"context", "host", b"host", "pid", b"pid", "port", b"port", "replica_id", b"replica_id", "slots", b"slots", "supports_tools", b"supports_tools", "tokenizer_path", b"tokenizer_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "context", b"context", "host", b"host", "pid", b"pid", "port", b"port", "replica_id", b"replica_id", "slots", b"slots", "supports_tools", b"supports_tools", "tokenizer_path", b"tokenizer_path", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,63 @@
+"""Several replicas of one deployment behind the gateway: the next one is tried while the client has seen nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helixflow.core.capacity import Replica
+from helixflow.transport.testing import Reset, ScriptedUpstream, Step, event_stream
+from tests.harness.gateway import local, run_gateway
+
+PLAIN = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choice = {"finish_reason": finish, "index": 0, "delta": delta}
+    body = {"choices": [choice], "created": 1, "id": "chatcmpl-x", "model": "m", "system_fingerprint": "b"}
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+def engine_answer(text: str) -> list[Step]:
+    return event_stream([event({"content": text}), event({}, "stop"), b"data: [DONE]\n\n"])
+
+
+def replica(name: str, port: int, *, vocabulary: int = 0) -> Replica:
+    return Replica(name, "127.0.0.1", port, "k", 1, 512, vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_replica_that_fails_before_its_first_word_is_replaced(tmp_path: Path, stream: bool) -> None:
+    async with (
+        ScriptedUpstream([[Reset()]]) as bad,
+        ScriptedUpstream([engine_answer("from the good one")]) as good,
+        run_gateway(tmp_path, {"m": [local()]}) as gateway,
+    ):
+        replicas = (replica("bad", bad.origin.port), replica("good", good.origin.port))
+        gateway.show("m/llama_cpp-0", "ready", *replicas)
+        answer = await gateway.chat(json.dumps({**PLAIN, "stream": stream}).encode())
+        assert answer.status == 200
+        assert b"from the good one" in answer.body
+        assert [len(bad.requests), len(good.requests)] == [1, 1]
+
+
+async def test_with_one_replica_its_failure_is_told_at_once(tmp_path: Path) -> None:
+    async with ScriptedUpstream([[Reset()]]) as bad, run_gateway(tmp_path, {"m": [local()]}) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("bad", bad.origin.port))
+        answer = await gateway.chat(json.dumps(PLAIN).encode())
+        assert answer.status == 502
+        assert json.loads(answer.body)["error"]["code"] == "upstream_unavailable"
+        assert len(bad.requests) == 1
+
+
+@pytest.mark.parametrize("token", ["100", "9" * 5000])
+async def test_a_bias_on_what_is_no_token_of_the_model_is_refused(tmp_path: Path, token: str) -> None:
+    async with ScriptedUpstream([]) as engine, run_gateway(tmp_path, {"m": [local()]}) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("r", engine.origin.port, vocabulary=100))
+        answer = await gateway.chat(json.dumps({**PLAIN, "logit_bias": {token: 1}}).encode())
+        assert answer.status == 400
+        error = json.loads(answer.body)["error"]
+        assert (error["param"], error["code"]) == ("logit_bias", "invalid_value")
+        assert "end at 99" in error["message"]
+        assert engine.requests == []
