@@ -69,16 +69,28 @@ def _command(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 
 def _paragraphs(text: str | None) -> Iterator[str]:
-    """Help text as Markdown: `\b` blocks and lines that start with `$ ` or four spaces are shown as they are."""
-    if not text:
-        return
-    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+    """Help text as Markdown: `\b` blocks and lines that start with `$ ` or four spaces are shown as they are,
+    neighbours together.
+    """
+    verbatim: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         plain = _MARKUP.sub("", paragraph)
         lines = [line for line in plain.splitlines() if line.strip() != "\b"]
-        verbatim = "\b" in plain or all(line.startswith(("$ ", "    ")) for line in lines)
         body = "\n".join(lines)
-        if body.strip():
-            yield f"```\n{body}\n```\n" if verbatim else f"{body}\n"
+        if not body.strip():
+            continue
+        if "\b" in plain or all(line.startswith(("$ ", "    ")) for line in lines):
+            verbatim.append(body)
+            continue
+        yield from _block(verbatim)
+        verbatim = []
+        yield f"{body}\n"
+    yield from _block(verbatim)
+
+
+def _block(bodies: list[str]) -> Iterator[str]:
+    if bodies:
+        yield "```\n" + "\n".join(bodies) + "\n```\n"
 
 
 def _parameter(parameter: Any, context: Any) -> str | None:

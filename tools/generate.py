@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.cli_page import write_cli_page
+from tools.errors_page import write_errors_page
 from tools.protos import GENERATED, write_stubs
 from tools.settings_page import write_settings_page
 
@@ -19,12 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATORS: tuple[Callable[[Path], None], ...] = (
     write_stubs,
     write_settings_page,
-    # write_cli_page,  # enable once helixflow.cli.main exists
+    write_cli_page,
+    write_errors_page,
 )
 # Folders in which every file is generated: what is there and is not generated any more is stale too.
 OWNED_FOLDERS = (GENERATED,)
-
-__all__ = ["GENERATORS", "generate", "main", "stale_files", "write_cli_page"]
 
 
 def generate(root: Path) -> None:

@@ -32,6 +32,7 @@ class StubResolver:
     def __init__(self) -> None:
         self._principals: dict[bytes, Principal] = {}
         self.down = False
+        self.has_watched = True
 
     def add(self, name: str) -> str:
         key = generate_key()

@@ -68,6 +68,11 @@ class KeyResolver:
         self._watched_until = -math.inf
         self._failing_since: float | None = None
 
+    @property
+    def has_watched(self) -> bool:
+        """Whether revocations have been followed at least once: what was looked up before then is not kept."""
+        return self._revision is not None
+
     def cached(self, key_hash: bytes) -> Principal | None:
         """The identity if it is known and fresh; never waits."""
         entry = self._entries.get(key_hash)

@@ -171,6 +171,8 @@ class Gateway:
         """What keeps this gateway from serving: models that are to be loaded from the start and are not."""
         views = self._pool.views
         problems = [] if views or not self._slots else ["the pool has not been reached yet"]
+        if not self._resolver.has_watched:
+            problems.append("the auth service has not been reached yet")
         for model in self._settings.models:
             for index, deployment in enumerate(model.deployments):
                 name = f"{model.name}/{deployment.engine}-{index}"

@@ -34,6 +34,8 @@ DRAIN_EXTRA_S: Final = 5.0
 KILL_WAIT_S: Final = 5.0
 SOCKET_NAME: Final = "launcher.sock"
 CONTROL_SOCKET_NAME: Final = "control.sock"
+# Tells the command line where the gateway listens.
+URL_NAME: Final = "gateway.url"
 _SECRET_VARIABLES: Final = frozenset({"HELIXFLOW_BOOTSTRAP_API_KEY", "HELIXFLOW_API_KEY"})
 
 
@@ -110,7 +112,8 @@ class Launcher:
             service.start()
         self._loop.run()
         self._socket.close()
-        (self._options.run_dir / CONTROL_SOCKET_NAME).unlink(missing_ok=True)
+        for name in (CONTROL_SOCKET_NAME, URL_NAME):
+            (self._options.run_dir / name).unlink(missing_ok=True)
         self._loop.close()
         return self._exit_code
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME
+from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME, URL_NAME
 from helixflow.launch.ports import base_url, open_listener
 from helixflow.launch.pulling import pull_all
 from helixflow.pool.catalogue import Catalogue
@@ -22,8 +22,6 @@ from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
 LOCK_NAME: Final = "serve.lock"
-# Tells the command line where the gateway listens; only right while the lock is held.
-URL_NAME: Final = "gateway.url"
 
 
 def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,202 @@
+"""`helixflow serve` as a user starts it: a tree of processes with a data directory of its own and the real models."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import msgspec
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from helixflow.core.capacity import Replica
+from helixflow.core.keys import generate_key
+from helixflow.pool.manifest import StoredModel
+from helixflow.rpc.channels import target_of
+from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
+from tests.harness.engine import RunningEngine
+from tests.harness.wire import Answer, Wire, request
+
+HELIXFLOW = Path(sys.executable).parent / "helixflow"
+READY_S = 60.0
+WAIT_S = 20.0
+CHAT_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+CHAT = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], seconds: float = WAIT_S) -> T:
+    """Polls what nothing announces; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+async def eventually(condition: Callable[[], T], seconds: float = WAIT_S) -> T:
+    """`until` for tests that talk meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
+    return value
+
+
+def environment(data_dir: Path, **more: str) -> dict[str, str]:
+    """Ours without any setting of HelixFlow's but these: a free port, and logs as JSON."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HELIXFLOW_")}
+    return {
+        **inherited,
+        "HELIXFLOW_DATA_DIR": str(data_dir),
+        "HELIXFLOW_GATEWAY__HTTP_PORT": "0",
+        "HELIXFLOW_LOG__FORMAT": "json",
+        **more,
+    }
+
+
+def fill_store(data_dir: Path, *models: StoredModel) -> None:
+    """Gives a data directory the models of the test machine's store, as if they had been pulled before."""
+    manifests = data_dir / "models" / "manifests"
+    manifests.mkdir(parents=True)
+    store = models[0].path.parent.parent
+    (data_dir / "models" / "blobs").symlink_to(store / "blobs")
+    for model in models:
+        (manifests / f"{model.name}.json").write_bytes((store / "manifests" / f"{model.name}.json").read_bytes())
+
+
+class Node:
+    """A running `helixflow serve`. `key` is the bootstrap key; standard output and error go to `out` and `err`."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.key = generate_key()
+        self.out, self.err = (data_dir.with_name(f"{data_dir.name}.{stream}") for stream in ("out", "err"))
+        self.environment = environment(data_dir, **{"HELIXFLOW_BOOTSTRAP_API_KEY": self.key, **settings})
+        with self.out.open("ab") as out, self.err.open("ab") as err:
+            self.process = subprocess.Popen(
+                [HELIXFLOW, "serve"], env=self.environment, stdout=out, stderr=err, start_new_session=True
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    def wait_ready(self) -> "Node":
+        url = self.data_dir / "run" / "gateway.url"
+        until(lambda: self.process.poll() is not None or (url.exists() and url.read_text()), READY_S)
+        assert self.process.poll() is None, self.err.read_text()
+        self.port = int(url.read_text().rpartition(":")[2])
+        asyncio.run(self._wait_ready())
+        self.tree()
+        return self
+
+    async def _wait_ready(self) -> None:
+        async with asyncio.timeout(READY_S):
+            while (await self.ask("GET", "/readyz")).status != 200:
+                await asyncio.sleep(0.05)
+
+    async def connect(self) -> Wire:
+        return await Wire.connect(self.port)
+
+    def request(self, path: str, body: Mapping[str, Any], key: str | None = None) -> bytes:
+        return request("POST", path, msgspec.json.encode(body), key or self.key)
+
+    def chat_request(self, text: str = "Say hello.", *, key: str | None = None, **fields: Any) -> bytes:
+        body = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
+        return self.request(CHAT, body, key)
+
+    def endless_request(self, text: str = "Count from one to one thousand.", **fields: Any) -> bytes:
+        """A chat whose answer goes on for minutes: the end of the text is forbidden."""
+        return self.chat_request(text, stream=True, max_tokens=6000, logit_bias={"2": -100}, **fields)
+
+    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
+        async with await self.connect() as wire:
+            content = msgspec.json.encode(body) if body is not None else None
+            return await wire.ask(request(method, path, content, self.key))
+
+    async def chat(self, text: str = "Say hello.", **fields: Any) -> Answer:
+        async with await self.connect() as wire:
+            return await wire.ask(self.chat_request(text, **{"max_tokens": 4, **fields}))
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series with this name and at least these labels."""
+        text = (await self.ask("GET", "/metrics")).body.decode()
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    def tree(self) -> list[psutil.Process]:
+        """The living processes of this node that were ever seen, the launcher first."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self.process.pid)
+            for process in (launcher, *launcher.children(recursive=True)):
+                self._seen.setdefault(process.pid, process)
+        return [process for process in self._seen.values() if _is_alive(process)]
+
+    def find(self, module: str) -> psutil.Process:
+        """The one process that runs `module`."""
+        (found,) = (process for process in self.tree() if any(module in part for part in _command(process)))
+        return found
+
+    def engine(self, model: str = CHAT_MODEL) -> RunningEngine:
+        """The engine behind a model, asked directly; its process belongs to the launcher."""
+        with grpc.insecure_channel(target_of(self.data_dir / "run" / "control.sock")) as channel:
+            stub = pool_pb2_grpc.PoolServiceStub(channel)
+            answer = stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=WAIT_S)
+        (replica,) = next(d.replicas for d in answer.deployments if d.deployment.startswith(f"{model}/"))
+        known = Replica(replica.replica_id, replica.host, replica.port, replica.api_key, replica.slots, replica.context)
+        return RunningEngine(known, self.process)
+
+    def records(self, event: str) -> list[dict[str, Any]]:
+        """Log records with this event, oldest first."""
+        lines = self.err.read_text().splitlines(keepends=True)
+        decoded = (msgspec.json.decode(line) for line in lines if line.startswith("{") and line.endswith("\n"))
+        return [record for record in decoded if record.get("event") == event]
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """The command line, by the same user with the same environment."""
+        return subprocess.run(
+            [HELIXFLOW, *words], env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def close(self) -> None:
+        """Ends it and whatever it left. Fails when something was left."""
+        self.tree()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(WAIT_S)
+            until(lambda: not self.tree(), 5)
+        finally:
+            for process in self.tree():
+                process.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
+@contextlib.contextmanager
+def run_node(data_dir: Path, *models: StoredModel, **settings: str) -> Iterator[Node]:
+    """Serves until the end of the block; `settings` are environment variables."""
+    fill_store(data_dir, *models)
+    node = Node(data_dir, **settings)
+    try:
+        yield node.wait_ready()
+    finally:
+        node.close()
