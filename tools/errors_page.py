@@ -49,7 +49,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.UNSUPPORTED_MEDIA_TYPE: "The body is clearly not JSON, or compressed in an unknown way.",
     ErrorKind.RATE_LIMITED: "A provider limits requests. HelixFlow has no limits of its own yet.",
     ErrorKind.INSUFFICIENT_QUOTA: "A budget is used up. Not raised yet: there are no budgets.",
-    ErrorKind.CLIENT_CLOSED: "The client left. Only seen in logs and metrics.",
+    ErrorKind.CLIENT_CLOSED: "The client left. Only the status is seen, in logs and metrics.",
     ErrorKind.INTERNAL: "A fault of HelixFlow; the log has the cause under the request id.",
     ErrorKind.UPSTREAM_INVALID: "The engine or provider sent something that is not an answer, or broke off.",
     ErrorKind.UPSTREAM_UNAVAILABLE: "The engine or provider failed, refused our credentials or cannot be reached.",
@@ -57,7 +57,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.LOADING: "The model is not loaded yet.",
     ErrorKind.SHUTTING_DOWN: "The service is being stopped and takes no new requests.",
     ErrorKind.UNAVAILABLE: "A part of the service that this request needs does not answer.",
-    ErrorKind.STORAGE_FULL: "The disk is full.",
+    ErrorKind.STORAGE_FULL: "The disk of the database is full. `helixflow keys` says so; the API never raises it.",
     ErrorKind.DEADLINE: "The request or the provider took longer than its time limit.",
 }
 

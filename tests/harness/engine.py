@@ -28,11 +28,20 @@ class RunningEngine:
 
     def get(self, path: str) -> Any:
         """The JSON that the engine answers."""
+        return msgspec.json.decode(self.read(path))
+
+    def read(self, path: str) -> bytes:
+        """What the engine answers."""
         replica = self.replica
         head = {"authorization": f"Bearer {replica.api_key}"}
         question = urllib.request.Request(f"http://{replica.host}:{replica.port}{path}", headers=head)
         with urllib.request.urlopen(question, timeout=10) as answer:
-            return msgspec.json.decode(answer.read())
+            return bytes(answer.read())
+
+    def metric(self, name: str) -> float:
+        """One figure of the engine's own `/metrics`."""
+        lines = (line.partition(" ") for line in self.read("/metrics").decode().splitlines())
+        return next(float(value) for found, _, value in lines if found == name)
 
     @property
     def busy_slots(self) -> int:

@@ -89,11 +89,15 @@ class Node:
             )
         self._seen: dict[int, psutil.Process] = {}
 
-    def wait_ready(self) -> "Node":
+    def find_port(self) -> None:
+        """Waits for the port that it listens on."""
         url = self.data_dir / "run" / "gateway.url"
         until(lambda: self.process.poll() is not None or (url.exists() and url.read_text()), READY_S)
         assert self.process.poll() is None, self.err.read_text()
         self.port = int(url.read_text().rpartition(":")[2])
+
+    def wait_ready(self) -> "Node":
+        self.find_port()
         asyncio.run(self._wait_ready())
         self.tree()
         return self
@@ -115,16 +119,16 @@ class Node:
 
     def endless_request(self, text: str = "Count from one to one thousand.", **fields: Any) -> bytes:
         """A chat whose answer goes on for minutes: the end of the text is forbidden."""
-        return self.chat_request(text, stream=True, max_tokens=6000, logit_bias={"2": -100}, **fields)
+        return self.chat_request(text, **{"stream": True, "max_tokens": 6000, "logit_bias": {"2": -100}, **fields})
 
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
         async with await self.connect() as wire:
             content = msgspec.json.encode(body) if body is not None else None
             return await wire.ask(request(method, path, content, self.key))
 
-    async def chat(self, text: str = "Say hello.", **fields: Any) -> Answer:
+    async def chat(self, text: str = "Say hello.", *, key: str | None = None, **fields: Any) -> Answer:
         async with await self.connect() as wire:
-            return await wire.ask(self.chat_request(text, **{"max_tokens": 4, **fields}))
+            return await wire.ask(self.chat_request(text, key=key, **{"max_tokens": 4, **fields}))
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of the series with this name and at least these labels."""

@@ -88,6 +88,8 @@ def _describe(error: ErrorDetails, text: str, config: Path | None, origins: dict
     dotted = ""
     for part in location:
         dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
+    if error["type"] == "union_tag_invalid":
+        location, dotted = (*location, "engine"), f"{dotted}.engine"
     names = tuple(str(part) for part in location)
     origin = next((origins[names[:i]] for i in range(len(names), 0, -1) if names[:i] in origins), None)
     if origin is None and config is not None:
@@ -98,4 +100,6 @@ def _describe(error: ErrorDetails, text: str, config: Path | None, origins: dict
         reason = "unknown key; see docs/reference/settings.md for the known ones"
     elif error["type"] == "union_tag_not_found":
         reason = 'a deployment needs engine = "llama_cpp" or engine = "openai"'
+    elif error["type"] == "union_tag_invalid":
+        reason = f"unknown engine {error['ctx']['tag']!r}; use one of {error['ctx']['expected_tags']}"
     return f"{origin + ': ' if origin else ''}{dotted}: {reason}"

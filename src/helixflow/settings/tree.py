@@ -113,7 +113,7 @@ class LlamaCppDeployment(Section):
     replicas: int = Field(1, ge=1, le=64, description="Engine processes for this deployment.")
     threads: int | None = Field(None, ge=1, description="Threads for decoding; default depends on the cores.")
     batch_threads: int | None = Field(None, ge=1, description="Threads for prefill; default: as `threads`.")
-    batch_size: int = Field(256, ge=32, description="Tokens a prefill step; bounds how long it holds all slots.")
+    batch_size: int = Field(64, ge=32, description="Tokens a prefill step; bounds how long it holds all slots.")
     gpu_layers: int = Field(0, ge=-1, description="Layers on the GPU; -1 for all.")
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
     cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(

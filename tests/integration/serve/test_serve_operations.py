@@ -64,7 +64,7 @@ async def test_requests_beyond_the_slots_wait_in_our_queue(node: Node) -> None:
             while await node.metric("helixflow_queue_requests", deployment=f"{CHAT_MODEL}/llama_cpp-0") != 2:
                 await asyncio.sleep(0.02)
         assert await node.metric("helixflow_slots_busy") == slots
-        assert node.engine().busy_slots == slots
+        await eventually(lambda: node.engine().busy_slots == slots)
     finally:
         for wire in wires:
             wire.drop()
