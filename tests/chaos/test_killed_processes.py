@@ -74,7 +74,7 @@ async def test_control_killed_under_load(node: Node) -> None:
     created = json.loads(node.run("keys", "create", "before", "--json").stdout)
     assert (await node.chat(key=created["key"])).status == 200
     engine, control, gateway = node.find(ENGINE), node.find(CONTROL), node.find(GATEWAY)
-    wire, answer = await begin(node)
+    wire, _ = await begin(node)
     control.kill()
     control.wait(5)
     for key in (node.key, created["key"]):
@@ -99,6 +99,7 @@ async def test_a_gateway_killed_under_load(node: Node) -> None:
     statuses = await asyncio.gather(*((node.ask("GET", "/v1/models")) for _ in range(20)))
     assert {answer.status for answer in statuses} == {200}
     assert b"[DONE]" not in await wire.closed()
+    wire.drop()
     assert (await node.chat()).status == 200
     assert node.find(GATEWAY).pid != gateway.pid
     assert node.find(ENGINE).pid == engine.pid
@@ -115,4 +116,5 @@ async def test_the_launcher_killed_under_load(start_node: Callable[..., Node]) -
     await eventually(lambda: not node.tree(), 2)
     assert time.monotonic() - killed < 2
     await wire.closed()
+    wire.drop()
     assert not [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == "LISTEN"]

@@ -40,6 +40,8 @@ async def test_running_answers_finish_and_new_requests_are_refused(
     assert node.tree() == []
     left = [path.name for path in (node.data_dir / "run").iterdir() if path.name != "serve.lock"]
     assert left == []
+    for wire in (streamed, whole, idle):
+        wire.drop()
     with pytest.raises(ConnectionRefusedError):
         await node.connect()
 
@@ -52,4 +54,5 @@ async def test_a_stream_that_does_not_end_is_cut_off_after_the_drain_timeout(sta
     node.process.terminate()
     assert await asyncio.to_thread(node.process.wait, 10) == 0
     assert b"[DONE]" not in await wire.closed()
+    wire.drop()
     assert node.tree() == []

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,14 +100,16 @@ class Node:
 
     def wait_ready(self) -> "Node":
         self.find_port()
-        asyncio.run(self._wait_ready())
+        until(self._is_ready, READY_S)
         self.tree()
         return self
 
-    async def _wait_ready(self) -> None:
-        async with asyncio.timeout(READY_S):
-            while (await self.ask("GET", "/readyz")).status != 200:
-                await asyncio.sleep(0.05)
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=READY_S) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False
 
     async def connect(self) -> Wire:
         return await Wire.connect(self.port)

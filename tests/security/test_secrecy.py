@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helixflow.pool.manifest import StoredModel
-from tests.harness.node import CHAT, CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, run_node
+from tests.harness.node import CHAT, CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, eventually, run_node
 
 PROMPTS = [f"marmalade-{number}-xylophone" for number in (7391, 5526, 8804, 1177, 6035)]
 
@@ -24,6 +24,7 @@ async def say_secrets(node: Node, key: str) -> None:
     wire.send(node.endless_request(PROMPTS[4]))
     await wire.read_head()
     wire.drop()
+    await eventually(lambda: [record for record in node.records("request") if record["status"] == 499])
 
 
 def process_texts(node: Node) -> dict[str, str]:

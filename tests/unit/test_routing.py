@@ -133,9 +133,13 @@ def view(state: str, *replicas: Replica) -> DeploymentView:
     return DeploymentView("d", state, "", 0, 0, replicas)
 
 
-def make_slots(*, max_queue: int = 8, load_wait_s: float = 30, asked: list[str] | None = None) -> ReplicaSlots:
+def make_slots(
+    *, max_queue: int = 8, load_wait_s: float = 30, asked: list[str] | None = None, probation_s: float = 1.0
+) -> ReplicaSlots:
     loads: list[str] = [] if asked is None else asked
-    return ReplicaSlots("d", max_queue=max_queue, load_wait_s=load_wait_s, request_load=loads.append)
+    return ReplicaSlots(
+        "d", max_queue=max_queue, load_wait_s=load_wait_s, request_load=loads.append, probation_s=probation_s
+    )
 
 
 def soon() -> float:
@@ -259,3 +263,26 @@ async def test_a_replica_that_failed_is_avoided_while_another_is_free() -> None:
     first.release(failed=True)
     names = {(await slots.acquire(soon())).replica.replica_id for _ in range(2)}
     assert names == {"r1", "r2"} - {first.replica.replica_id}
+
+
+async def test_the_only_replica_is_not_asked_again_until_its_probation_is_over() -> None:
+    slots = make_slots(probation_s=0.02)
+    slots.update(view("ready", replica("r1", 2)))
+    (await slots.acquire(soon())).release(failed=True)
+    waiting = asyncio.create_task(slots.acquire(soon()))
+    await asyncio.sleep(0)
+    assert slots.queued == 1
+    assert (await waiting).replica.replica_id == "r1"
+
+
+async def test_a_request_after_a_crash_gets_the_next_replica() -> None:
+    slots = make_slots(probation_s=60)
+    slots.update(view("ready", replica("r1", 2)))
+    (await slots.acquire(soon())).release(failed=True)
+    waiting = asyncio.create_task(slots.acquire(soon()))
+    await asyncio.sleep(0)
+    slots.update(view("backoff"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    slots.update(view("ready", replica("r2", 2)))
+    assert (await waiting).replica.replica_id == "r2"

@@ -14,6 +14,8 @@ class Operation(Enum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
 
+    __hash__ = object.__hash__  # members are unique objects; Enum's own is Python, and on the hot path
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:

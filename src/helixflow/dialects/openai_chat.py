@@ -223,6 +223,9 @@ def _check_tools(params: ChatParams) -> None:
 def _check_messages(messages: list[Message]) -> None:
     known_calls: set[str] = set()
     for index, message in enumerate(messages):
+        kind = type(message)
+        if kind is UserMessage or kind is SystemMessage:
+            continue
         if isinstance(message, AssistantMessage):
             if message.tool_calls:
                 known_calls.update(call.id for call in message.tool_calls)

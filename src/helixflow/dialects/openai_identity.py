@@ -24,21 +24,26 @@ ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-', Op
 class Rename:
     """What to change in every event or answer of one call."""
 
-    __slots__ = ("_call_id", "_model", "_prefix")
+    __slots__ = ("_call_id", "model", "prefix")
 
     def __init__(self, public_model: bytes, operation: Operation, call_id: str) -> None:
         """`public_model` is the name that clients know, as JSON."""
-        self._model = public_model
-        self._prefix = ID_PREFIX[operation]
+        self.model = public_model
+        self.prefix = ID_PREFIX[operation]
         self._call_id = call_id
+
+    @property
+    def answer_id(self) -> bytes:
+        """An id of our own, as JSON."""
+        return b'%b%b"' % (self.prefix, self._call_id.encode())
 
     def pairs(self, model: Raw, answer_id: Raw) -> list[tuple[bytes, bytes, bytes]]:
         """(field, old raw value, new raw value) of what must differ."""
         pairs = []
-        if (old := bytes(model)) and old != self._model:
-            pairs.append((b"model", old, self._model))
-        if self._prefix and (old := bytes(answer_id)) and not old.startswith(self._prefix):
-            pairs.append((b"id", old, b'%b%b"' % (self._prefix, self._call_id.encode())))
+        if (old := bytes(model)) and old != self.model:
+            pairs.append((b"model", old, self.model))
+        if self.prefix and (old := bytes(answer_id)) and not old.startswith(self.prefix):
+            pairs.append((b"id", old, self.answer_id))
         return pairs
 
 
@@ -194,14 +199,18 @@ class StreamEditor:
         return held
 
 
+class _Choice(Struct, frozen=True, gc=False):
+    finish_reason: str | None = None
+
+
 class _Answer(Struct, frozen=True):
     """The fields of a whole answer that matter here; the rest is not even decoded."""
 
-    model: Raw = Raw()
-    id: Raw = Raw()
+    model: Raw = _ABSENT
+    id: Raw = _ABSENT
     usage: UsageBody | None = None
-    choices: Raw = Raw()
-    data: Raw = Raw()
+    choices: list[_Choice] | None = None
+    data: Raw = _ABSENT
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -218,19 +227,23 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
         raise HelixError(
             ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
         ) from exc
-    if not (bytes(answer.choices) or bytes(answer.data)):
+    if answer.choices:
+        progress.finish_reason = answer.choices[0].finish_reason
+    elif answer.choices is None and answer.data is _ABSENT:
         raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent something that is not an answer.")
     if answer.usage is not None:
         answer.usage.copy_to(progress.usage)
-    finish = body.find(_FINISH)
-    if finish >= 0:
-        start = finish + len(_FINISH)
-        progress.finish_reason = body[start : body.find(b'"', start)].decode("ascii", "replace")
-    for name, old, new in rename.pairs(answer.model, answer.id):
-        edited = body.replace(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new))
-        if edited == body:  # another spelling of the same JSON
-            fields = FIELDS.decode(body)
-            fields[name.decode()] = Raw(new)
-            edited = msgspec.json.encode(fields)
-        body = edited
+    if (model := bytes(answer.model)) and model != rename.model:
+        body = _replace(body, b"model", model, rename.model)
+    if rename.prefix and (answer_id := bytes(answer.id)) and not answer_id.startswith(rename.prefix):
+        body = _replace(body, b"id", answer_id, rename.answer_id)
     return body
+
+
+def _replace(body: bytes, name: bytes, old: bytes, new: bytes) -> bytes:
+    edited = body.replace(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new))
+    if edited == body:  # another spelling of the same JSON
+        fields = FIELDS.decode(body)
+        fields[name.decode()] = Raw(new)
+        edited = msgspec.json.encode(fields)
+    return edited

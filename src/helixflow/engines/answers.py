@@ -4,15 +4,17 @@ from helixflow.core.call import Progress
 
 
 class WholeAnswer:
-    """A `Stream` of one piece."""
+    """A `Stream` of one piece. Who needs no stream takes `body` instead of reading; nothing is left to close then."""
+
+    __slots__ = ("body", "progress")
 
     def __init__(self, body: bytes, progress: Progress) -> None:
         self.progress = progress
-        self._body = body
+        self.body = body
 
     async def read(self) -> bytes:
-        body, self._body = self._body, b""
+        body, self.body = self.body, b""
         return body
 
     def close(self) -> None:
-        self._body = b""
+        self.body = b""

@@ -44,9 +44,9 @@ class App:
         self.in_flight = 0
         self.draining = False
         self._routes: dict[str, tuple[str, Action]] = {
-            "/v1/chat/completions": ("POST", partial(openai.complete, operation=Operation.CHAT)),
-            "/v1/completions": ("POST", partial(openai.complete, operation=Operation.COMPLETIONS)),
-            "/v1/embeddings": ("POST", partial(openai.complete, operation=Operation.EMBEDDINGS)),
+            "/v1/chat/completions": ("POST", partial(openai.complete, Operation.CHAT)),
+            "/v1/completions": ("POST", partial(openai.complete, Operation.COMPLETIONS)),
+            "/v1/embeddings": ("POST", partial(openai.complete, Operation.EMBEDDINGS)),
             "/v1/models": ("GET", openai.list_models),
             "/health": ("GET", operations.health),
             "/livez": ("GET", operations.live),
@@ -60,27 +60,26 @@ class App:
         exchange = Exchange(scope, receive, send)
         self.in_flight += 1
         try:
-            if self._cors.enabled:
-                await self._dispatch_cors(exchange)
-            else:
-                await self._dispatch(exchange)
+            if self._cors.enabled and await self._is_preflight(exchange):
+                return
+            await self._choose(exchange)(exchange)
         except HelixError as exc:
             await self._fail(exchange, exc)
         except ClientGone:
-            exchange.disconnected = True
+            exchange.abandon()
         except asyncio.CancelledError:
             if not exchange.disconnected:
                 raise
-            exchange.uncancel()
+            exchange.abandon()
         except Exception as exc:
             log.error("request.failed", request_id=exchange.request_id, exc_info=exc)
             await self._fail(exchange, _internal(exchange))
         finally:
-            del scope["helixflow.on_disconnect"]
             self.in_flight -= 1
             self._observation.record(exchange)
 
-    async def _dispatch(self, exchange: Exchange) -> None:
+    def _choose(self, exchange: Exchange) -> Action:
+        """What is to be done. Raises `HelixError` for a path or method that does not exist, and while draining."""
         path = exchange.path
         route = self._routes.get(path)
         if route is None:
@@ -88,21 +87,21 @@ class App:
         method, action = route
         if exchange.method != method and not (exchange.method == "HEAD" and method == "GET"):
             allowed = "GET, HEAD" if method == "GET" else method
-            exchange.extra_headers.append((b"allow", allowed.encode()))
+            exchange.extra_headers += ((b"allow", allowed.encode()),)
             raise HelixError(
                 ErrorKind.METHOD_NOT_ALLOWED, f"{exchange.method} is not allowed on {path[:256]}; use {allowed}."
             )
         if self.draining and (path.startswith("/v1/") or path == "/readyz"):
             raise HelixError(ErrorKind.SHUTTING_DOWN, "The service is shutting down; try again.", retry_after_s=1)
-        await action(exchange)
+        return action
 
-    async def _dispatch_cors(self, exchange: Exchange) -> None:
-        allowed = self._cors.apply(exchange)
-        if allowed and self._cors.is_preflight(exchange):
-            method, _ = self._routes.get(exchange.path) or self._find(exchange.path)
-            await self._cors.reply_to_preflight(exchange, f"{method}, OPTIONS")
-            return
-        await self._dispatch(exchange)
+    async def _is_preflight(self, exchange: Exchange) -> bool:
+        """Allows the origin if that is configured; a preflight request is answered here."""
+        if not (self._cors.apply(exchange) and self._cors.is_preflight(exchange)):
+            return False
+        method, _ = self._routes.get(exchange.path) or self._find(exchange.path)
+        await self._cors.reply_to_preflight(exchange, f"{method}, OPTIONS")
+        return True
 
     def _find(self, path: str) -> tuple[str, Action]:
         if path.startswith(_MODELS) and len(path) > len(_MODELS):

@@ -9,6 +9,17 @@ _NOT_JSON = (b"multipart/", b"image/", b"audio/", b"video/", b"text/html", b"tex
 _INFLATE_STEP = 256 * 1024
 
 
+def body_at_hand(exchange: Exchange, *, max_bytes: int) -> bytes | None:
+    """The whole body where it has come in with its head, as plain JSON; None: `read_body` will see."""
+    headers = exchange.headers
+    if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
+        return None
+    body = exchange.take_body()
+    if body is not None and len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
+
+
 async def read_body(exchange: Exchange, *, max_bytes: int) -> bytes:
     """The whole body, decompressed.
 

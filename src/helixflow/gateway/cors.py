@@ -21,11 +21,11 @@ class Cors:
         if origin is None or not (self._any or origin in self._origins):
             return False
         allowed = b"*" if self._any else origin
-        exchange.extra_headers += [
+        exchange.extra_headers += (
             (b"access-control-allow-origin", allowed),
             (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"origin"),
-        ]
+        )
         return True
 
     def is_preflight(self, exchange: Exchange) -> bool:

@@ -1,7 +1,8 @@
 """One request and its response on a connection: the ASGI side of `protocol`.
 
 Does what uvicorn's own cycle does for HTTP/1.1, at a third of its cost: head and first piece leave in one write, and
-header values, which all come from this package, are checked once for the whole head.
+header values, which all come from this package, are checked once for the whole head. `take_body` and `respond` are
+shortcuts past ASGI for what most requests are: a body that came with its head, an answer that is at hand as a whole.
 """
 
 import asyncio
@@ -9,10 +10,10 @@ from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
 
-import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.gateway.outbox import Outbox
 
 Message = MutableMapping[str, Any]
 
@@ -20,79 +21,63 @@ _STATUS_LINE: Final = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phr
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS: Final = frozenset({204, 304})
 
-log = structlog.get_logger("helixflow.gateway")
-
 
 class Cycle:
     """`on_response` is called once, when the last byte of the response has been handed to the transport."""
 
-    __slots__ = (
-        "_bodiless",
-        "_default_headers",
-        "_delivered",
-        "_expired",
-        "_head",
-        "_left",
-        "_on_response",
-        "_waiting_for_continue",
-        "body",
-        "chunked",
-        "disconnected",
-        "flow",
-        "keep_alive",
-        "message_event",
-        "more_body",
-        "response_complete",
-        "response_started",
-        "scope",
-        "transport",
-    )
+    # What most requests leave as it is stands on the class: cheaper than setting it for each.
+    body = b""
+    more_body = True
+    chunked = False
+    disconnected = False
+    response_started = False
+    response_complete = False
+    _bodiless = False
+    _delivered = False
+    _expired = False
+    _head = b""
+    _left = 0
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
-        scope: MutableMapping[str, Any],
+        method: str,
         transport: asyncio.Transport,
         flow: FlowControl,
+        outbox: Outbox,
         default_headers: bytes,
+        on_response: Callable[[], None],
         *,
         expect_continue: bool,
         keep_alive: bool,
-        on_response: Callable[[], None],
     ) -> None:
-        self.scope = scope
         self.transport = transport
         self.flow = flow
+        self.keep_alive = keep_alive
+        self._method = method
+        self._outbox = outbox
         self._default_headers = default_headers
         self._on_response = on_response
         self._waiting_for_continue = expect_continue
-        self.keep_alive = keep_alive
-        self.disconnected = False
-        self.message_event = asyncio.Event()
-        self.body = bytearray()
-        self.more_body = True
-        self.response_started = False
-        self.response_complete = False
-        self.chunked = False
-        self._bodiless = False
-        self._delivered = False
-        self._expired = False
-        self._head = b""
-        self._left = 0
 
-    async def run(self, app: Callable[..., Any]) -> None:
-        """Runs the app; whatever it leaves unfinished ends the connection."""
-        try:
-            await app(self.scope, self.receive, self.send)
-        except Exception as exc:  # the app answers its own errors; this is for faults in doing so
-            log.error("request.crashed", exc_info=exc)
-        finally:
-            if not self.response_complete and not self.disconnected:
-                self.transport.abort()
+    def wake(self) -> None:
+        """Something has changed that `receive` may wait for."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def expire(self) -> None:
         """The body has not arrived in time: `receive` raises."""
         self._expired = True
-        self.message_event.set()
+        self.wake()
+
+    def take_body(self) -> bytes | None:
+        """The whole body if all of it is at hand and none has been received yet, otherwise None."""
+        if self.more_body or self._delivered or self.disconnected:
+            return None
+        self._delivered = True
+        body, self.body = self.body, b""
+        return body
 
     async def receive(self) -> Message:
         """The ASGI `receive`: the body as it has come in so far, or the client's leaving.
@@ -105,14 +90,13 @@ class Cycle:
         while not (self.disconnected or self.response_complete):
             if self.body or not (self.more_body or self._delivered):
                 self._delivered = not self.more_body
-                body = bytes(self.body)
-                self.body.clear()
+                body, self.body = self.body, b""
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self._expired:
                 raise HelixError(ErrorKind.REQUEST_TIMEOUT, "The request body did not arrive in time.")
             self.flow.resume_reading()
-            self.message_event.clear()
-            await self.message_event.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -142,12 +126,41 @@ class Cycle:
         if body:
             self.transport.write(body)
         if not more:
-            self.response_complete = True
-            self.message_event.set()
-            # While the body is still coming in, closing would reset the connection under the answer.
-            if not self.keep_alive and not self.more_body:
-                self.transport.close()
-            self._on_response()
+            self._complete()
+
+    def respond(self, status: int, fields: bytes, body: bytes) -> bool:
+        """A whole response in one write, without waiting: False, and nothing done, while the client does not read.
+
+        `fields` are header lines, each with its line end, without `content-length` and `connection`. Not for answers
+        to HEAD or for statuses without a body.
+        """
+        if self.flow.write_paused or self.disconnected or self.response_started:
+            return False
+        self.response_started = True
+        self._waiting_for_continue = False
+        closing = b"" if self.keep_alive else b"connection: close\r\n"
+        response = b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (
+            _STATUS_LINE[status],
+            self._default_headers,
+            fields,
+            len(body),
+            closing,
+            body,
+        )
+        if self.keep_alive:
+            self._outbox.write(self.transport, response)
+        else:
+            self.transport.write(response)
+        self._complete()
+        return True
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.wake()
+        # While the body is still coming in, closing would reset the connection under the answer.
+        if not self.keep_alive and not self.more_body:
+            self.transport.close()
+        self._on_response()
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
@@ -163,7 +176,7 @@ class Cycle:
             lines.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        if self.scope["method"] == "HEAD" or status in _BODILESS:
+        if self._method == "HEAD" or status in _BODILESS:
             self._bodiless = True
         elif length is None:
             self.chunked = True

@@ -8,6 +8,7 @@ from random import getrandbits
 from typing import Any
 
 from helixflow.core.call import Operation, Principal, Progress
+from helixflow.gateway.cycle import Cycle
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,7 +35,8 @@ class Exchange:
     status: int = 0
     error: str | None = None
     response_started = False
-    disconnected = False
+    extra_headers: tuple[tuple[bytes, bytes], ...] = ()
+    _gone = False
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.started = time.perf_counter()
@@ -44,26 +46,31 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.extra_headers: list[tuple[bytes, bytes]] = []
-        self.call_id = f"{getrandbits(128):032x}"
+        self.call_id = getrandbits(128).to_bytes(16).hex()
+        self._cycle: Cycle | None = scope.get("helixflow.cycle")
+        # What the requests of one connection remember for the next one.
+        self.connection: dict[str, Any] = scope.get("helixflow.connection", {})
         own_id = self.headers.get(b"x-request-id")
         if own_id is not None and _SANE_ID.fullmatch(own_id):
             self.request_id = own_id.decode("ascii")
         else:
             self.request_id = "req_" + self.call_id
-        self._task = asyncio.current_task()
-        scope["helixflow.on_disconnect"] = self._on_disconnect
 
-    def _on_disconnect(self) -> None:
-        """Called by the protocol when the socket is gone: ends the work at once, wherever it waits."""
-        self.disconnected = True
-        if self._task is not None:
-            self._task.cancel()
+    @property
+    def disconnected(self) -> bool:
+        """The client has left. Where the server is ours, its task is cancelled at that moment."""
+        return self._gone or (self._cycle is not None and self._cycle.disconnected)
 
-    def uncancel(self) -> None:
-        """Takes back the cancellation that a disconnect caused, once it has been dealt with."""
-        if self._task is not None:
-            self._task.uncancel()
+    def abandon(self) -> None:
+        """The client was found to have left; where a cancellation told of it, that has been dealt with."""
+        self._gone = True
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            task.uncancel()
+
+    def take_body(self) -> bytes | None:
+        """The whole body if it has come in already; None: `receive` it."""
+        return self._cycle.take_body() if self._cycle is not None else None
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Sends the head."""
@@ -76,6 +83,20 @@ class Exchange:
     async def finish(self, body: bytes = b"") -> None:
         """Sends the last piece of the body."""
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def respond(self, fields: bytes, body: bytes) -> bool:
+        """Sends a whole response with status 200 in one write; False if that cannot be: `reply` then.
+
+        `fields` are all header lines but the length's, each with its line end, of values known to be safe.
+        """
+        cycle = self._cycle
+        if cycle is None or self.extra_headers:
+            return False
+        if not cycle.respond(200, fields, body):
+            return False
+        self.response_started = True
+        self.status = 200
+        return True
 
     async def reply(
         self,

@@ -41,7 +41,7 @@ class Observation:
             call_id=exchange.call_id,
             operation=operation if exchange.operation is not None else exchange.path[:128],
             status=status,
-            duration_s=round(duration, 6),
+            duration_s=int(duration * 1e6) / 1e6,
             model=exchange.model,
             stream=exchange.stream,
             error=exchange.error,
@@ -63,7 +63,7 @@ class Observation:
             series.tokens_out += completion_tokens
             if progress.first_content_at is not None:
                 first = progress.first_content_at - started
-                record.first_token_s = round(first, 6)
+                record.first_token_s = int(first * 1e6) / 1e6
                 series.first_token.observe(first)
                 if completion_tokens > 1:
                     series.inter_token.observe((duration - first) / (completion_tokens - 1))

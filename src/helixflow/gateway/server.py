@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from helixflow.gateway.app import App
+from helixflow.gateway.outbox import Outbox
 from helixflow.gateway.protocol import GatewayProtocol
 from helixflow.settings.tree import GatewaySettings
 
@@ -26,6 +27,7 @@ class GatewayServer:
         self._settings = settings
         self._sockets = sockets
         self._state = ServerState()
+        self._outbox = Outbox(lambda: app.in_flight)
         self._servers: list[asyncio.Server] = []
         self._config = uvicorn.Config(
             app,
@@ -72,6 +74,7 @@ class GatewayServer:
         await self._until_idle(self._settings.drain_timeout_s)
         for server in self._servers:
             server.close()
+        self._outbox.flush()
         for connection in list(self._state.connections):
             connection.shutdown()
             if isinstance(connection, GatewayProtocol):
@@ -92,7 +95,8 @@ class GatewayServer:
                 connection.transport.abort()
 
     def _protocol(self) -> GatewayProtocol:
-        return GatewayProtocol(self._config, self._state, max_header_bytes=self._settings.max_header_bytes)
+        max_header_bytes = self._settings.max_header_bytes
+        return GatewayProtocol(self._config, self._state, self._outbox, max_header_bytes=max_header_bytes)
 
     def _set_date(self) -> None:
         line = b"date: %s\r\n" % formatdate(time.time(), usegmt=True).encode()

@@ -41,15 +41,23 @@ def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedD
     for model in settings.models:
         for index, deployment in enumerate(model.deployments):
             if isinstance(deployment, LlamaCppDeployment):
-                planned.append(
-                    PlannedDeployment(
-                        name=f"{model.name}/llama_cpp-{index}",
-                        public_name=model.name,
-                        settings=deployment,
-                        spec=catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task),
-                    )
-                )
+                name = f"{model.name}/llama_cpp-{index}"
+                spec = catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task)
+                _check_tokenizer(name, deployment, spec)
+                planned.append(PlannedDeployment(name, model.name, deployment, spec))
     return tuple(planned)
+
+
+def _check_tokenizer(name: str, deployment: LlamaCppDeployment, spec: ModelSpec) -> None:
+    """Text for embeddings is tokenised outside the engine: only the catalogue's models bring what that takes."""
+    if deployment.tokenizer is not None:
+        if not deployment.tokenizer.is_file():
+            raise UserError(f"{name}: there is no file {deployment.tokenizer} (tokenizer)", ExitCode.CONFIG)
+    elif spec.task == "embeddings" and spec.conversion is None:
+        raise UserError(
+            f"{name}: an embedding model outside the catalogue needs its tokenizer.json; name it with tokenizer = …",
+            ExitCode.CONFIG,
+        )
 
 
 def _fill(model: ModelSettings, catalogue: Catalogue) -> ModelSettings:

@@ -69,7 +69,7 @@ class ReplicaLives:
             "port": port,
             "key": key,
             "context": model.context,
-            "tokenizer_path": str(model.tokenizer_path or ""),
+            "tokenizer_path": str(planned.settings.tokenizer or model.tokenizer_path or ""),
         }
         return await self._engines.start(
             name, engine_command.argv, env=engine_command.env, stdin=engine_command.stdin, meta=meta

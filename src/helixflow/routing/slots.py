@@ -47,7 +47,8 @@ class ReplicaSlots:
     """Implements `core.capacity.Slots` over the replicas that the pool reports through `update`.
 
     `request_load` is called when a request finds the deployment idle; it must not block. A replica on which a
-    generation failed is not used again until the pool reports a change or `probation_s` has passed.
+    generation failed gets no new one for `probation_s`: if it crashed, the pool says so meanwhile, and requests wait
+    for its successor instead of failing one after the other.
     """
 
     def __init__(
@@ -125,13 +126,14 @@ class ReplicaSlots:
         now = asyncio.get_running_loop().time()
         free = [seat for seat in self._seats.values() if seat.in_flight < seat.replica.slots]
         trusted = [seat for seat in free if self._suspects.get(seat.replica.replica_id, 0.0) <= now]
-        return min(trusted or free, key=lambda seat: seat.in_flight / seat.replica.slots, default=None)
+        return min(trusted, key=lambda seat: seat.in_flight / seat.replica.slots, default=None)
 
     def _give_back(self, seat: _Seat, *, failed: bool) -> None:
         seat.in_flight -= 1
         if failed:
             until = asyncio.get_running_loop().time() + self._probation_s
             self._suspects[seat.replica.replica_id] = until
+            asyncio.get_running_loop().call_at(until, self._wake)
         self._wake()
 
     def _wake(self) -> None:

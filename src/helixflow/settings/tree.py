@@ -128,6 +128,7 @@ class LlamaCppDeployment(Section):
     chat_template_file: Path | None = Field(None, description="File of such a template.")
     lora: tuple[Path, ...] = Field((), description="LoRA adapters (GGUF) applied to the model.")
     mmproj: Path | None = Field(None, description="Multimodal projector (GGUF).")
+    tokenizer: Path | None = Field(None, description="`tokenizer.json` of an embedding model outside the catalogue.")
     draft_model: Path | None = Field(None, description="Small model (GGUF) for speculative decoding.")
     max_queue: int = Field(512, ge=0, description="Requests that may wait for a slot.")
 

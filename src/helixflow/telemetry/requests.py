@@ -54,14 +54,20 @@ class RequestLog:
         self._timer: asyncio.TimerHandle | None = None
         self._second = 0
         self._prefix = ""
+        self._millisecond = 0
+        self._timestamp = ""
 
     def timestamp(self, now: float) -> str:
-        """UTC, ISO 8601 with milliseconds; the part down to the second is formatted once a second."""
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._prefix}.{int((now - second) * 1000):03d}Z"
+        """UTC, ISO 8601 with milliseconds; formatted once a millisecond, the part before that once a second."""
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._timestamp = f"{self._prefix}.{rest:03d}Z"
+        return self._timestamp
 
     def add(self, record: RequestRecord) -> None:
         """Call on the event loop: the line is written within `_FLUSH_AFTER_S`."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helixflow.core.capacity import Replica
+from helixflow.settings.tree import LogSettings
 from helixflow.transport.testing import Reset, ScriptedUpstream, Step, event_stream
 from tests.harness.gateway import local, run_gateway
 
@@ -49,6 +50,24 @@ async def test_with_one_replica_its_failure_is_told_at_once(tmp_path: Path) -> N
         assert answer.status == 502
         assert json.loads(answer.body)["error"]["code"] == "upstream_unavailable"
         assert len(bad.requests) == 1
+
+
+async def test_an_answer_that_breaks_off_is_recorded_with_its_prompt(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    progress = json.loads(event({"role": "assistant", "content": None}).removeprefix(b"data: "))
+    progress["prompt_progress"] = {"total": 27, "cache": 0, "processed": 0, "time_ms": 0}
+    first = b"data: " + json.dumps(progress, separators=(",", ":")).encode() + b"\n\n"
+    broken = [*event_stream([first, event({"content": "Half"})], end=False), Reset()]
+    log = LogSettings(level="info", format="json")
+    async with ScriptedUpstream([broken]) as engine, run_gateway(tmp_path, {"m": [local()]}, log=log) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("r", engine.origin.port))
+        answer = await gateway.chat(json.dumps({**PLAIN, "stream": True}).encode())
+        assert b"Half" in answer.body
+        assert b"upstream_unavailable" in answer.body
+        assert b"[DONE]" not in answer.body
+    line = next(line for line in capfd.readouterr().err.splitlines() if '"chat/completions"' in line)
+    assert (json.loads(line)["prompt_tokens"], json.loads(line)["completion_tokens"]) == (27, 1)
 
 
 @pytest.mark.parametrize("token", ["100", "9" * 5000])

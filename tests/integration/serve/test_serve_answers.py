@@ -54,7 +54,10 @@ async def test_both_models_are_served_and_the_second_is_loaded_on_first_use(node
     assert len(vector) == 384
     states = (await node.ask("GET", "/health")).json["deployments"]
     assert set(states.values()) == {"ready"}
-    assert [model["id"] for model in (await node.ask("GET", "/v1/models")).json["data"]] == [CHAT_MODEL, EMBEDDING_MODEL]
+    assert [model["id"] for model in (await node.ask("GET", "/v1/models")).json["data"]] == [
+        CHAT_MODEL,
+        EMBEDDING_MODEL,
+    ]
 
 
 async def test_the_capital_of_france(node: Node) -> None:

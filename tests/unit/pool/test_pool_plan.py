@@ -65,3 +65,17 @@ def test_the_fingerprint_changes_with_the_settings() -> None:
 
     assert fingerprint(2) == fingerprint(2)
     assert fingerprint(2) != fingerprint(3)
+
+
+def test_an_embedding_model_outside_the_catalogue_needs_its_tokenizer(tmp_path: Path) -> None:
+    def plan(**options: Path) -> None:
+        deployment = LlamaCppDeployment(engine="llama_cpp", source="file:/m/own.gguf", task="embeddings", **options)
+        plan_deployments(settings(ModelSettings(name="own", deployments=(deployment,))), CATALOGUE)
+
+    with pytest.raises(UserError, match=r"own/llama_cpp-0: .* needs its tokenizer\.json") as caught:
+        plan()
+    assert caught.value.exit_code is ExitCode.CONFIG
+    with pytest.raises(UserError, match="there is no file"):
+        plan(tokenizer=tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    plan(tokenizer=tmp_path / "tokenizer.json")

@@ -66,6 +66,8 @@ class ChatStream:
         self, call: Call, params: ChatParams, source: Source, first: tuple[int, list[bytes]], deployment: str
     ) -> None:
         self.progress = Progress(deployment=deployment, first_content_at=time.perf_counter())
+        # Known from the start, so that an answer that breaks off is not recorded without its prompt.
+        self.progress.usage.prompt_tokens = source.prompt_tokens
         self._source = source
         self._first: tuple[int, list[bytes]] | None = first
         self._include_usage = call.include_usage
@@ -109,12 +111,10 @@ class ChatStream:
                 return self._writer.delta(index, delta)
         decoded = EVENT.decode(event)
         if decoded.usage is not None:
-            add_usage(
-                self.progress,
-                decoded.usage,
-                new_prompt=not self.progress.usage.reported,
-                counted=self._counted.get(index, 0),
-            )
+            first = not self.progress.usage.reported
+            if first:
+                self.progress.usage.prompt_tokens = 0  # the final report replaces what was known at the start
+            add_usage(self.progress, decoded.usage, new_prompt=first, counted=self._counted.get(index, 0))
         out = b"".join([self._chunk(index, choice) for choice in decoded.choices])
         if not self._tail and event.startswith(_CONTENT_START):
             self._tail = event[event.rindex(b'}],"created":') + 1 :]

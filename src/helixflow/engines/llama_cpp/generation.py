@@ -53,6 +53,7 @@ class Generation:
         self._splitter = EventSplitter()
         self._waiting: list[bytes] = []
         self.fingerprint = ""
+        self.prompt_tokens = 0
         self.done = False
 
     @classmethod
@@ -155,6 +156,7 @@ class Generation:
                 decoded = _decode(payload)
                 self.fingerprint = decoded.system_fingerprint or self.fingerprint
                 if decoded.prompt_progress is not None:
+                    self.prompt_tokens = decoded.prompt_progress.total
                     if not checked:
                         check_context(decoded.prompt_progress.total, token_limit, replica.context)
                         checked = True

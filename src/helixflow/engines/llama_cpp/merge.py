@@ -13,6 +13,7 @@ class Source(Protocol):
     """Events of one or more generations, in the order they come."""
 
     fingerprint: str
+    prompt_tokens: int
 
     async def read(self) -> tuple[int, list[bytes]]:
         """`(index, events)`; no events when that generation is complete; index -1 when all are.
@@ -30,6 +31,7 @@ class Single:
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self.fingerprint = generation.fingerprint
+        self.prompt_tokens = generation.prompt_tokens
         self._ended = False
 
     async def read(self) -> tuple[int, list[bytes]]:
@@ -48,6 +50,7 @@ class Merged:
 
     def __init__(self, starts: Sequence[Start]) -> None:
         self.fingerprint = ""
+        self.prompt_tokens = 0
         self._queue: asyncio.Queue[tuple[int, list[bytes] | Exception]] = asyncio.Queue(maxsize=len(starts))
         self._running = len(starts)
         self._tasks = [asyncio.create_task(self._pump(index, start)) for index, start in enumerate(starts)]
@@ -70,6 +73,7 @@ class Merged:
         try:
             generation = await start()
             self.fingerprint = generation.fingerprint
+            self.prompt_tokens = generation.prompt_tokens
             try:
                 while events := await generation.read():
                     await self._queue.put((index, events))

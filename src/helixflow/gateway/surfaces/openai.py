@@ -8,14 +8,15 @@ from urllib.parse import unquote
 
 import msgspec
 
-from helixflow.core.call import Call, Completer, Operation
+from helixflow.core.call import Call, Completer, Operation, Stream
 from helixflow.core.errors import HelixError
 from helixflow.dialects.openai_chat import ChatParams, parse_chat
 from helixflow.dialects.openai_completions import CompletionParams, parse_completion
 from helixflow.dialects.openai_embeddings import EmbeddingParams, parse_embedding
 from helixflow.dialects.openai_errors import render_error_event
 from helixflow.dialects.validation import decode_fields
-from helixflow.gateway.body import read_body
+from helixflow.engines.answers import WholeAnswer
+from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
@@ -28,6 +29,10 @@ _PARSERS: dict[Operation, Callable[[bytes], Params]] = {
     Operation.COMPLETIONS: parse_completion,
     Operation.EMBEDDINGS: parse_embedding,
 }
+_ANSWER_FIELDS = (
+    b"content-type: application/json\r\nx-helixflow-model: %b\r\nx-helixflow-deployment: %b\r\n"
+    b"openai-processing-ms: %d\r\nx-request-id: %b\r\n"
+)
 _SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -46,55 +51,57 @@ class OpenAISurface:
         self._router = router
         self._completer = completer
 
-    async def complete(self, exchange: Exchange, operation: Operation) -> None:
+    async def complete(self, operation: Operation, exchange: Exchange) -> None:
         """One generation or embedding."""
         exchange.operation = operation
-        exchange.principal = principal = await self._identification.identify(exchange)
+        identification = self._identification
+        principal = identification.recall(exchange) or await identification.identify(exchange)
+        exchange.principal = principal
         settings = self._settings
-        body = await read_body(exchange, max_bytes=settings.max_body_bytes)
+        body = body_at_hand(exchange, max_bytes=settings.max_body_bytes)
+        if body is None:
+            body = await read_body(exchange, max_bytes=settings.max_body_bytes)
         fields = decode_fields(body)
         params = _PARSERS[operation](body)
-        self._router.route(params.model)
-        exchange.model = params.model
+        model = params.model
+        self._router.route(model)
+        exchange.model = model
         stream = include_usage = False
         if not isinstance(params, EmbeddingParams):
             stream = bool(params.stream)
             include_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
         exchange.stream = stream
-        deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
         call = Call(
             exchange.call_id,
             exchange.request_id,
             principal,
             operation,
-            params.model,
+            model,
             fields,
             params,
             stream,
             include_usage,
-            deadline,
+            asyncio.get_running_loop().time() + settings.request_timeout_s,
         )
         if stream:
             await self._stream(exchange, call)
-        else:
-            await self._answer(exchange, call)
+            return
+        answer = await self._completer.open(call)
+        exchange.progress = answer.progress
+        body = answer.body if type(answer) is WholeAnswer else await _read_all(answer)
+        if not self._respond(exchange, call, answer.progress.deployment, body):
+            await exchange.reply(200, body, self._answer_headers(exchange, call, answer.progress.deployment))
 
-    async def _answer(self, exchange: Exchange, call: Call) -> None:
-        stream = await self._completer.open(call)
-        try:
-            exchange.progress = stream.progress
-            body = await stream.read()
-            while more := await stream.read():
-                body += more
-        finally:
-            stream.close()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *self._answer_headers(exchange, call, stream.progress.deployment),
-        ]
-        await exchange.start(200, headers)
-        await exchange.finish(body)
+    @staticmethod
+    def _respond(exchange: Exchange, call: Call, deployment: str, body: bytes) -> bool:
+        """The head of `_answer_headers` and the body at once. Names come from the settings, which allow no others."""
+        fields = _ANSWER_FIELDS % (
+            call.model.encode(),
+            deployment.encode(),
+            (time.perf_counter() - exchange.started) * 1000,
+            exchange.request_id.encode(),
+        )
+        return exchange.respond(fields, body)
 
     async def _stream(self, exchange: Exchange, call: Call) -> None:
         keep_alive = KeepAlive(lambda: self._start_stream(exchange, call, ""), exchange)
@@ -156,3 +163,14 @@ class OpenAISurface:
 
 def _describe(route: Route) -> dict[str, Any]:
     return {"id": route.model, "object": "model", "created": route.created, "owned_by": route.owned_by}
+
+
+async def _read_all(answer: Stream) -> bytes:
+    """The whole answer of a stream that is not one piece."""
+    try:
+        body = await answer.read()
+        while more := await answer.read():
+            body += more
+    finally:
+        answer.close()
+    return body
