@@ -19,7 +19,8 @@ _INTRO = """# Settings
 
 Read once at the start from, in rising order of precedence: the defaults below, the TOML file (`--config`, or
 `HELIXFLOW_CONFIG`), the environment, and flags. An unknown key or a bad value stops the start with the file, the line
-and the reason. `helixflow config check` checks a file, `helixflow config show` prints what is in force.
+and the reason. In the environment, arrays and tables are JSON: `HELIXFLOW_GATEWAY__CORS__ORIGINS='["https://a.example"]'`;
+what is inside `models` has no variable of its own. `helixflow config check` checks a file, `helixflow config show` prints what is in force.
 
 Beside the settings, the environment may hold `HELIXFLOW_CONFIG` (the file to read) and `HELIXFLOW_BOOTSTRAP_API_KEY`
 (the first key; without it one is generated and kept in `data_dir/bootstrap.key`).
@@ -55,9 +56,7 @@ def _section(title: str, section: type[Section], path: str | None) -> Iterator[s
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             nested.append((dotted, field.annotation))
             continue
-        # Arrays and tables have no form in the environment.
-        reachable = path is not None and get_origin(field.annotation) not in (tuple, dict)
-        env = f"`{ENV_PREFIX}{dotted.replace('.', '__').upper()}`" if reachable else ""
+        env = f"`{ENV_PREFIX}{dotted.replace('.', '__').upper()}`" if path is not None else ""
         rows.append([f"`{name}`", _type(field), _default(field), _bounds(field), field.description or "", env])
     head = ["key", "type", "default", "bounds", "what it does", "environment"]
     if not any(row[-1] for row in rows):

@@ -83,6 +83,8 @@ async def test_control_killed_under_load(node: Node) -> None:
     assert await wire.read_chunk(), "a stream under way goes on"
     wire.drop()
     await eventually(lambda: node.records("replica.adopted"))
+    # The gateway finds control again a moment later; until then a key that it does not know is a 503.
+    await eventually(lambda: [r for r in node.records("watch.restored") if r["watch"] == "revocations"], 5)
     made = await asyncio.to_thread(lambda: until(lambda: node.run("keys", "create", "after", "--quiet").stdout.strip()))
     assert (await node.chat(key=made)).status == 200
     async with await node.connect() as other:

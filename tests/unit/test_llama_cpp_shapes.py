@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from helixflow.core.call import Usage
+from helixflow.core.errors import HelixError
 from helixflow.dialects.openai_answers import ChatWriter, CompletionWriter
 from helixflow.dialects.openai_chat import ChatParams, parse_chat
+from helixflow.engines.llama_cpp.schema import check_media, check_schema
 from helixflow.engines.llama_cpp.tools import ForcedTool
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
@@ -84,3 +86,41 @@ def test_half_a_call_is_none(text: str) -> None:
     assert finished["finish_reason"] == "length"
     assert finished["message"]["content"] is None
     assert "tool_calls" not in finished["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "object", "properties": {"a": {"type": "array", "items": {"multipleOf": 2}}}}, "multipleOf"),
+        ({"anyOf": [{"type": "string"}, {"uniqueItems": True}]}, "uniqueItems"),
+        ({"$defs": {"x": {"if": {}}}}, "if"),
+        ({"type": "string", "pattern": "^(?!a)b$"}, "pattern"),
+        ({"type": "string", "pattern": "("}, "pattern"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_refused_by_keyword(schema: dict[str, Any], keyword: str) -> None:
+    wanted = params(response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}})
+    with pytest.raises(HelixError) as caught:
+        check_schema(wanted)
+    assert caught.value.traits.http == 400
+    assert caught.value.param is not None
+    assert caught.value.param.endswith(f".{keyword}")
+    assert f"'{keyword}'" in caught.value.message
+
+
+def test_names_that_look_like_keywords_are_no_keywords() -> None:
+    schema = {"type": "object", "properties": {"not": {"type": "string"}, "if": {"const": 1}}, "required": ["not"]}
+    check_schema(params(response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}))
+
+
+def test_the_engine_is_sent_to_no_address() -> None:
+    def asking(url: str) -> ChatParams:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        return params(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, part]}])
+
+    check_media(asking("data:image/png;base64,AAAA"))
+    for url in ("http://169.254.169.254/", "https://example.org/a.png", "file:///etc/passwd", " data:,"):
+        with pytest.raises(HelixError) as caught:
+            check_media(asking(url))
+        assert caught.value.param == "messages[0].content[1].image_url"

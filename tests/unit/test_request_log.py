@@ -34,7 +34,7 @@ async def test_json_lines_have_every_figure(tmp_path: Path) -> None:
 
 async def test_text_lines_are_short(tmp_path: Path) -> None:
     (line,) = written(tmp_path, "text", record(model="m", prompt_tokens=3, completion_tokens=4, first_token_s=0.1))
-    assert line == "10:11:12 200 chat/completions m 500 ms first 100 ms 3+4 tokens r"
+    assert line == "10:11:12 200 chat/completions m 500 ms first 100 ms 3+4 tokens r -"
 
 
 async def test_a_path_cannot_forge_a_line(tmp_path: Path) -> None:
@@ -56,3 +56,13 @@ async def test_a_reader_that_went_away_costs_only_the_lines() -> None:
             log.add(record())
             log.flush()
         assert log.timestamp(86_400.25) == "1970-01-02T00:00:00.250Z"
+
+
+async def test_a_full_disk_costs_only_the_lines() -> None:
+    with Path("/dev/full").open("w") as stream:
+        log = RequestLog(stream, "json")
+        log.add(record())
+        log.flush()
+        log.add(record())
+        log.flush()
+        assert log.lost == 2

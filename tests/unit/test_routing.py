@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from helixflow.clients.pool import DeploymentView
-from helixflow.core.call import Call, Stream
+from helixflow.core.call import Call, Progress, Stream
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ERRORS, ErrorKind, HelixError
@@ -34,6 +34,7 @@ class ScriptedEngine:
 
 class Asking:
     model = "m"
+    progress = Progress()
 
 
 CALL = cast(Call, Asking())

@@ -1,6 +1,5 @@
 """Checks of the machine: Python, CPU, memory, GPU."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from helixflow.cli.findings import Finding
 from helixflow.cli.output import format_size
+from helixflow.process.cores import usable_cores
 
 if TYPE_CHECKING:
     from helixflow.pool.plan import PlannedDeployment
@@ -39,7 +39,7 @@ def check_python() -> Finding:
 
 
 def check_cpu() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     features = known_features(_read_flags())
     machine = platform.machine()
     text = f"{cores} cores, {machine}, {', '.join(features) if features else 'no known vector features'}"

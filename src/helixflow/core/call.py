@@ -37,6 +37,19 @@ class Usage(msgspec.Struct, gc=False):
     reported: bool = False
 
 
+class Progress(msgspec.Struct):
+    """What is known of an answer so far; filled in while it is made, so that it is right whenever the call ends, and
+    however. `deployment` is the one tried last.
+
+    `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta.
+    """
+
+    deployment: str = ""
+    usage: Usage = msgspec.field(default_factory=Usage)
+    first_content_at: float | None = None
+    finish_reason: str | None = None
+
+
 class Call(msgspec.Struct):
     """A validated request.
 
@@ -56,18 +69,7 @@ class Call(msgspec.Struct):
     stream: bool
     include_usage: bool
     deadline: float
-
-
-class Progress(msgspec.Struct):
-    """What is known of an answer so far; filled in by the engine while the answer passes.
-
-    `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta.
-    """
-
-    deployment: str = ""
-    usage: Usage = msgspec.field(default_factory=Usage)
-    first_content_at: float | None = None
-    finish_reason: str | None = None
+    progress: Progress = msgspec.field(default_factory=Progress)
 
 
 class Stream(Protocol):
@@ -76,8 +78,6 @@ class Stream(Protocol):
     For streamed calls `read` gives pieces of the dialect's SSE body, whole events only; otherwise pieces of one JSON
     document. An error after the first piece is raised as `HelixError` from `read`.
     """
-
-    progress: Progress
 
     async def read(self) -> bytes:
         """The next piece, or `b""` once the answer is complete."""

@@ -1,15 +1,12 @@
 """Answers that are at hand as a whole."""
 
-from helixflow.core.call import Progress
-
 
 class WholeAnswer:
     """A `Stream` of one piece. Who needs no stream takes `body` instead of reading; nothing is left to close then."""
 
-    __slots__ = ("body", "progress")
+    __slots__ = ("body",)
 
-    def __init__(self, body: bytes, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, body: bytes) -> None:
         self.body = body
 
     async def read(self) -> bytes:

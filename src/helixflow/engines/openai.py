@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw
 
-from helixflow.core.call import Call, Operation, Progress, Stream
+from helixflow.core.call import Call, Operation, Stream
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
 from helixflow.engines.answers import WholeAnswer
@@ -63,11 +63,11 @@ class OpenAIEngine:
         try:
             if response.status != 200:
                 raise await self._refusal(response)
-            progress = Progress(deployment=self._deployment)
+            progress = call.progress
             rename = Rename(self._public_model, call.operation, call.call_id)
             if not call.stream:
                 body = await response.read_all(MAX_ANSWER_BYTES)
-                return WholeAnswer(edit_answer(body, rename, progress), progress)
+                return WholeAnswer(edit_answer(body, rename, progress))
             editor = StreamEditor(rename, include_usage=call.include_usage, progress=progress)
             first = b""
             while not editor.started:
@@ -77,7 +77,7 @@ class OpenAIEngine:
                         ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
                     )
                 first += editor.feed(data)
-            return _EditedStream(response, editor, first, progress)
+            return _EditedStream(response, editor, first)
         except BaseException:
             response.close()
             raise
@@ -120,8 +120,7 @@ class OpenAIEngine:
 
 
 class _EditedStream:
-    def __init__(self, response: HttpResponse, editor: StreamEditor, first: bytes, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, response: HttpResponse, editor: StreamEditor, first: bytes) -> None:
         self._response = response
         self._editor = editor
         self._first = first

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import cast
 
 import structlog
 
@@ -68,9 +69,13 @@ class App:
         except ClientGone:
             exchange.abandon()
         except asyncio.CancelledError:
-            if not exchange.disconnected:
+            if exchange.disconnected:
+                exchange.abandon()
+            elif self.draining:  # the time for draining is over: the client is told, not just cut off
+                cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+                await self._fail(exchange, HelixError(ErrorKind.SHUTTING_DOWN, "The service is shutting down."))
+            else:
                 raise
-            exchange.abandon()
         except Exception as exc:
             log.error("request.failed", request_id=exchange.request_id, exc_info=exc)
             await self._fail(exchange, _internal(exchange))

@@ -6,9 +6,12 @@ was measured twice as dear, because their memory could not be used again in the 
 
 import time
 
+from helixflow.core.errors import ErrorKind
 from helixflow.gateway.exchange import Exchange
 from helixflow.telemetry.metrics import GatewayMetrics
 from helixflow.telemetry.requests import RequestLog, RequestRecord
+
+_KINDS = frozenset(kind.value for kind in ErrorKind)
 
 
 class Observation:
@@ -32,7 +35,10 @@ class Observation:
         operation = exchange.operation.value if exchange.operation is not None else "other"
         progress = exchange.progress
         deployment = progress.deployment if progress is not None else ""
-        series = self._metrics.series(operation, deployment, status)
+        error = exchange.error
+        # An upstream's own code is no label: there is no end of them.
+        kind = "" if error is None else error if error in _KINDS else "upstream_error"
+        series = self._metrics.series(operation, deployment, status, kind)
         series.requests += 1
         series.duration.observe(duration)
         record = RequestRecord(
@@ -44,9 +50,9 @@ class Observation:
             duration_s=int(duration * 1e6) / 1e6,
             model=exchange.model,
             stream=exchange.stream,
-            error=exchange.error,
+            error=error,
         )
-        if status >= 500:
+        if status >= 500 or (error is not None and status == 200):
             record.level = "error"
         principal = exchange.principal
         if principal is not None:

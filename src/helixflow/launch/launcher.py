@@ -10,6 +10,7 @@ asyncio nor gRPC: what it does not contain cannot bring down everything at once.
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,18 @@ SOCKET_NAME: Final = "launcher.sock"
 CONTROL_SOCKET_NAME: Final = "control.sock"
 # Tells the command line where the gateway listens.
 URL_NAME: Final = "gateway.url"
-_SECRET_VARIABLES: Final = frozenset({"HELIXFLOW_BOOTSTRAP_API_KEY", "HELIXFLOW_API_KEY"})
+# Engines have no use for these, nor for what the settings name.
+_SECRET_VARIABLES: Final = frozenset(
+    {
+        "HELIXFLOW_BOOTSTRAP_API_KEY",
+        "HELIXFLOW_API_KEY",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "OPENAI_API_KEY",
+    }
+)
+# As the gateway reads header values.
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Phase(Enum):
@@ -51,7 +63,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LauncherOptions:
-    """What the launcher needs to know. Read from the settings' JSON without pydantic, which would double its memory."""
+    """What the launcher needs to know. Read from the settings' JSON without pydantic, which would double its memory.
+
+    `secret_variables` are the environment variables that engines must not inherit.
+    """
 
     run_dir: Path
     drain_timeout_s: float
@@ -60,6 +75,7 @@ class LauncherOptions:
     log_format: Literal["auto", "text", "json"]
     settings_fd: int
     listen_fd: int
+    secret_variables: frozenset[str] = _SECRET_VARIABLES
     control_module: str = "helixflow.launch.control"
     gateway_module: str = "helixflow.launch.gateway"
 
@@ -76,7 +92,20 @@ class LauncherOptions:
             log_format=tree["log"]["format"],
             settings_fd=settings_fd,
             listen_fd=listen_fd,
+            secret_variables=_SECRET_VARIABLES | find_secret_variables(tree),
         )
+
+
+def find_secret_variables(tree: Mapping[str, Any]) -> set[str]:
+    """The environment variables that the settings' deployments take keys and header values from."""
+    names = set()
+    for model in tree["models"]:
+        for deployment in model["deployments"]:
+            if variable := deployment.get("api_key_env"):
+                names.add(variable)
+            for value in deployment.get("headers", {}).values():
+                names.update(_VARIABLE.findall(value))
+    return names
 
 
 class Launcher:
@@ -94,7 +123,7 @@ class Launcher:
         self._deadline: Timer | None = None
         self._welcome: Spawned | None = None
         self._life_read, self._life_write = os.pipe()
-        engine_environ = {name: value for name, value in environ.items() if name not in _SECRET_VARIABLES}
+        engine_environ = {name: value for name, value in environ.items() if name not in options.secret_variables}
         self._engines = EngineTable(self._loop, log, engine_environ, self._tell)
         self._control = self._service("control", options.control_module)
         self._gateways = [

@@ -45,6 +45,7 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     port = listener.getsockname()[1]
     gateway = settings.gateway.model_copy(update={"http_port": port})
     settings = settings.model_copy(update={"gateway": gateway})
+    # One name, one file: `plan_deployments` sees to it.
     wanted = {one.spec.name: one.spec for one in planned if one.settings.load == "start"}
     pull_all(ModelStore(settings.models_dir), wanted.values())
     (settings.run_dir / URL_NAME).write_text(base_url(listener))
@@ -66,7 +67,11 @@ def _become_launcher(settings: Settings, listen_fd: int, lock_fd: int, welcome: 
 
 
 def write_settings(settings: Settings) -> int:
-    """A descriptor of an unlinked file that holds the settings as JSON: no secrets, and nothing to clean up."""
+    """A descriptor of an unlinked file that holds the settings as JSON, with nothing to clean up.
+
+    Secrets are in it only where the configuration has them in plain text (header values); keys that it names by file or
+    variable are not. No other user can open it: it has no path, and mode 0600.
+    """
     with tempfile.TemporaryFile() as file:
         file.write(settings.model_dump_json().encode())
         file.flush()

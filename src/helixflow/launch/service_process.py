@@ -18,8 +18,10 @@ _FINAL: Final = frozenset({ExitCode.CONFIG, ExitCode.PORT_BUSY, ExitCode.MODEL, 
 class ServiceProcess:
     """Starts, restarts and stops one process. `start_child(ready_fd)` spawns it.
 
-    `on_ready` is called each time it reports that it serves; `on_fatal(exit_code, reason)` once when restarting makes
-    no sense: it never served and ended with an exit code that says so, or it is in a crash loop.
+    `on_ready` is called each time it reports that it serves. `on_fatal(exit_code, reason)` is called only while it has
+    never served, when restarting makes no sense: it ended with an exit code that says so, or it is in a crash loop.
+    Once it has served it is restarted for ever, with longer and longer pauses: what is down with it may come back
+    (a database, room on the disk), and the other processes serve meanwhile.
     """
 
     def __init__(
@@ -61,7 +63,11 @@ class ServiceProcess:
             self._child = self._start_child(ready_write)
         except OSError as exc:
             os.close(ready_read)
-            self._on_fatal(ExitCode.UNAVAILABLE, f"{self.name} cannot be started: {exc}")
+            if self._was_ready:
+                delay_s = self._restart_later(0.0)
+                self._log.error("process.unstartable", process=self.name, reason=str(exc), restart_in_s=delay_s)
+            else:
+                self._on_fatal(ExitCode.UNAVAILABLE, f"{self.name} cannot be started: {exc}")
             return
         finally:
             os.close(ready_write)
@@ -100,12 +106,18 @@ class ServiceProcess:
         if not self._was_ready and status in _FINAL:
             self._on_fatal(status, f"{self.name} could not start")
             return
-        if self._crashes.record_exit(self._loop.now()):
+        in_loop = self._crashes.record_exit(self._loop.now())
+        if in_loop and not self._was_ready:
             self._on_fatal(ExitCode.UNAVAILABLE, f"{self.name} keeps ending (last status {status}): giving up")
             return
+        level, delay_s = "error" if in_loop else "warning", self._restart_later(healthy_s)
+        self._log.write(level, "process.exited", process=self.name, pid=pid, status=status, restart_in_s=delay_s)
+
+    def _restart_later(self, healthy_s: float) -> float:
+        """Starts it again after the backoff's delay in seconds, which is returned rounded, for the log."""
         delay_s = self._backoff.next_delay_s(healthy_s)
-        self._log.warning("process.exited", process=self.name, pid=pid, status=status, restart_in_s=round(delay_s, 2))
         self._timer = self._loop.call_later(delay_s, self.start)
+        return round(delay_s, 2)
 
     def _take_ready(self) -> None:
         assert self._ready_fd is not None

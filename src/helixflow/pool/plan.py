@@ -1,7 +1,7 @@
 """What this node is to serve: models from the settings, completed from the catalogue."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -36,16 +36,28 @@ def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
 
 
 def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedDeployment, ...]:
-    """The llama.cpp deployments of filled settings, in order. Raises `UserError` (CONFIG) as the catalogue does."""
-    planned = []
+    """The llama.cpp deployments of filled settings, in order. Raises `UserError` (CONFIG) as the catalogue does.
+
+    Specifications of the same name are of the same file: where a public name has several, each has its deployment's.
+    """
+    planned: list[PlannedDeployment] = []
     for model in settings.models:
-        for index, deployment in enumerate(model.deployments):
-            if isinstance(deployment, LlamaCppDeployment):
-                name = f"{model.name}/llama_cpp-{index}"
-                spec = catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task)
-                _check_tokenizer(name, deployment, spec)
-                planned.append(PlannedDeployment(name, model.name, deployment, spec))
+        planned += _plan_model(model, catalogue)
     return tuple(planned)
+
+
+def _plan_model(model: ModelSettings, catalogue: Catalogue) -> list[PlannedDeployment]:
+    planned = []
+    for index, deployment in enumerate(model.deployments):
+        if isinstance(deployment, LlamaCppDeployment):
+            name = f"{model.name}/llama_cpp-{index}"
+            spec = catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task)
+            _check_tokenizer(name, deployment, spec)
+            planned.append(PlannedDeployment(name, model.name, deployment, spec))
+    if len({(one.spec.source, one.spec.sha256) for one in planned}) > 1:
+        # The store holds one file a name: under the public name they would drive each other out.
+        return [replace(one, spec=replace(one.spec, name=one.name)) for one in planned]
+    return planned
 
 
 def _check_tokenizer(name: str, deployment: LlamaCppDeployment, spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import structlog
 
@@ -16,7 +17,7 @@ from helixflow.pool.plan import PlannedDeployment
 from helixflow.pool.progress import PullProgress, Report
 from helixflow.pool.replica import Outcome, ReplicaLives
 
-# `ModelStore.pull`; blocks, so it is run in a thread.
+# `ModelStore.pull`; blocks, so it is run in a thread of the seats' executor.
 Pull = Callable[[ModelSpec, Report], StoredModel]
 log = structlog.get_logger("helixflow.pool")
 
@@ -38,6 +39,7 @@ class Seat:
         lives: ReplicaLives,
         history: CrashHistory,
         pull: Pull,
+        threads: Executor,
         clock: Clock,
         on_change: Callable[[], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Seat:
         self._lives = lives
         self._history = history
         self._pull = pull
+        self._threads = threads
         self._clock = clock
         self._on_change = on_change
         self._wanted = asyncio.Event()
@@ -78,6 +81,9 @@ class Seat:
             except UserError as exc:
                 self._show(State.FAILED, " ".join(exc.message.split()))
                 log.error("deployment.failed", deployment=self._planned.name, cause=exc.message)
+            except Exception as exc:
+                self._show(State.FAILED, f"unexpected {type(exc).__name__}: {' '.join(str(exc).split())}")
+                log.exception("deployment.failed", deployment=self._planned.name)
 
     async def _serve(self) -> None:
         """Engine after engine until it makes no sense any more. Raises `UserError` when the model cannot be had."""
@@ -139,7 +145,7 @@ class Seat:
             loop.call_soon_threadsafe(self._show_progress, describe_progress(progress))
 
         try:
-            return await asyncio.to_thread(self._pull, self._planned.spec, report)
+            return await loop.run_in_executor(self._threads, self._pull, self._planned.spec, report)
         finally:
             abandoned.set()
 

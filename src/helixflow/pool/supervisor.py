@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -38,11 +39,23 @@ class Supervisor:
         self._engines = engines
         self._clock = clock if clock is not None else SystemClock()
         self.changes = Broadcast()
+        # A thread a seat, made when it pulls: those that wait for the store must not use up the default executor.
+        seats = sum(one.settings.replicas for one in planned)
+        self._threads = ThreadPoolExecutor(max(1, seats), thread_name_prefix="pull")
         self._seats: dict[str, list[Seat]] = {}
         for one in planned:
             lives = ReplicaLives(one, engines, probe, policy or HealthPolicy(), self._clock)
             self._seats[one.name] = [
-                Seat(index, one, lives, CrashHistory(make_backoff()), pull, self._clock, self.changes.bump)
+                Seat(
+                    index,
+                    one,
+                    lives,
+                    CrashHistory(make_backoff()),
+                    pull,
+                    self._threads,
+                    self._clock,
+                    self.changes.bump,
+                )
                 for index in range(one.settings.replicas)
             ]
 
@@ -63,7 +76,16 @@ class Supervisor:
             seat.want()
 
     async def run(self) -> None:
-        """Raises `HelixError` (UNAVAILABLE) when the launcher cannot be asked. Without engines it only waits."""
+        """Raises `HelixError` (UNAVAILABLE) when the launcher cannot be asked. Without engines it only waits.
+
+        Call it once. Pulls that go on when it is cancelled end at their next report of progress.
+        """
+        try:
+            await self._keep_all()
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_all(self) -> None:
         for engine in await self._engines.list():
             await self._take_over(engine)
         if not self._seats:

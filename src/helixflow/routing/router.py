@@ -68,6 +68,7 @@ class Router:
         for position, target in enumerate(targets):
             breaker = target.breaker
             breaker.begin()
+            call.progress.deployment = target.deployment
             try:
                 stream = await target.engine.open(call)
             except HelixError as exc:

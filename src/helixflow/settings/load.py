@@ -1,5 +1,6 @@
 """Reading settings: TOML < environment < flags, with errors that name file, line and key."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ def load_settings(
 ) -> Settings:
     """The settings tree from a file (given, or `$HELIXFLOW_CONFIG`, or none), the environment and flags.
 
-    Environment variables are `HELIXFLOW_` plus the path with `__` between its parts; `overrides` is keyed by dotted
-    path. Raises `UserError` (exit code CONFIG) with one line a problem.
+    Environment variables are `HELIXFLOW_` plus the path with `__` between its parts; a value that begins with `[` or
+    `{` is JSON. `overrides` is keyed by dotted path. Raises `UserError` (exit code CONFIG) with one line a problem.
     """
     environ = os.environ if environ is None else environ
     if config is None and environ.get("HELIXFLOW_CONFIG"):
@@ -37,7 +38,7 @@ def load_settings(
     for variable, value in sorted(environ.items()):
         if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
             path = tuple(part.lower() for part in variable.removeprefix(ENV_PREFIX).split("__"))
-            _put(tree, path, value, f"environment variable {variable}")
+            _put(tree, path, decode_variable(variable, value), f"environment variable {variable}")
             origins[path] = f"environment variable {variable}"
     for dotted, value in (overrides or {}).items():
         if value is not None:
@@ -71,6 +72,19 @@ def _parse(text: str, config: Path | None) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise UserError(f"{config}: not valid TOML: {exc}", ExitCode.CONFIG) from exc
+
+
+def decode_variable(variable: str, value: str) -> Any:
+    """Lists and tables are JSON; anything else is text, which the tree makes a number or a path of.
+
+    Raises `UserError` (CONFIG) that names the variable.
+    """
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as exc:
+        raise UserError(f"environment variable {variable}: not valid JSON: {exc}", ExitCode.CONFIG) from exc
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, origin: str) -> None:

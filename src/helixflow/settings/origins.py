@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helixflow.settings.lines import line_of
-from helixflow.settings.load import ENV_PREFIX, NOT_SETTINGS
+from helixflow.settings.load import ENV_PREFIX, NOT_SETTINGS, decode_variable
 
 Location = tuple[str | int, ...]
 
@@ -32,8 +32,10 @@ def read_origins(config: Path | None, environ: Mapping[str, str] | None = None) 
             found[location] = f"{path}:{line}" if line else str(path)
     for variable in sorted(environ):
         if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
-            names = variable.removeprefix(ENV_PREFIX).split("__")
-            found[tuple(name.lower() for name in names)] = variable
+            below = tuple(name.lower() for name in variable.removeprefix(ENV_PREFIX).split("__"))
+            # A whole list or table replaces the file's.
+            found = {location: origin for location, origin in found.items() if location[: len(below)] != below}
+            found.update(dict.fromkeys(_leaves(decode_variable(variable, environ[variable]), below), variable))
     return found
 
 

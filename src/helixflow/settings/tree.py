@@ -113,6 +113,8 @@ class LlamaCppDeployment(Section):
     replicas: int = Field(1, ge=1, le=64, description="Engine processes for this deployment.")
     threads: int | None = Field(None, ge=1, description="Threads for decoding; default depends on the cores.")
     batch_threads: int | None = Field(None, ge=1, description="Threads for prefill; default: as `threads`.")
+    # The engine drops an abandoned prompt after one to two steps. Measured with 135M parameters and 1 thread, tokens/s
+    # and seconds a step: 256: 81, 3.2; 128: 79, 1.6; 64: 72, 0.9; 48: 54, 0.9; 32: 56, 0.6.
     batch_size: int = Field(64, ge=32, description="Tokens a prefill step; bounds how long it holds all slots.")
     gpu_layers: int = Field(0, ge=-1, description="Layers on the GPU; -1 for all.")
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
@@ -122,7 +124,10 @@ class LlamaCppDeployment(Section):
     cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
         "f16", description="Type of the values in the KV cache."
     )
-    kv_unified: bool = Field(True, description="Slots share one KV cache of `context` tokens.")
+    kv_unified: bool = Field(
+        True,
+        description="Slots share one KV cache of `context` tokens; needing more together they fail as overloaded.",
+    )
     prompt_cache_mib: int = Field(256, ge=0, description="RAM for cached prompts, MiB; 0 turns it off.")
     chat_template: str | None = Field(None, description="Jinja template text that replaces the model's own.")
     chat_template_file: Path | None = Field(None, description="File of such a template.")

@@ -38,7 +38,7 @@ class Distribution:
 
 
 class RequestSeries:
-    """The figures of one (operation, deployment, status)."""
+    """The figures of one (operation, deployment, status, error)."""
 
     __slots__ = ("duration", "first_token", "inter_token", "requests", "tokens_in", "tokens_out")
 
@@ -58,17 +58,18 @@ class GatewayMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.in_flight: Callable[[], int] = int
-        self._series: dict[tuple[str, str, int], RequestSeries] = {}
+        self._series: dict[tuple[str, str, int, str], RequestSeries] = {}
 
-    def series(self, operation: str, deployment: str, status: int) -> RequestSeries:
-        key = (operation, deployment, status)
+    def series(self, operation: str, deployment: str, status: int, error: str) -> RequestSeries:
+        """`error` is "" or the value of an `ErrorKind`: a stream may fail after its status has gone out."""
+        key = (operation, deployment, status, error)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = RequestSeries()
         return series
 
     def collect(self) -> Iterable[Metric]:
-        labels = ["operation", "deployment", "status"]
+        labels = ["operation", "deployment", "status", "error"]
         requests = CounterMetricFamily("helixflow_requests", "Requests answered.", labels=labels)
         duration = HistogramMetricFamily(
             "helixflow_request_seconds", "From the request's head to the end of its answer.", labels=labels
@@ -80,8 +81,8 @@ class GatewayMetrics(Collector):
             "helixflow_inter_token_seconds", "Mean time between the tokens of an answer.", labels=labels
         )
         tokens = CounterMetricFamily("helixflow_tokens", "Tokens.", labels=[*labels, "direction"])
-        for (operation, deployment, status), series in self._series.items():
-            values = [operation, deployment, str(status)]
+        for (operation, deployment, status, error), series in self._series.items():
+            values = [operation, deployment, str(status), error]
             requests.add_metric(values, series.requests)
             series.duration.add_to(duration, values)
             series.first_token.add_to(first_token, values)

@@ -50,6 +50,8 @@ class RequestLog:
         self._text = is_text(format, stream)
         self._enabled = enabled
         self._encoder = msgspec.json.Encoder()
+        # Writes that failed; each had up to `_FLUSH_AT_BYTES` of lines.
+        self.lost = 0
         self._waiting = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._second = 0
@@ -58,14 +60,18 @@ class RequestLog:
         self._timestamp = ""
 
     def timestamp(self, now: float) -> str:
-        """UTC, ISO 8601 with milliseconds; formatted once a millisecond, the part before that once a second."""
+        """ISO 8601 with milliseconds, UTC but for people, who get local time.
+
+        Formatted once a millisecond, the part before that once a second.
+        """
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             second, rest = divmod(millisecond, 1000)
             if second != self._second:
                 self._second = second
-                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+                parts = time.localtime(second) if self._text else time.gmtime(second)
+                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", parts)
             self._timestamp = f"{self._prefix}.{rest:03d}Z"
         return self._timestamp
 
@@ -85,7 +91,7 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """A reader that went away (a closed pipe) costs the lines, not the service."""
+        """A reader that went away (a closed pipe), or a full disk, costs the lines, not the service."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -95,15 +101,18 @@ class RequestLog:
                 data = data[os.write(self._fd, data) :]
         except BrokenPipeError:
             self._enabled = False
+        except OSError:
+            self.lost += 1
 
 
 def _for_people(record: RequestRecord) -> bytes:
     first = f" first {record.first_token_s * 1000:.0f} ms" if record.first_token_s is not None else ""
     tokens = f" {record.prompt_tokens}+{record.completion_tokens} tokens" if record.prompt_tokens is not None else ""
     error = f" {_one_line(record.error)}" if record.error else ""
+    where = record.deployment or record.model or "-"
     return (
-        f"{record.timestamp[11:19]} {record.status} {_one_line(record.operation)} {record.model or '-'}"
-        f" {record.duration_s * 1000:.0f} ms{first}{tokens}{error} {record.request_id}"
+        f"{record.timestamp[11:19]} {record.status} {_one_line(record.operation)} {where}"
+        f" {record.duration_s * 1000:.0f} ms{first}{tokens}{error} {record.request_id} {record.key_id or '-'}"
     ).encode()
 
 

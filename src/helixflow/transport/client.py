@@ -18,6 +18,8 @@ from helixflow.transport.tls import client_context
 __all__ = ["HttpClient", "HttpResponse", "PoolStats", "Timeouts", "build_head"]
 
 SWEEP_S: Final = 0.25
+# A reused connection that its server had given up fails at once. One that dies later may have died over the request.
+STALE_WITHIN_S: Final = 1.0
 # What we give up of a server's own idle timeout, so that we close before it does.
 _KEEP_ALIVE_MARGIN_S: Final = 1.0
 
@@ -94,7 +96,7 @@ class HttpClient:
                 raise
             if response.status:
                 return response
-            if not (may_retry and connection.died_idle(response)):
+            if not (may_retry and loop.time() - now < STALE_WITHIN_S and connection.died_idle(response)):
                 raise response.error()
             may_retry = False
             connection = None
@@ -207,9 +209,11 @@ class HttpClient:
             if self._closed:
                 raise HelixError(ErrorKind.SHUTTING_DOWN, _CLOSED)
         except BaseException as exc:
-            # Not every loop tells the protocol of a connection that fails while it is being made.
+            # Not every loop tells the protocol of a connection that fails while it is being made: uvloop says that it
+            # was made and never that it was lost.
             if not connection.closed:
                 connection.abort()
+            self._connections.discard(connection)
             if isinstance(exc, TimeoutError) and timeout.expired():
                 if self._closed:
                     raise HelixError(ErrorKind.SHUTTING_DOWN, _CLOSED) from exc
@@ -259,4 +263,6 @@ class HttpClient:
                     HelixError(ErrorKind.OVERLOADED, "The model's server is busy; try again later.", retry_after_s=1)
                 )
             busy = busy or pool.open > 0 or bool(pool.waiters)
+        # Engines come back on other ports: what is left of the old ones must not pile up.
+        self._pools = {origin: pool for origin, pool in self._pools.items() if pool.open > 0 or pool.waiters}
         self._sweeper = loop.call_later(SWEEP_S, self._sweep) if busy else None

@@ -210,6 +210,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        if self.closed:  # given up while it was being made
+            self._transport.abort()
+            return
         self._owner.made(self)
 
     def data_received(self, data: bytes) -> None:

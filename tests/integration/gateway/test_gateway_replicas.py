@@ -52,6 +52,37 @@ async def test_with_one_replica_its_failure_is_told_at_once(tmp_path: Path) -> N
         assert len(bad.requests) == 1
 
 
+async def test_one_call_with_many_choices_does_not_need_a_queue_of_its_own(tmp_path: Path) -> None:
+    scripts = [engine_answer(f"answer {n}") for n in range(5)]
+    async with ScriptedUpstream(scripts) as engine, run_gateway(tmp_path, {"m": [local(max_queue=0)]}) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("r", engine.origin.port))
+        answer = await gateway.chat(json.dumps({**PLAIN, "n": 5}).encode())
+        assert answer.status == 200
+        choices = json.loads(answer.body)["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1, 2, 3, 4]
+        assert len({choice["message"]["content"] for choice in choices}) == 5
+
+
+async def test_fields_that_steer_the_engine_stay_here(tmp_path: Path) -> None:
+    async with ScriptedUpstream([engine_answer("x")]) as engine, run_gateway(tmp_path, {"m": [local()]}) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("r", engine.origin.port))
+        body = {**PLAIN, "n_cmpl": 3, "n_probs": 40_000, "id_slot": 1, "lora": [], "min_p": 0.1}
+        assert (await gateway.chat(json.dumps(body).encode())).status == 200
+        sent = json.loads(engine.requests[0].body)
+        assert sent["min_p"] == 0.1
+        assert not {"n_cmpl", "n_probs", "id_slot", "lora"} & sent.keys()
+
+
+async def test_a_full_cache_is_told_as_overload_and_not_held_against_the_replica(tmp_path: Path) -> None:
+    full = b'data: {"error":{"code":500,"message":"Context size has been exceeded.","type":"server_error"}}\n\n'
+    scripts = [event_stream([full]), engine_answer("later")]
+    async with ScriptedUpstream(scripts) as engine, run_gateway(tmp_path, {"m": [local()]}) as gateway:
+        gateway.show("m/llama_cpp-0", "ready", replica("r", engine.origin.port))
+        answer = await gateway.chat(json.dumps(PLAIN).encode())
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "overloaded")
+        assert (await gateway.chat(json.dumps(PLAIN).encode())).status == 200
+
+
 async def test_an_answer_that_breaks_off_is_recorded_with_its_prompt(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

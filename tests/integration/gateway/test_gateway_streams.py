@@ -397,7 +397,9 @@ async def test_draining_is_bounded(tmp_path: Path) -> None:
         await running.read_head()
         async with asyncio.timeout(3):
             await gateway.server.drain()
-        assert b"[DONE]" not in await running.closed()
+        rest = await running.closed()
+        assert b'"code":"shutting_down"' in rest
+        assert b"[DONE]" not in rest
         assert gateway.app.in_flight == 0
 
 

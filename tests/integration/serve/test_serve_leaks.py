@@ -8,16 +8,16 @@ import psutil
 from tests.harness.node import CHAT, CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, eventually
 from tests.harness.wire import request
 
-TOGETHER = 20
-ROUNDS = 10
+TOGETHER = 40
+ROUNDS = 5
 
 
 async def answered(node: Node) -> None:
-    assert (await node.chat(max_tokens=2)).status == 200
+    assert (await node.chat("Hi", max_tokens=2)).status == 200
 
 
 async def streamed(node: Node) -> None:
-    assert (await node.chat(max_tokens=2, stream=True)).events[-1] == b"[DONE]"
+    assert (await node.chat("Hi", max_tokens=2, stream=True)).events[-1] == b"[DONE]"
 
 
 async def embedded(node: Node) -> None:
@@ -37,14 +37,14 @@ async def without_a_key(node: Node) -> None:
 
 async def left_while_streaming(node: Node) -> None:
     wire = await node.connect()
-    wire.send(node.endless_request())
+    wire.send(node.endless_request("Hi"))
     assert (await wire.read_head()).status == 200
     wire.drop()
 
 
 async def left_before_an_answer(node: Node) -> None:
     wire = await node.connect()
-    wire.send(node.endless_request(stream=False))
+    wire.send(node.endless_request("Hi", stream=False))
     await node.ask("GET", "/livez")
     wire.drop()
 

@@ -316,6 +316,20 @@ async def test_cancelling_a_request_closes_the_socket_at_once(client: HttpClient
         await upstream.connections[0].lost.wait()
 
 
+async def test_cancelling_while_connecting_leaves_nothing_and_close_returns() -> None:
+    client = HttpClient()
+    async with asyncio.timeout(TEST_LIMIT_S), ScriptedUpstream([[Wait(NEVER())]] * 64) as upstream:
+        for turns in range(12):  # each time one turn of the event loop further on the way to a connection
+            task = asyncio.ensure_future(send(client, upstream))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert client.stats().open == 0
+        await client.close()
+
+
 async def test_cancelling_a_read_closes_the_socket_at_once(client: HttpClient) -> None:
     async with asyncio.timeout(TEST_LIMIT_S), ScriptedUpstream([[CHUNKED_HEAD, Wait(NEVER())]]) as upstream:
         response = await send(client, upstream)

@@ -11,7 +11,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_answers import DONE, ChatWriter
 from helixflow.dialects.openai_chat import ChatParams, DeveloperMessage
 from helixflow.dialects.openai_events import UsageBody
-from helixflow.engines.llama_cpp.generation import EVENT, Choice, Event
+from helixflow.engines.llama_cpp.generation import ENGINE_CONTROLS, EVENT, Choice, Event
 from helixflow.engines.llama_cpp.merge import Source
 from helixflow.engines.llama_cpp.tools import ForcedTool
 
@@ -20,7 +20,7 @@ _OURS = frozenset(
     {
         *("model", "n", "stream", "stream_options", "max_tokens", "max_completion_tokens", "return_progress"),
         *("user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key", "logprobs"),
-        *("top_logprobs", "seed", "modalities", "prediction", "timings_per_token", "id_slot", "cache_prompt"),
+        *("top_logprobs", "seed", "modalities", "prediction", *ENGINE_CONTROLS),
     }
 )
 _TRUE = Raw(b"true")
@@ -65,9 +65,10 @@ class ChatStream:
     def __init__(
         self, call: Call, params: ChatParams, source: Source, first: tuple[int, list[bytes]], deployment: str
     ) -> None:
-        self.progress = Progress(deployment=deployment, first_content_at=time.perf_counter())
+        self._progress = call.progress
+        self._progress.first_content_at = time.perf_counter()
         # Known from the start, so that an answer that breaks off is not recorded without its prompt.
-        self.progress.usage.prompt_tokens = source.prompt_tokens
+        self._progress.usage.prompt_tokens = source.prompt_tokens
         self._source = source
         self._first: tuple[int, list[bytes]] | None = first
         self._include_usage = call.include_usage
@@ -92,7 +93,7 @@ class ChatStream:
                 index, events = await self._source.read()
             if index < 0:
                 self._ended = True
-                usage = self._writer.usage(self.progress.usage) if self._include_usage else b""
+                usage = self._writer.usage(self._progress.usage) if self._include_usage else b""
                 return usage + DONE
             out = b"".join([self._shape(index, event) for event in events])
             if out:
@@ -111,10 +112,8 @@ class ChatStream:
                 return self._writer.delta(index, delta)
         decoded = EVENT.decode(event)
         if decoded.usage is not None:
-            first = not self.progress.usage.reported
-            if first:
-                self.progress.usage.prompt_tokens = 0  # the final report replaces what was known at the start
-            add_usage(self.progress, decoded.usage, new_prompt=first, counted=self._counted.get(index, 0))
+            first = not self._progress.usage.reported
+            add_usage(self._progress, decoded.usage, new_prompt=first, counted=self._counted.get(index, 0))
         out = b"".join([self._chunk(index, choice) for choice in decoded.choices])
         if not self._tail and event.startswith(_CONTENT_START):
             self._tail = event[event.rindex(b'}],"created":') + 1 :]
@@ -122,7 +121,7 @@ class ChatStream:
 
     def _chunk(self, index: int, choice: Choice) -> bytes:
         if choice.finish_reason is not None:
-            self.progress.finish_reason = choice.finish_reason
+            self._progress.finish_reason = choice.finish_reason
             role = b"" if index in self._counted else self._role(index)
             return role + self._writer.chunk(index, {}, None, choice.finish_reason)
         delta = {name: value for name, value in (choice.delta or {}).items() if name != "role" and value is not None}
@@ -139,13 +138,15 @@ class ChatStream:
 
     def _count(self, index: int) -> None:
         self._counted[index] += 1
-        self.progress.usage.completion_tokens += 1
+        self._progress.usage.completion_tokens += 1
 
 
 def add_usage(progress: Progress, reported: UsageBody, *, new_prompt: bool, counted: int = 0) -> None:
     """Adds what one generation of a call used: a prompt counts once, completions all, less what is `counted` yet."""
     usage = progress.usage
-    usage.reported = True
+    if not usage.reported:
+        usage.reported = True
+        usage.prompt_tokens = 0  # the report replaces what was known at the start
     usage.completion_tokens += reported.completion_tokens - counted
     if new_prompt:
         usage.prompt_tokens += reported.prompt_tokens

@@ -1,6 +1,5 @@
 """How to start llama.cpp for a deployment: the built-in wheel, or a `llama-server` of the user's own."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Final
 import msgspec
 
 from helixflow.engines.llama_cpp.child import ChildParameters
+from helixflow.process.cores import usable_cores
 from helixflow.settings.tree import LlamaCppDeployment
 
 HOST: Final = "127.0.0.1"
@@ -47,7 +47,7 @@ def default_threads(cores: int | None = None) -> int:
     not slow it a little but stops it: on two cores, one of them busy, 2 threads made 2 to 8 tokens/s, 1 thread 33 to 39
     (135M parameters, 1 and 4 streams); with both cores free it was 31 to 66 against 24 to 35.
     """
-    cores = cores if cores is not None else _usable_cores()
+    cores = cores if cores is not None else usable_cores()
     return max(1, cores - 1)
 
 
@@ -125,8 +125,3 @@ def _flags(parameters: ChildParameters) -> list[str]:
     for path in parameters.lora:
         argv += ["--lora", path]
     return argv
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: honours taskset and container limits
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

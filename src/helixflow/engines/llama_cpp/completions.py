@@ -14,7 +14,15 @@ from helixflow.dialects.openai_answers import DONE, CompletionWriter
 from helixflow.dialects.openai_completions import CompletionParams, Prompt
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.llama_cpp.chat import add_usage
-from helixflow.engines.llama_cpp.generation import EVENT, Choice, check_bias, refusal, request, start_generation
+from helixflow.engines.llama_cpp.generation import (
+    ENGINE_CONTROLS,
+    EVENT,
+    Choice,
+    check_bias,
+    refusal,
+    request,
+    start_generation,
+)
 from helixflow.engines.llama_cpp.merge import Source, open_source
 from helixflow.transport.client import HttpClient
 
@@ -22,7 +30,7 @@ DEFAULT_MAX_TOKENS = 16  # the API reference's default for this endpoint
 _OURS = frozenset(
     {
         *("model", "prompt", "n", "best_of", "echo", "suffix", "stream", "stream_options", "max_tokens", "logprobs"),
-        *("return_progress", "user", "seed", "timings_per_token", "id_slot", "cache_prompt", "metadata"),
+        *("return_progress", "user", "seed", "metadata", *ENGINE_CONTROLS),
     }
 )
 
@@ -67,8 +75,9 @@ class Completions:
             for prompt in prompts
             for choice in range(best_of)
         ]
-        source, first = await open_source(starts)
-        progress = Progress(deployment=self._deployment, first_content_at=time.perf_counter())
+        source, first = await open_source(starts, self._slots, call.deadline)
+        progress = call.progress
+        progress.first_content_at = time.perf_counter()
         writer = CompletionWriter(
             f"cmpl-{call.call_id}",
             int(time.time()),
@@ -115,7 +124,8 @@ class Completions:
         return msgspec.json.decode(body, type=dict[str, str])["content"]
 
     def _echo_only(self, call: Call, params: CompletionParams, echoes: list[str]) -> Stream:
-        progress = Progress(deployment=self._deployment, first_content_at=time.perf_counter(), finish_reason="length")
+        progress = call.progress
+        progress.first_content_at, progress.finish_reason = time.perf_counter(), "length"
         writer = CompletionWriter(
             f"cmpl-{call.call_id}", int(time.time()), call.model, "", include_usage=call.include_usage
         )
@@ -125,10 +135,10 @@ class Completions:
                 {"index": index, "text": text, "logprobs": None, "finish_reason": "length"}
                 for index, text in enumerate(texts)
             ]
-            return WholeAnswer(writer.answer(choices, progress.usage), progress)
+            return WholeAnswer(writer.answer(choices, progress.usage))
         chunks = [writer.chunk(index, text, None, "length") for index, text in enumerate(texts)]
         usage = writer.usage(progress.usage) if call.include_usage else b""
-        return WholeAnswer(b"".join([*chunks, usage, DONE]), progress)
+        return WholeAnswer(b"".join([*chunks, usage, DONE]))
 
 
 class _Assembly:
@@ -198,7 +208,7 @@ class _CompletionStream:
         *,
         include_usage: bool,
     ) -> None:
-        self.progress = progress
+        self._progress = progress
         self._source = source
         self._first: tuple[int, list[bytes]] | None = first
         self._writer = writer
@@ -214,7 +224,7 @@ class _CompletionStream:
             index, events = await self._next()
             if index < 0:
                 self._ended = True
-                return (self._writer.usage(self.progress.usage) if self._include_usage else b"") + DONE
+                return (self._writer.usage(self._progress.usage) if self._include_usage else b"") + DONE
             out = b"".join([self._shape(index, event) for event in events])
             if out:
                 return out
@@ -241,7 +251,7 @@ class _CompletionStream:
                 group = sorted(group, key=lambda assembly: assembly.mean_logprob, reverse=True)[:choices]
             kept += group
         answer = [assembly.choice(index) for index, assembly in enumerate(kept)]
-        return WholeAnswer(self._writer.answer(answer, self.progress.usage), self.progress)
+        return WholeAnswer(self._writer.answer(answer, self._progress.usage))
 
     async def _next(self) -> tuple[int, list[bytes]]:
         if self._first is not None:
@@ -253,7 +263,7 @@ class _CompletionStream:
         decoded = EVENT.decode(event)
         if decoded.usage is not None:
             prompt = index // self._best_of
-            add_usage(self.progress, decoded.usage, new_prompt=prompt not in self._counted_prompts)
+            add_usage(self._progress, decoded.usage, new_prompt=prompt not in self._counted_prompts)
             self._counted_prompts.add(prompt)
         assembly = self._assemblies[index]
         out = []
@@ -263,7 +273,7 @@ class _CompletionStream:
             if index not in self._echoed and (text or choice.finish_reason):
                 self._echoed.add(index)
                 text = assembly.echo + text
-            self.progress.finish_reason = choice.finish_reason or self.progress.finish_reason
+            self._progress.finish_reason = choice.finish_reason or self._progress.finish_reason
             if text or choice.finish_reason:
                 out.append(self._writer.chunk(index, text, logprobs, choice.finish_reason))
         return b"".join(out)

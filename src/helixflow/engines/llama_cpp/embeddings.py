@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from helixflow.core.call import Call, Progress, Stream
+from helixflow.core.call import Call, Stream
 from helixflow.core.capacity import Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_embeddings import EmbeddingParams, encode_embeddings
@@ -48,18 +48,20 @@ class Embeddings:
         """Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED for too long an input, UNSUPPORTED for other `dimensions`."""
         replica = await self._slots.any_replica(call.deadline)
         tokens = await asyncio.to_thread(self._tokenise, params.inputs, replica)
-        vectors = await self._embed_all(tokens, replica.slots, call.deadline)
+        vectors = [await self._embed(tokens[0], call.deadline)]
         if params.dimensions is not None and params.dimensions != len(vectors[0]):
             raise HelixError(
                 ErrorKind.UNSUPPORTED,
                 f"The model '{call.model}' always gives {len(vectors[0])} dimensions; leave out 'dimensions'.",
                 param="dimensions",
             )
-        progress = Progress(deployment=self._deployment, first_content_at=time.perf_counter())
+        vectors += await self._embed_all(tokens[1:], replica.slots, call.deadline)
+        progress = call.progress
+        progress.first_content_at = time.perf_counter()
         progress.usage.prompt_tokens = sum(map(len, tokens))
         progress.usage.reported = True
         body = encode_embeddings(call.model, vectors, progress.usage.prompt_tokens, params.encoding_format)
-        return WholeAnswer(body, progress)
+        return WholeAnswer(body)
 
     def _tokenise(self, inputs: Sequence[str | list[int]], replica: Replica) -> list[list[int]]:
         from helixflow.engines.tokenizer import TextTokenizer  # costs memory: only where embeddings are asked for

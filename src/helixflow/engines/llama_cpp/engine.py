@@ -18,6 +18,7 @@ from helixflow.engines.llama_cpp.completions import Completions
 from helixflow.engines.llama_cpp.embeddings import Embeddings
 from helixflow.engines.llama_cpp.generation import EVENT, check_bias, start_generation
 from helixflow.engines.llama_cpp.merge import Start, open_source
+from helixflow.engines.llama_cpp.schema import check_media, check_schema
 from helixflow.engines.llama_cpp.tools import ForcedTool
 from helixflow.transport.client import HttpClient
 
@@ -52,6 +53,8 @@ class LlamaCppEngine:
         raise HelixError(ErrorKind.UNSUPPORTED, f"The model '{call.model}' cannot serve {call.operation.value}.")
 
     async def _chat(self, call: Call, params: ChatParams) -> Stream:
+        check_schema(params)
+        check_media(params)
         forced = None
         if params.logit_bias:
             await check_bias(params.logit_bias, self._slots, call.deadline)
@@ -71,22 +74,29 @@ class LlamaCppEngine:
             for choice in range(params.choices)
         ]
         if call.stream and forced is None:
-            source, first = await open_source(starts)
+            source, first = await open_source(starts, self._slots, call.deadline)
             return ChatStream(call, params, source, first, self._deployment)
         return await self._assemble(call, params, starts, forced)
 
     async def _assemble(
         self, call: Call, params: ChatParams, starts: Sequence[Start], forced: ForcedTool | None
     ) -> Stream:
-        source, (index, events) = await open_source(starts)
-        progress = Progress(deployment=self._deployment, first_content_at=time.perf_counter())
+        source, (index, events) = await open_source(starts, self._slots, call.deadline)
+        progress = call.progress
+        progress.first_content_at = time.perf_counter()
+        progress.usage.prompt_tokens = source.prompt_tokens
         assemblies = [ChatAssembly(params) for _ in starts]
+        counted = [0] * len(starts)
         try:
             while index >= 0:
                 for event in map(EVENT.decode, events):
                     assemblies[index].add(event)
                     if event.usage is not None:
-                        add_usage(progress, event.usage, new_prompt=not progress.usage.reported)
+                        first = not progress.usage.reported
+                        add_usage(progress, event.usage, new_prompt=first, counted=counted[index])
+                    elif any(choice.delta for choice in event.choices):
+                        counted[index] += 1
+                        progress.usage.completion_tokens += 1
                 index, events = await source.read()
         finally:
             source.close()
@@ -106,8 +116,8 @@ class LlamaCppEngine:
             include_usage=call.include_usage,
         )
         if call.stream:
-            return WholeAnswer(_as_events(writer, choices, progress, include_usage=call.include_usage), progress)
-        return WholeAnswer(writer.answer(choices, progress.usage), progress)
+            return WholeAnswer(_as_events(writer, choices, progress, include_usage=call.include_usage))
+        return WholeAnswer(writer.answer(choices, progress.usage))
 
 
 def _as_events(writer: ChatWriter, choices: list[dict[str, Any]], progress: Progress, *, include_usage: bool) -> bytes:

@@ -15,6 +15,15 @@ from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build
 from helixflow.transport.origin import Origin
 from helixflow.transport.sse import EventSplitter, data_of
 
+# Fields of llama.cpp's own that steer the engine rather than the sampling, or change the form of its answers.
+ENGINE_CONTROLS = frozenset(
+    {
+        *("n_cmpl", "n_probs", "n_predict", "n_keep", "n_discard", "id_slot", "cache_prompt", "lora", "return_tokens"),
+        *("post_sampling_probs", "response_fields", "timings_per_token", "t_max_predict_ms", "t_max_prompt_ms"),
+        *("verbose", "add_generation_prompt", "parse_tool_calls", "reasoning_in_content", "echo", "best_of"),
+        *("input_prefix", "input_suffix", "prompt", "input_extra", "min_keep", "backend_sampling"),
+    }
+)
 TIMEOUTS = Timeouts(connect_s=2, first_byte_s=600, idle_s=600)
 MAX_ERROR_BYTES = 64 * 1024
 
@@ -250,6 +259,13 @@ def engine_error(status: int, body: bytes) -> HelixError:
         except HelixError as exc:
             return exc
     message = error.message.split("\n", 1)[0].removesuffix(".")
+    if "Context size has been exceeded" in message:
+        # The slots share one KV cache, and together they need more than it holds: nobody's fault, and it passes.
+        return HelixError(
+            ErrorKind.OVERLOADED,
+            "The model's memory for running answers is full; try again shortly or ask for fewer tokens.",
+            retry_after_s=2,
+        )
     if any(mark in message for mark in _UNSUPPORTED_MARKS):
         return HelixError(ErrorKind.UNSUPPORTED, f"The model cannot serve this request: {message}.")
     if status == 400:

