@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helixflow.core.errors import ExitCode
+from helixflow.settings.tree import ModelSettings, OpenAIDeployment
 from tests.integration.launch.conftest import Running, until
 
 SLEEP = "import time; time.sleep(3600)"
@@ -54,6 +55,23 @@ def test_engines_do_not_inherit_the_platforms_own_secrets(launcher: Running) -> 
     peer = launcher.connect()
     peer.start("e", "import os; print('HELIXFLOW_BOOTSTRAP_API_KEY' in os.environ)")
     assert peer.exit_of("e")["tail"] == ["False"]
+
+
+def test_engines_do_not_inherit_the_secrets_of_providers(
+    start_launcher: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "PROVIDER_KEY", "PROVIDER_ORG", "HARMLESS"):
+        monkeypatch.setenv(name, "hidden")
+    deployment = OpenAIDeployment(
+        engine="openai",
+        base_url="https://api.example.com/v1",
+        api_key_env="PROVIDER_KEY",
+        headers={"x-org": "org ${PROVIDER_ORG}"},
+    )
+    launcher = start_launcher(models=(ModelSettings(name="remote", deployments=(deployment,)),)).wait_serving()
+    peer = launcher.connect()
+    peer.start("e", "import os; print(sorted(name for name in os.environ if os.environ[name] == 'hidden'))")
+    assert peer.exit_of("e")["tail"] == ["['HARMLESS']"]
 
 
 def test_a_program_that_does_not_exist_ends_with_a_reason(launcher: Running) -> None:
@@ -241,3 +259,16 @@ def _is_closed(peer: socket.socket) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_control_that_cannot_come_back_yet_leaves_gateways_and_engines_alone(launcher: Running) -> None:
+    pid = launcher.connect().start("e", SLEEP)["pid"]
+    gateway = launcher.call()
+    launcher.behave("control", f"exit {ExitCode.STORAGE.value}")
+    os.kill(launcher.pids("control")[0], signal.SIGKILL)
+    until(lambda: len(launcher.pids("control")) == 3)
+    assert launcher.call() == gateway
+    launcher.behave("control", "")
+    until(lambda: [r.get("process") for r in launcher.records("process.ready")].count("control") == 2)
+    assert [engine["pid"] for engine in launcher.connect().ask(op="list")["engines"]] == [pid]
+    assert launcher.records("launcher.gave_up") == []

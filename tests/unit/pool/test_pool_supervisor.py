@@ -1,6 +1,7 @@
 """The supervisor against engines that exist only as futures: no process, no socket, no waiting."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -242,3 +243,30 @@ async def test_the_models_own_context_bounds_a_request() -> None:
     model = replace(MODEL, context=512)
     async with running(plan(context=8192), pull=lambda _spec, _report: model) as pool:
         assert (await pool.until(is_ready)).replicas[0].replica.context == 512
+
+
+async def test_an_unforeseen_fault_of_one_deployment_is_its_own() -> None:
+    faults = [ValueError("Cannot have -- or ..")]
+
+    def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
+        if faults:
+            raise faults.pop()
+        return MODEL
+
+    async with running(plan(), pull=pull) as pool:
+        assert (await pool.until(is_failed)).detail == "unexpected ValueError: Cannot have -- or .."
+        pool.supervisor.load("m/llama_cpp-0")
+        await pool.until(is_ready)
+
+
+async def test_every_seat_has_a_thread_to_wait_for_the_store_in() -> None:
+    seats = 40  # more than the default executor has threads on a small machine
+    together = threading.Barrier(seats)
+
+    def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
+        together.wait(5)
+        return MODEL
+
+    async with running(plan(replicas=seats), pull=pull) as pool:
+        view = await pool.until(lambda view: len(view.replicas) == seats)
+        assert view.restarts == 0
