@@ -28,7 +28,11 @@ def test_models_and_tables_are_json() -> None:
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [("[https://a.example]", "not valid JSON"), ('["a", 1]', "gateway.cors.origins[1]: "), ("a", "gateway.cors.origins: ")],
+    [
+        ("[https://a.example]", "not valid JSON"),
+        ('["a", 1]', "gateway.cors.origins[1]: "),
+        ("a", "gateway.cors.origins: "),
+    ],
 )
 def test_a_bad_list_names_the_variable(value: str, reason: str) -> None:
     with pytest.raises(UserError) as caught:

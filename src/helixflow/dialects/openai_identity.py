@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from helixflow.core.call import Operation, Progress
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import FIELDS, STREAM_EVENT, StreamEvent, UsageBody
+from helixflow.dialects.openai_template import ContentTemplate
 from helixflow.transport.sse import EventSplitter, data_of
 
 _ABSENT = Raw()
@@ -62,6 +63,7 @@ class StreamEditor:
         self._splitter = EventSplitter()
         self._held: list[bytes] = []
         self._replacements: list[tuple[bytes, bytes]] | None = None
+        self._template: ContentTemplate | None = None
         self.started = False
         self.done = False
         self.failure: HelixError | None = None
@@ -72,6 +74,11 @@ class StreamEditor:
         Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event; if
         there are bytes before it, they are returned and the error is left in `failure`.
         """
+        if self._template is not None and not self.done and self._splitter.is_empty:
+            content = self._template.edit(data)
+            if content is not None:
+                self._progress.usage.completion_tokens += 1
+                return content
         events = self._splitter.feed(data)
         edited: list[bytes] = []
         position = 0
@@ -167,6 +174,9 @@ class StreamEditor:
             self._replacements = [(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new)) for name, old, new in changes]
         if view.has_content:
             self._progress.usage.completion_tokens += 1
+            if self._replacements is not None and msgspec.json.encode(fields) == payload:
+                event = b"data: " + payload + b"\n\n"
+                self._template = ContentTemplate.learn(event, self._replacements, include_usage=self._include_usage)
         if view.usage is not None:
             counted = self._progress.usage.completion_tokens
             view.usage.copy_to(self._progress.usage)

@@ -31,6 +31,11 @@ class EventSplitter:
         self._started = False
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is pending."""
+        return not self._buffer
+
+    @property
     def pending(self) -> bytes:
         return bytes(self._buffer)
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from helixflow.settings.tree import GatewaySettings, LogSettings, Settings
+from helixflow.settings.tree import GatewaySettings, LogSettings, ModelSettings, Settings
 
 MARK = "HFTEST_MARK"
 WAIT_S = 20.0
@@ -146,11 +146,14 @@ class Peer:
 class Running:
     """A launcher under test."""
 
-    def __init__(self, folder: Path, mark: str, welcome: list[str]) -> None:
+    def __init__(self, folder: Path, mark: str, welcome: list[str], models: tuple[ModelSettings, ...] = ()) -> None:
         self.folder = folder
         self.mark = mark
         self.settings = Settings(
-            data_dir=folder, gateway=GatewaySettings(drain_timeout_s=20), log=LogSettings(level="debug")
+            data_dir=folder,
+            gateway=GatewaySettings(drain_timeout_s=20),
+            log=LogSettings(level="debug"),
+            models=models,
         )
         self.settings.run_dir.mkdir(mode=0o700)
         (folder / "service.py").write_text(SERVICE)
@@ -229,12 +232,12 @@ def start_launcher(tmp_path: Path, mark: str) -> Iterator[Callable[..., Running]
     """Starts launchers; `behaviours` says how a service misbehaves, before it is started."""
     started: list[Running] = []
 
-    def start(welcome: list[str] | None = None, **behaviours: str) -> Running:
+    def start(welcome: list[str] | None = None, models: tuple[ModelSettings, ...] = (), **behaviours: str) -> Running:
         folder = tmp_path / f"node{len(started)}"
         folder.mkdir()
         for service, word in behaviours.items():
             (folder / f"{service.replace('gateway', 'gateway-0')}.behaviour").write_text(word)
-        started.append(Running(folder, mark, welcome or []))
+        started.append(Running(folder, mark, welcome or [], models))
         return started[-1]
 
     yield start

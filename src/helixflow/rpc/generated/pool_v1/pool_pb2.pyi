@@ -230,7 +230,9 @@ class Replica(_message.Message):
     supports_tools: _builtins.bool
     """Whether the model's own chat template knows tools."""
     tokenizer_path: _builtins.str
-    """Path of the model's tokenizer.json, for embedding models; else empty."""
+    """Path of the model's tokenizer.json, for embedding models; else empty. A path on the pool's node: only gateways on
+    the same node can read it, which all are while there is one node.
+    """
     pid: _builtins.int
     """Process id of the engine, for operators."""
     vocabulary: _builtins.int
