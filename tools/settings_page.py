@@ -20,7 +20,8 @@ _INTRO = """# Settings
 Read once at the start from, in rising order of precedence: the defaults below, the TOML file (`--config`, or
 `HELIXFLOW_CONFIG`), the environment, and flags. An unknown key or a bad value stops the start with the file, the line
 and the reason. In the environment, arrays and tables are JSON: `HELIXFLOW_GATEWAY__CORS__ORIGINS='["https://a.example"]'`;
-what is inside `models` has no variable of its own. `helixflow config check` checks a file, `helixflow config show` prints what is in force.
+what is inside `models` has no variable of its own. `helixflow config check` checks a file, `helixflow config show`
+prints what is in force.
 
 Beside the settings, the environment may hold `HELIXFLOW_CONFIG` (the file to read) and `HELIXFLOW_BOOTSTRAP_API_KEY`
 (the first key; without it one is generated and kept in `data_dir/bootstrap.key`).

@@ -41,7 +41,9 @@ def test_bounds_defaults_and_environment_names_are_shown() -> None:
     page = render_settings()
     assert "| `http_port` | integer | `8080` | ≥ 0, ≤ 65535 |" in page
     assert "`HELIXFLOW_GATEWAY__CORS__MAX_AGE_S`" in page
-    assert "HELIXFLOW_MODELS" not in page
+    assert "`HELIXFLOW_GATEWAY__CORS__ORIGINS`" in page
+    assert "`HELIXFLOW_MODELS`" in page
+    assert "HELIXFLOW_MODELS__" not in page, "what is inside an array has no variable"
 
 
 def test_changed_missing_and_leftover_files_are_stale(tmp_path: Path) -> None:

@@ -74,80 +74,77 @@ class StreamEditor:
         Raises `HelixError` UPSTREAM_INVALID for what is not the dialect, UPSTREAM_UNAVAILABLE for an error event; if
         there are bytes before it, they are returned and the error is left in `failure`.
         """
-        if self._template is not None and not self.done and self._splitter.is_empty:
-            content = self._template.edit(data)
-            if content is not None:
-                self._progress.usage.completion_tokens += 1
-                return content
-        events = self._splitter.feed(data)
         edited: list[bytes] = []
-        position = 0
+        if self._template is not None and not self.done and self._splitter.is_empty:
+            data = data[self._edit_contents(data, edited) :]
+            if not data:
+                return edited[0]
+        events = self._splitter.feed(data)
         try:
-            while position < len(events) and not (self.started and self._replacements is not None):
-                if self.done:
-                    return b"".join(edited)
-                edited.append(self._edit_event(events[position]))
-                position += 1
-            if position < len(events):
-                self._edit_run(events[position:], edited)
+            self._edit_events(events, edited)
         except HelixError as exc:
             self.failure = exc
             if not any(edited):
                 raise
         return b"".join(edited)
 
-    def _edit_run(self, events: list[bytes], edited: list[bytes]) -> None:
-        """Edits events as one piece of bytes; those that need a closer look are found by halving."""
-        if self.done:
-            return
-        together = self._edit_bytes(b"".join(events), self._replacements or [])
-        if together is not None:
-            edited.append(together)
-        elif len(events) == 1:
-            edited.append(self._edit_event(events[0]))
-        else:
-            half = len(events) // 2
-            self._edit_run(events[:half], edited)
-            self._edit_run(events[half:], edited)
+    def _edit_events(self, events: list[bytes], edited: list[bytes]) -> None:
+        joined = False
+        position = 0
+        while position < len(events) and not self.done:
+            if self._template is not None and not joined:
+                # What is left of a piece is mostly content: try it together.
+                joined = True
+                left = b"".join(events[position:])
+                done = left.count(b"\n\n", 0, self._edit_contents(left, edited))
+                if done:
+                    position += done
+                    continue
+            event = events[position]
+            plain = (
+                self._edit_bytes(event, self._replacements) if self.started and self._replacements is not None else None
+            )
+            edited.append(self._edit_event(event) if plain is None else plain)
+            position += 1
+
+    def _edit_contents(self, data: bytes, edited: list[bytes]) -> int:
+        """Edits the content events that `data` begins with, by template; returns how many bytes they were."""
+        assert self._template is not None
+        run = self._template.edit(data)
+        if run is None:
+            return 0
+        self._progress.usage.completion_tokens += run.events
+        edited.append(run.edited)
+        return run.size
 
     @property
     def ended_cleanly(self) -> bool:
         return self.done and not self._splitter.pending.strip()
 
-    def _edit_bytes(self, data: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes | None:
-        """Edits whole events without decoding them; None when one needs a closer look."""
-        events = data.count(b"\n\n")
-        if (
-            not data.startswith(b"data: {")
-            or b'"error"' in data
-            or data.count(b"\n") != 2 * events
-            or data.count(b"\n\ndata: ") != events - 1
-        ):
+    def _edit_bytes(self, event: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes | None:
+        """Edits one event without decoding it; None when it needs a closer look."""
+        whole = event.startswith(b"data: {") and event.endswith(b"}\n\n") and event.count(b"\n") == 2
+        if not whole or b'"error"' in event:
             return None
-        if (end := data.find(b"data: [DONE]")) >= 0:
-            if not data.endswith(DONE) or end != len(data) - len(DONE):
-                return None
-            events -= 1
         if self._include_usage:
-            if b'"usage"' not in data:
-                data = data.replace(b"}\n\n", b',"usage":null}\n\n')
-            elif data.count(b'"usage"') != data.count(b'"usage":null') or data.count(b'"usage"') != events:
+            if b'"usage"' not in event:
+                event = event.replace(b"}\n\n", b',"usage":null}\n\n')
+            elif event.count(b'"usage"') != event.count(_USAGE_NULL):
                 return None
-        elif b'"usage"' in data:
-            data = data.replace(_USAGE_NULL, b"")
-            if b'"usage"' in data:
+        elif b'"usage"' in event:
+            event = event.replace(_USAGE_NULL, b"")
+            if b'"usage"' in event:
                 return None
         for old, new in replacements:
-            if old not in data:
+            if old not in event:
                 return None
-            data = data.replace(old, new)
-        finish = data.find(_FINISH)
+            event = event.replace(old, new)
+        finish = event.find(_FINISH)
         if finish >= 0:
             start = finish + len(_FINISH)
-            self._progress.finish_reason = data[start : data.find(b'"', start)].decode("ascii", "replace")
-        self._progress.usage.completion_tokens += events
-        self.done = end >= 0
-        return data
+            self._progress.finish_reason = event[start : event.find(b'"', start)].decode("ascii", "replace")
+        self._progress.usage.completion_tokens += 1
+        return event
 
     def _edit_event(self, event: bytes) -> bytes:
         payload = data_of(event)
