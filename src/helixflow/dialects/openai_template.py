@@ -57,17 +57,18 @@ class ContentTemplate:
     def edit(self, data: bytes) -> EditedRun | None:
         """The run of events of exactly this form that `data` begins with.
 
-        None when it begins otherwise, or when one of them says why its choice ends: that is to be seen.
+        None when it begins otherwise. An event that says why its choice ends is not one of them: that is to be seen.
         """
         start, end = self.start, self.end
         if not data.startswith(start):
             return None
-        size = data.rfind(end) + len(end)
+        finish = data.find(_FINISH)
+        size = data.rfind(end, 0, finish if finish >= 0 else len(data)) + len(end)
         if size < len(start) + len(end):
             return None
         run = data if size == len(data) else data[:size]
         events = run.count(self.joint) + 1
-        if run.count(b"\n") != 2 * events or _FINISH in run:
+        if run.count(b"\n") != 2 * events:
             return None
         inner = run[len(start) : size - len(end)]
         if events > 1:
