@@ -1,11 +1,17 @@
 """Fixtures for every kind of test: the real models, pulled once into a cache that outlives the run."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.store import ModelStore, StoredModel
+
+
+def pytest_configure() -> None:
+    """A run started in the background of a shell ignores Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,8 @@ class App:
 
     def _choose(self, exchange: Exchange) -> Action:
         """What is to be done. Raises `HelixError` for a path or method that does not exist, and while draining."""
+        if b"host" not in exchange.headers and exchange.scope["http_version"] == "1.1":  # RFC 9112, section 3.2
+            raise HelixError(ErrorKind.INVALID_REQUEST, "An HTTP/1.1 request needs exactly one Host header.")
         path = exchange.path
         route = self._routes.get(path)
         if route is None:

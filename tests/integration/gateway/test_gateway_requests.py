@@ -382,3 +382,11 @@ async def test_probes(idle_gateway: RunningGateway) -> None:
     health = (await idle_gateway.ask("GET", "/health")).json
     assert (health["status"], health["problems"]) == ("ok", [])
     assert (await idle_gateway.ask("GET", "/version")).json["name"] == "helixflow"
+
+
+async def test_a_request_without_host_is_refused(idle_gateway: RunningGateway) -> None:
+    async with await idle_gateway.connect() as wire:
+        answer = await wire.ask(b"GET /version HTTP/1.1\r\n\r\n")
+        assert answer.status == 400
+        assert "Host header" in answer.error["message"]
+        assert (await wire.ask(b"GET /version HTTP/1.0\r\n\r\n")).status == 200

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helixflow.core.errors import ExitCode
@@ -204,6 +205,8 @@ def test_control_is_restarted_and_engines_survive_it(launcher: Running) -> None:
 def test_nobody_is_refused_while_a_gateway_is_replaced(launcher: Running) -> None:
     first = launcher.call()
     os.kill(first, signal.SIGKILL)
+    # Until it is gone, it may still accept.
+    until(lambda: not psutil.pid_exists(first))
     second = launcher.call()
     assert second != first
     assert launcher.pids("gateway-0") == [first, second]

@@ -84,10 +84,9 @@ async def test_two_hundred_requests_leave_nothing(node: Node) -> None:
     for model in (CHAT_MODEL, EMBEDDING_MODEL):
         await eventually(lambda model=model: node.engine(model).busy_slots == 0)
     await eventually(lambda: not _to_engines(gateway))
-    after = descriptors(node)
-    assert after.keys() == before.keys(), "processes came or went"
-    grown = {pid: (before[pid], count) for pid, count in after.items() if count > before[pid]}
-    assert not grown, {psutil.Process(pid).name(): change for pid, change in grown.items()}
+    assert descriptors(node).keys() == before.keys(), "processes came or went"
+    # The pool's own look at its engines may be under way at any one moment.
+    await eventually(lambda: all(count <= before[pid] for pid, count in descriptors(node).items()))
     assert gateway.num_threads() <= threads + 8
     log = node.err.read_text()
     assert "never retrieved" not in log
