@@ -20,6 +20,7 @@ class Observation:
     def __init__(self, metrics: GatewayMetrics, log: RequestLog) -> None:
         self._metrics = metrics
         self._log = log
+        metrics.lost_log_writes = lambda: log.lost
 
     def flush(self) -> None:
         self._log.flush()

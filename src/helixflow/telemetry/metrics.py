@@ -52,12 +52,13 @@ class RequestSeries:
 
 
 class GatewayMetrics(Collector):
-    """All figures of one gateway, in a registry of its own. `in_flight` is asked when they are."""
+    """All figures of one gateway, in a registry of its own. `in_flight` and `lost_log_writes` are asked when they are."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.in_flight: Callable[[], int] = int
+        self.lost_log_writes: Callable[[], int] = int
         self._series: dict[tuple[str, str, int, str], RequestSeries] = {}
 
     def series(self, operation: str, deployment: str, status: int, error: str) -> RequestSeries:
@@ -90,7 +91,10 @@ class GatewayMetrics(Collector):
             tokens.add_metric([*values, "in"], series.tokens_in)
             tokens.add_metric([*values, "out"], series.tokens_out)
         in_flight = GaugeMetricFamily("helixflow_requests_in_flight", "Requests under way.", value=self.in_flight())
-        return [requests, duration, first_token, inter_token, tokens, in_flight]
+        lost = CounterMetricFamily(
+            "helixflow_log_writes_lost", "Writes of request lines that failed.", value=self.lost_log_writes()
+        )
+        return [requests, duration, first_token, inter_token, tokens, in_flight, lost]
 
 
 class DeploymentCollector(Collector):
