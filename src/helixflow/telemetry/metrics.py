@@ -52,7 +52,7 @@ class RequestSeries:
 
 
 class GatewayMetrics(Collector):
-    """All figures of one gateway, in a registry of its own. `in_flight` and `lost_log_writes` are asked when they are."""
+    """All figures of one gateway, in a registry of its own; `in_flight` and `lost_log_writes` are asked for theirs."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
