@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import IPvAnyNetwork
 from pydantic.fields import FieldInfo
 
 from helixflow.settings.load import ENV_PREFIX
@@ -27,7 +28,7 @@ Beside the settings, the environment may hold `HELIXFLOW_CONFIG` (the file to re
 (the first key; without it one is generated and kept in `data_dir/bootstrap.key`).
 """
 
-_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path"}
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path", IPvAnyNetwork: "network"}
 
 
 def write_settings_page(root: Path) -> None:

@@ -1,10 +1,11 @@
 """One request on its way through the gateway, and the answer on its way back."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 import msgspec
+
+from helixflow.core.principal import Principal
 
 
 class Operation(Enum):
@@ -15,16 +16,6 @@ class Operation(Enum):
     EMBEDDINGS = "embeddings"
 
     __hash__ = object.__hash__  # members are unique objects; Enum's own is Python, and on the hot path
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who calls: the identity behind an API key."""
-
-    key_id: str
-    key_name: str
-    organisation_id: str
-    project_id: str
 
 
 class Usage(msgspec.Struct, gc=False):

@@ -17,15 +17,20 @@ class ErrorKind(Enum):
     UNSUPPORTED = "unsupported_parameter"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_API_KEY = "invalid_api_key"
+    INVALID_TOKEN = "invalid_token"
+    INVALID_CREDENTIALS = "invalid_credentials"
     PERMISSION_DENIED = "permission_denied"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     CONFLICT = "conflict"
+    PRECONDITION_FAILED = "precondition_failed"
+    UNPROCESSABLE = "validation_failed"
     BODY_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     RATE_LIMITED = "rate_limit_exceeded"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
     INSUFFICIENT_QUOTA = "insufficient_quota"
     CLIENT_CLOSED = "client_closed_request"
     INTERNAL = "internal_error"
@@ -54,6 +59,8 @@ class ErrorTraits:
 
 
 _INVALID: Final = ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT")
+_UNAUTHENTICATED: Final = ("authentication_error", "authentication_error", "UNAUTHENTICATED")
+_LIMITED: Final = ("rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED")
 
 ERRORS: Final[dict[ErrorKind, ErrorTraits]] = {
     ErrorKind.INVALID_REQUEST: ErrorTraits(400, *_INVALID),
@@ -61,16 +68,23 @@ ERRORS: Final[dict[ErrorKind, ErrorTraits]] = {
     ErrorKind.INVALID_VALUE: ErrorTraits(400, *_INVALID),
     ErrorKind.UNSUPPORTED: ErrorTraits(400, *_INVALID),
     ErrorKind.CONTEXT_LENGTH_EXCEEDED: ErrorTraits(400, *_INVALID),
-    ErrorKind.INVALID_API_KEY: ErrorTraits(401, "authentication_error", "authentication_error", "UNAUTHENTICATED"),
+    ErrorKind.INVALID_API_KEY: ErrorTraits(401, *_UNAUTHENTICATED),
+    ErrorKind.INVALID_TOKEN: ErrorTraits(401, *_UNAUTHENTICATED),
+    ErrorKind.INVALID_CREDENTIALS: ErrorTraits(401, *_UNAUTHENTICATED),
     ErrorKind.PERMISSION_DENIED: ErrorTraits(403, "permission_error", "permission_error", "PERMISSION_DENIED"),
     ErrorKind.NOT_FOUND: ErrorTraits(404, "invalid_request_error", "not_found_error", "NOT_FOUND"),
     ErrorKind.MODEL_NOT_FOUND: ErrorTraits(404, "invalid_request_error", "not_found_error", "NOT_FOUND"),
     ErrorKind.METHOD_NOT_ALLOWED: ErrorTraits(405, "invalid_request_error", "invalid_request_error", "UNIMPLEMENTED"),
     ErrorKind.REQUEST_TIMEOUT: ErrorTraits(408, "invalid_request_error", "invalid_request_error", "DEADLINE_EXCEEDED"),
     ErrorKind.CONFLICT: ErrorTraits(409, "invalid_request_error", "invalid_request_error", "ABORTED"),
+    ErrorKind.PRECONDITION_FAILED: ErrorTraits(
+        412, "invalid_request_error", "invalid_request_error", "FAILED_PRECONDITION"
+    ),
+    ErrorKind.UNPROCESSABLE: ErrorTraits(422, *_INVALID),
     ErrorKind.BODY_TOO_LARGE: ErrorTraits(413, "invalid_request_error", "request_too_large", "INVALID_ARGUMENT"),
     ErrorKind.UNSUPPORTED_MEDIA_TYPE: ErrorTraits(415, *_INVALID),
-    ErrorKind.RATE_LIMITED: ErrorTraits(429, "rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED", True),
+    ErrorKind.RATE_LIMITED: ErrorTraits(429, *_LIMITED, True),
+    ErrorKind.TOO_MANY_ATTEMPTS: ErrorTraits(429, *_LIMITED, True),
     ErrorKind.INSUFFICIENT_QUOTA: ErrorTraits(429, "insufficient_quota", "rate_limit_error", "RESOURCE_EXHAUSTED"),
     ErrorKind.CLIENT_CLOSED: ErrorTraits(499, "api_error", "api_error", "CANCELLED"),
     ErrorKind.INTERNAL: ErrorTraits(500, "api_error", "api_error", "INTERNAL"),

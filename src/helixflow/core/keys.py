@@ -1,6 +1,6 @@
-"""The format of API keys: `hfk_` + 40 random base-62 characters + 6 characters of checksum.
+"""The format of API keys and other opaque secrets: a prefix, 40 random base-62 characters, 6 characters of checksum.
 
-The checksum lets a typo be refused without a look-up. Only the SHA-256 of a key is ever stored: 40 characters carry
+The checksum lets a typo be refused without a look-up. Only the SHA-256 of a secret is ever stored: 40 characters carry
 238 bits, so a slow hash would protect nothing.
 """
 
@@ -10,6 +10,11 @@ import zlib
 from typing import Final
 
 PREFIX: Final = "hfk_"
+REFRESH_PREFIX: Final = "hfr_"
+# Invitations, first passwords, resets: redeemed once.
+TOKEN_PREFIX: Final = "hft_"
+# Between password and second factor.
+CHALLENGE_PREFIX: Final = "hfc_"
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DIGITS: Final = frozenset(_ALPHABET)
 _RANDOM_CHARS: Final = 40
@@ -17,15 +22,15 @@ _CHECK_CHARS: Final = 6
 KEY_LENGTH: Final = len(PREFIX) + _RANDOM_CHARS + _CHECK_CHARS
 
 
-def generate_key() -> str:
-    """A fresh key from the operating system's random source."""
+def generate_key(prefix: str = PREFIX) -> str:
+    """A fresh key from the operating system's random source. All prefixes have the same length."""
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARS))
-    return PREFIX + secret + _checksum(PREFIX + secret)
+    return prefix + secret + _checksum(prefix + secret)
 
 
-def is_well_formed(key: str) -> bool:
+def is_well_formed(key: str, prefix: str = PREFIX) -> bool:
     """Whether `key` has the right prefix, length, alphabet and checksum: says nothing about whether it exists."""
-    if len(key) != KEY_LENGTH or not key.startswith(PREFIX) or not _DIGITS.issuperset(key[len(PREFIX) :]):
+    if len(key) != KEY_LENGTH or not key.startswith(prefix) or not _DIGITS.issuperset(key[len(PREFIX) :]):
         return False
     return _checksum(key[:-_CHECK_CHARS]) == key[-_CHECK_CHARS:]
 

@@ -4,8 +4,9 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, field_validator, model_validator
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -55,6 +56,18 @@ class GatewaySettings(Section):
 
     host: str = Field("127.0.0.1", description="Address of the plain HTTP listener; must be loopback.")
     http_port: Port = Field(8080, description="Port of the plain HTTP listener; 0 takes a free one.")
+    https_host: str = Field("127.0.0.1", description="Address of the HTTPS listener; `0.0.0.0` or `::` for all.")
+    https_port: Port = Field(8443, description="Port of the HTTPS listener (TLS 1.3 only); 0 takes a free one.")
+    tls_names: tuple[str, ...] = Field(
+        (), description="DNS names and addresses in our own HTTPS certificate, beside this host's name and loopback."
+    )
+    certificate_file: Path | None = Field(
+        None, description="HTTPS certificate with its chain (PEM) instead of our own; reloaded when it changes."
+    )
+    key_file: Path | None = Field(None, description="Private key (PEM) of `certificate_file`.")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Networks of proxies whose `X-Forwarded-For` tells the client's address."
+    )
     workers: int = Field(1, ge=1, le=1, description="Gateway processes; more than one needs shared limits.")
     max_body_bytes: int = Field(20 * 2**20, ge=1024, description="Largest request body, after decompression.")
     max_header_bytes: int = Field(64 * 1024, ge=4096, description="Largest request head: request line and headers.")
@@ -68,6 +81,7 @@ class GatewaySettings(Section):
     key_cache_size: int = Field(100_000, ge=100, description="Resolved API keys kept in memory.")
     key_cache_ttl_s: Seconds = Field(60, description="A cached key is looked up again after this time.")
     key_cache_grace_s: Seconds = Field(300, description="How long a cached key works while auth cannot be reached.")
+    token_cache_size: int = Field(10_000, ge=100, description="Verified access tokens kept in memory.")
     cors: CorsSettings = CorsSettings()
 
     @field_validator("host")
@@ -83,11 +97,79 @@ class GatewaySettings(Section):
             raise ValueError("plain HTTP listens on a loopback address only (127.0.0.1 or ::1)")
         return host
 
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> "GatewaySettings":
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file are given together")
+        return self
+
+
+class AuthSettings(Section):
+    """The auth service: where it listens, and what tokens say."""
+
+    host: str = Field("127.0.0.1", description="Address of the gRPC listener (mutual TLS).")
+    port: Port = Field(50051, description="Port of the gRPC listener; 0 takes a free one.")
+    issuer: str = Field("helixflow", min_length=1, max_length=200, description="`iss` of access tokens.")
+    audience: str = Field("helixflow", min_length=1, max_length=200, description="`aud` of access tokens.")
+    master_key_file: Path | None = Field(
+        None,
+        description="File of the key that seals private keys and second factors in the database; "
+        "default: `data_dir/master.key`, made at the first start.",
+    )
+    master_key_env: str | None = Field(None, description="Environment variable that holds that key.")
+    password_min_length: int = Field(12, ge=8, le=128, description="Fewest characters of a password.")
+    invitation_hours: int = Field(72, ge=1, le=720, description="How long invitations and reset tokens work.")
+
+    @model_validator(mode="after")
+    def _one_master_key(self) -> "AuthSettings":
+        if self.master_key_file is not None and self.master_key_env is not None:
+            raise ValueError("give master_key_file or master_key_env, not both")
+        return self
+
+
+class PkiSettings(Section):
+    """Our own certificate authority, and the certificates of services."""
+
+    trust_domain: str = Field(
+        "helixflow.internal",
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
+        description="Trust domain in the names of services, `spiffe://<trust domain>/<service>`.",
+    )
+    certificate_hours: float = Field(
+        24, gt=0, le=24 * 90, description="Life of a service's certificate; renewed at two thirds of it."
+    )
+
 
 class DatabaseSettings(Section):
     """Where accounts and keys are kept."""
 
-    url: str = Field("sqlite", description="`sqlite` for a file under `data_dir`.", pattern=r"^sqlite$")
+    url: str = Field(
+        "sqlite",
+        description="`sqlite` for a file under `data_dir`, or `postgresql://user@host:port/name?ssl=…`.",
+        pattern=r"^(sqlite|postgres(ql)?://\S+)$",
+    )
+    password_file: Path | None = Field(None, description="File that holds the password for PostgreSQL.")
+    password_env: str | None = Field(None, description="Environment variable that holds that password.")
+    pool_size: int = Field(10, ge=2, le=200, description="Most connections to PostgreSQL at the same time.")
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if urlsplit(url).password is not None:
+            raise ValueError("the password does not belong in the URL: use password_file or password_env")
+        return url
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "DatabaseSettings":
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give password_file or password_env, not both")
+        return self
+
+    @property
+    def password(self) -> SecretRef | None:
+        if self.password_file is None and self.password_env is None:
+            return None
+        return SecretRef(file=self.password_file, env=self.password_env)
 
 
 class LogSettings(Section):
@@ -192,6 +274,8 @@ class Settings(Section):
 
     data_dir: Path = Field(Path("~/.local/share/helixflow"), description="Models, database, keys and sockets.")
     gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
+    pki: PkiSettings = PkiSettings()
     database: DatabaseSettings = DatabaseSettings()
     log: LogSettings = LogSettings()
     models: tuple[ModelSettings, ...] = Field(
@@ -218,6 +302,11 @@ class Settings(Section):
     def run_dir(self) -> Path:
         """Sockets of running services; mode 0700."""
         return self.data_dir / "run"
+
+    @property
+    def pki_dir(self) -> Path:
+        """The certificate authority and the certificates of services; mode 0700."""
+        return self.data_dir / "pki"
 
     @property
     def models_dir(self) -> Path:

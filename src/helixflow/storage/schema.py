@@ -1,9 +1,23 @@
 """The tables as the code expects them; `migrations/` brings a database there and a test compares the two.
 
-Times are whole seconds since the epoch, ids are text of our own making.
+Times are whole seconds since the epoch, ids are text of our own making. `version` counts the changes of a row from 1.
+What is deleted keeps its row, with `deleted_at`, where something refers to it for ever.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -14,12 +28,25 @@ metadata = MetaData(
     }
 )
 
+# Values of the installation as a whole: the `revision` of the last change, and what tells one master key from another.
+installation = Table(
+    "installation",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
 organisations = Table(
     "organisations",
     metadata,
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False),
+    Column("audit_retention_days", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
 )
 
 projects = Table(
@@ -29,6 +56,90 @@ projects = Table(
     Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Index("ix_projects_organisation_id", "organisation_id", "created_at", "id"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # As it was given, and as it is compared: lower case, NFC. Both null once deleted.
+    Column("email", Text),
+    Column("email_key", Text, unique=True),
+    Column("name", Text, nullable=False),
+    # Null until somebody sets one (invited), and for identities of another kind.
+    Column("password_hash", Text),
+    Column("home_organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    Column("operator", Boolean, nullable=False),
+    # Sealed with the master key; counts once `totp_confirmed_at` is set. `totp_used` is the last time step that was used.
+    Column("totp_secret", LargeBinary),
+    Column("totp_confirmed_at", BigInteger),
+    Column("totp_used", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("suspended_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    Column("last_login_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Index("ix_accounts_home_organisation_id", "home_organisation_id"),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    # SHA-256: the codes are random.
+    Column("hash", LargeBinary(32), primary_key=True),
+    Column("used_at", BigInteger),
+)
+
+roles = Table(
+    "roles",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    # A list of `noun:verb`.
+    Column("permissions", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("organisation_id", "name", name="uq_roles_organisation_id"),
+)
+
+# `role` is the name of a built-in role or of one of the organisation's own; `project_id` is '' in the organisation.
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("organisation_id", Text, ForeignKey("organisations.id"), primary_key=True),
+    Column("project_id", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Index("ix_memberships_organisation_id", "organisation_id", "project_id"),
+)
+
+service_accounts = Table(
+    "service_accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    # Where its role holds; '' in the organisation.
+    Column("project_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("suspended_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Index("ix_service_accounts_organisation_id", "organisation_id", "created_at", "id"),
 )
 
 api_keys = Table(
@@ -41,21 +152,182 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
     Column("project_id", Text, ForeignKey("projects.id"), nullable=False),
+    # An account or a service account; '' for a key of the project itself.
+    Column("owner_id", Text, nullable=False),
+    # Lists of text; `models` and `networks` empty: no restriction.
+    Column("scopes", JSON, nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("networks", JSON, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("rotated_from", Text),
     Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     # A bootstrap key that gave way to another one may come back; one that somebody revoked may not.
     Column("superseded", Boolean, nullable=False),
+    # Acts as owner of its organisation and operator of the installation.
     Column("bootstrap", Boolean, nullable=False),
-    Index("ix_api_keys_created_at", "created_at"),
+    Column("version", BigInteger, nullable=False),
+    Index("ix_api_keys_organisation_id", "organisation_id", "created_at", "id"),
+    Index("ix_api_keys_project_id", "project_id"),
+    Index("ix_api_keys_owner_id", "owner_id"),
 )
 
-# Append-only: the largest revision tells a client that was away whether it missed something.
-revocations = Table(
-    "revocations",
+# What gateways must know. `revision` comes from `installation` within the writing transaction: without gaps, in order.
+# Rows older than the longest life of an access token are pruned.
+changes = Table(
+    "changes",
     metadata,
-    Column("revision", Integer, primary_key=True, autoincrement=True),
-    Column("key_id", Text, ForeignKey("api_keys.id"), nullable=False),
-    Column("revoked_at", BigInteger, nullable=False),
-    sqlite_autoincrement=True,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    # ChangeKind of proto/helixflow/auth/v1/identity.proto.
+    Column("kind", Integer, nullable=False),
+    Column("subject_id", Text, nullable=False),
+    Column("organisation_id", Text, nullable=False),
+    Column("key_hash", LargeBinary(32)),
+    Column("at", BigInteger, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("user_agent", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("refreshed_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    # `logout`, `reused`, `revoked`, `password`, `suspended`, `deleted`.
+    Column("end_reason", Text),
+    Index("ix_sessions_account_id", "account_id", "created_at", "id"),
+    Index("ix_sessions_expires_at", "expires_at"),
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("hash", LargeBinary(32), primary_key=True),
+    Column("session_id", Text, ForeignKey("sessions.id"), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Index("ix_refresh_tokens_session_id", "session_id"),
+)
+
+# What is redeemed once: invitations (`invite`), first passwords and resets (`reset`), challenges (`mfa`).
+one_time_tokens = Table(
+    "one_time_tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("purpose", Text, nullable=False),
+    # Null for an invitation, which is for an e-mail.
+    Column("account_id", Text, ForeignKey("accounts.id")),
+    Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("email", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    # Sign-in so far, for `mfa`.
+    Column("method", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Index("ix_one_time_tokens_organisation_id", "organisation_id", "purpose", "created_at", "id"),
+    Index("ix_one_time_tokens_account_id", "account_id"),
+    Index("ix_one_time_tokens_expires_at", "expires_at"),
+)
+
+# Failed sign-ins, by a keyed hash of e-mail or address: also of those that have no account.
+sign_in_failures = Table(
+    "sign_in_failures",
+    metadata,
+    Column("subject", LargeBinary(32), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("locked_until", BigInteger, nullable=False),
+    Index("ix_sign_in_failures_last_at", "last_at"),
+)
+
+# RSA keys for tokens (`token`) and ECDSA keys for checkpoints of the audit log (`audit`).
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("purpose", Text, nullable=False),
+    # SubjectPublicKeyInfo (DER), and PKCS #8 (DER) sealed with the master key; null once it signs no more.
+    Column("public_key", LargeBinary, nullable=False),
+    Column("private_key", LargeBinary),
+    Column("created_at", BigInteger, nullable=False),
+    # From when on it signs: gateways learn of it before that.
+    Column("active_at", BigInteger, nullable=False),
+    # When signatures of it stop being accepted; null for the one in use, and for keys of the audit log.
+    Column("expires_at", BigInteger),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("caller_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    # SHA-256 of method and request.
+    Column("request_hash", LargeBinary(32), nullable=False),
+    # The answer, sealed with the master key: it may hold a secret.
+    Column("response", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at"),
+)
+
+# Append-only, chained by hashes; '' is the organisation of what concerns the installation.
+audit_records = Table(
+    "audit_records",
+    metadata,
+    Column("organisation_id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("actor_kind", Text, nullable=False),
+    Column("actor_id", Text, nullable=False),
+    Column("actor_name", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("target_kind", Text, nullable=False),
+    Column("target_id", Text, nullable=False),
+    # JSON text, exactly as it was hashed; '' for none.
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("previous_hash", LargeBinary(32), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Index("ix_audit_records_at", "organisation_id", "at"),
+)
+
+# The end of each chain: the next record goes on from here also when all before it were pruned.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("organisation_id", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    # The last record that has been pruned, 0 for none; the chain that is left begins after it.
+    Column("pruned_sequence", BigInteger, nullable=False),
+    Column("pruned_hash", LargeBinary(32), nullable=False),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("organisation_id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kid", Text, ForeignKey("signing_keys.kid"), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
 )
