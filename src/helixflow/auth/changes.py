@@ -1,0 +1,230 @@
+"""What gateways are told: every change of keys, sessions, roles and signing keys, in order and without gaps.
+
+Changes are rows that a transaction writes with what it changes. This feed reads them back, so that those of another
+control process on the same database are told as well.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from helixflow.core.clock import Clock
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.rpc.generated.auth_v1 import identity_pb2 as pb
+from helixflow.storage.engine import Database
+from helixflow.storage.schema import changes, installation
+
+POLL_S: Final = 0.25
+# Blind for longer than this, the feed no longer vouches for anything: watches end, and gateways count their grace.
+BLIND_S: Final = 2.0
+# A watcher this far behind is cut off: it comes back, sees another revision and forgets all, which is right and cheap.
+QUEUE_LENGTH: Final = 1024
+# How long what ends a session must be remembered: longer than any access token lives.
+KEEP_S: Final = 2 * 3600
+PRUNE_EVERY_S: Final = 600.0
+_SNAPSHOT_PART: Final = 1000
+_BATCH: Final = 1000
+# Keys are looked up, and signing keys come along whole: only what ends tokens must be in a snapshot.
+_ENDING_TOKENS: Final = (
+    pb.CHANGE_KIND_SESSION,
+    pb.CHANGE_KIND_OWNER,
+    pb.CHANGE_KIND_PROJECT,
+    pb.CHANGE_KIND_ORGANISATION,
+)
+
+log = structlog.get_logger("helixflow.auth")
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Part of a snapshot, or one change. `more`: further parts of the snapshot follow."""
+
+    revision: int
+    changes: Sequence[pb.Change]
+    snapshot: bool = False
+    more: bool = False
+
+
+async def current_revision(connection: AsyncConnection) -> int:
+    """The revision of the latest change."""
+    number = select(installation.c.number).where(installation.c.name == "revision")
+    return int((await connection.execute(number)).scalar_one())
+
+
+class ChangeFeed:
+    """Reads changes as they are committed and fans them out. `run` it for as long as anybody watches."""
+
+    def __init__(self, database: Database, clock: Clock, *, poll_s: float = POLL_S) -> None:
+        self._database = database
+        self._clock = clock
+        self._poll_s = poll_s
+        self._awake = asyncio.Event()
+        self._watchers: set[_Watcher] = set()
+        self._revision: int | None = None
+        self._seen_at = clock.monotonic()
+        self._pruned_at = clock.monotonic()
+        self._blind = False
+        self._closed = False
+
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
+
+    def wake(self) -> None:
+        """Something may have been committed: look now."""
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        while True:
+            self._awake.clear()
+            try:
+                await self._poll()
+                await self._prune()
+            except HelixError as exc:
+                self._notice_failure(exc)
+            try:
+                async with asyncio.timeout(self._poll_s):
+                    await self._awake.wait()
+            except TimeoutError:
+                pass  # nobody woke us: it is time to look anyway
+
+    async def watch(self) -> AsyncIterator[News]:
+        """A snapshot of one or more parts, then changes one by one.
+
+        Ends with `HelixError`: OVERLOADED for a watcher that is too slow, UNAVAILABLE while the database cannot be
+        read, SHUTTING_DOWN after `close`.
+        """
+        if self._closed:
+            raise _shutting_down()
+        watcher = _Watcher(QUEUE_LENGTH)
+        self._watchers.add(watcher)
+        try:
+            revision, rows = await self._read_snapshot()
+            parts = [rows[at : at + _SNAPSHOT_PART] for at in range(0, len(rows), _SNAPSHOT_PART)] or [[]]
+            for part in parts:
+                yield News(revision, part, snapshot=True, more=part is not parts[-1])
+            while True:
+                change = await watcher.take()
+                if change.revision > revision:
+                    yield News(change.revision, (change,))
+        finally:
+            self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """Ends all watches. Idempotent."""
+        self._closed = True
+        self._cut(_shutting_down())
+
+    async def _poll(self) -> None:
+        async with self._database.reading() as connection:
+            revision = await current_revision(connection)
+            if self._revision is None:
+                self._revision = revision
+            found: list[pb.Change] = []
+            if revision > self._revision:
+                found = await _read(connection, after=self._revision, limit=_BATCH)
+        self._seen_at = self._clock.monotonic()
+        if self._blind:
+            self._blind = False
+            log.info("changes.restored")
+        for change in found:
+            if change.revision != self._revision + 1:
+                # Pruned before we saw it, after a very long time of blindness.
+                self._revision = None
+                self._cut(_unavailable())
+                return
+            self._revision = change.revision
+            for watcher in list(self._watchers):
+                if not watcher.offer(change):
+                    self._watchers.discard(watcher)
+        if len(found) == _BATCH:
+            self._awake.set()
+
+    async def _read_snapshot(self) -> tuple[int, list[pb.Change]]:
+        async with self._database.reading() as connection:
+            revision = await current_revision(connection)
+            rows = await _read(connection, since=int(self._clock.now()) - KEEP_S)
+        return revision, rows
+
+    async def _prune(self) -> None:
+        if self._clock.monotonic() - self._pruned_at < PRUNE_EVERY_S:
+            return
+        self._pruned_at = self._clock.monotonic()
+        async with self._database.writing() as connection:
+            await connection.execute(delete(changes).where(changes.c.at < int(self._clock.now()) - KEEP_S))
+
+    def _notice_failure(self, error: HelixError) -> None:
+        if self._clock.monotonic() - self._seen_at < BLIND_S:
+            return
+        if not self._blind:
+            self._blind = True
+            log.warning("changes.unreadable", code=error.code, reason=error.message)
+        self._cut(_unavailable())
+
+    def _cut(self, error: HelixError) -> None:
+        for watcher in self._watchers:
+            watcher.cut(error)
+        self._watchers.clear()
+
+
+async def _read(
+    connection: AsyncConnection, *, after: int | None = None, since: int | None = None, limit: int | None = None
+) -> list[pb.Change]:
+    query = select(changes).order_by(changes.c.revision)
+    if after is not None:
+        query = query.where(changes.c.revision > after)
+    if since is not None:
+        query = query.where(changes.c.at >= since, changes.c.kind.in_(_ENDING_TOKENS))
+    rows = await connection.execute(query.limit(limit))
+    return [
+        pb.Change(
+            kind=row.kind,
+            subject_id=row.subject_id,
+            key_hash=row.key_hash or b"",
+            revision=row.revision,
+            organisation_id=row.organisation_id,
+        )
+        for row in rows
+    ]
+
+
+def _shutting_down() -> HelixError:
+    return HelixError(ErrorKind.SHUTTING_DOWN, "The auth service is shutting down.")
+
+
+def _unavailable() -> HelixError:
+    return HelixError(ErrorKind.UNAVAILABLE, "The database cannot be read now.", retry_after_s=1)
+
+
+class _Watcher:
+    """A bounded queue that ends with an error."""
+
+    def __init__(self, length: int) -> None:
+        self._queue: asyncio.Queue[pb.Change | HelixError] = asyncio.Queue(length + 1)
+        self._length = length
+        self._ended = False
+
+    def offer(self, change: pb.Change) -> bool:
+        """False when it is full: it is then cut off."""
+        if self._queue.qsize() >= self._length:
+            self.cut(HelixError(ErrorKind.OVERLOADED, "Too slow for the changes that happen: watch again."))
+            return False
+        self._queue.put_nowait(change)
+        return True
+
+    def cut(self, error: HelixError) -> None:
+        if not self._ended:
+            self._ended = True
+            self._queue.put_nowait(error)
+
+    async def take(self) -> pb.Change:
+        item = await self._queue.get()
+        if isinstance(item, HelixError):
+            raise item
+        return item

@@ -1,0 +1,90 @@
+"""What an account, service account or key may do now: its roles, and the permissions behind them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from helixflow.core.permissions import ROLE_PERMISSIONS, ROLES, Grants, Permission, parse_permission
+from helixflow.storage.schema import memberships, projects, roles
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The roles of somebody in one organisation, and what they allow. `roles` are those in the organisation itself."""
+
+    grants: Grants
+    roles: tuple[str, ...] = ()
+
+
+ALL = Held(Grants(ROLE_PERMISSIONS), ("owner",))
+NOTHING = Held(Grants())
+
+
+async def grants_of_account(connection: AsyncConnection, account_id: str, organisation_id: str) -> Held | None:
+    """What an account may do in an organisation, None when it is no member. Deleted projects do not count."""
+    members = await connection.execute(
+        select(memberships.c.project_id, memberships.c.role)
+        .outerjoin(projects, projects.c.id == memberships.c.project_id)
+        .where(
+            memberships.c.account_id == account_id,
+            memberships.c.organisation_id == organisation_id,
+            projects.c.deleted_at.is_(None),
+        )
+    )
+    found = [(row.project_id, row.role) for row in members]
+    if not found:
+        return None
+    return _held(found, await _custom_roles(connection, organisation_id, (role for _, role in found)))
+
+
+async def grants_of_role(connection: AsyncConnection, organisation_id: str, project_id: str, role: str) -> Held:
+    """What a role allows in a project, or with '' in the whole organisation: for service accounts."""
+    return _held([(project_id, role)], await _custom_roles(connection, organisation_id, (role,)))
+
+
+async def permissions_of_role(
+    connection: AsyncConnection, organisation_id: str, role: str
+) -> frozenset[Permission] | None:
+    """The permissions of a built-in role or one of the organisation's own; None when there is no such role."""
+    if role in ROLES:
+        return ROLES[role]
+    return (await _custom_roles(connection, organisation_id, (role,))).get(role)
+
+
+def parse_scopes(names: Iterable[str]) -> frozenset[Permission]:
+    """The permissions among `names`; what an older or newer version called otherwise allows nothing."""
+    return frozenset(permission for name in names if (permission := parse_permission(name)) is not None)
+
+
+async def _custom_roles(
+    connection: AsyncConnection, organisation_id: str, names: Iterable[str]
+) -> Mapping[str, frozenset[Permission]]:
+    wanted = sorted({name for name in names if name not in ROLES})
+    if not wanted:
+        return {}
+    found: Sequence[Row[Any]] = (
+        await connection.execute(
+            select(roles.c.name, roles.c.permissions).where(
+                roles.c.organisation_id == organisation_id, roles.c.name.in_(wanted)
+            )
+        )
+    ).all()
+    return {row.name: parse_scopes(row.permissions) & ROLE_PERMISSIONS for row in found}
+
+
+def _held(found: Iterable[tuple[str, str]], custom: Mapping[str, frozenset[Permission]]) -> Held:
+    everywhere: frozenset[Permission] = frozenset()
+    single: dict[str, frozenset[Permission]] = {}
+    names = []
+    for project_id, role in found:
+        # A role that is gone allows nothing.
+        held = ROLES.get(role) or custom.get(role, frozenset())
+        if project_id:
+            single[project_id] = held
+        else:
+            everywhere = held
+            names.append(role)
+    return Held(Grants(everywhere, single), tuple(names))
