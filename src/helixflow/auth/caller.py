@@ -32,7 +32,8 @@ class Caller:
     """An identity with the permissions that it has at this moment, in one organisation.
 
     `id` is the account's; for an API key the key's own, whose `owner_id` is the account or service account that it acts
-    for, if any. `project_id` is that of the credential, '' for none. An `operator` may do what concerns the installation.
+    for, if any. `project_id` is that of the credential, '' for none. An `operator` may do what concerns the
+    installation.
     """
 
     kind: CallerKind
@@ -60,9 +61,7 @@ class Caller:
             case Level.PUBLIC:
                 return
             case _ if self.kind is CallerKind.ANONYMOUS:
-                raise HelixError(
-                    ErrorKind.INVALID_TOKEN, "Sign in, or send an API key: 'Authorization: Bearer <token>'."
-                )
+                raise HelixError(ErrorKind.INVALID_TOKEN, "Sign in, or send an API key as 'Authorization: Bearer …'.")
             case Level.SELF:
                 return
             case Level.INSTALLATION if self.operator:

@@ -1,6 +1,7 @@
 """From RPCs to operations: who calls, whether they may, in which transaction, and what is remembered of it.
 
-Every RPC of a service must have an operation, and declares in its proto who may call it: what is missing stops the start.
+Every RPC of a service must have an operation, and declares in its proto who may call it: what is missing stops the
+start.
 """
 
 import asyncio
@@ -91,7 +92,7 @@ class Dispatcher:
     def handler(
         self, service: ServiceDescriptor, operations: Mapping[str, Operation | Conversation | Flow]
     ) -> grpc.GenericRpcHandler:
-        """What `server.add_generic_rpc_handlers` takes. Raises `ValueError` unless the operations are exactly the RPCs."""
+        """For `server.add_generic_rpc_handlers`. Raises `ValueError` unless the operations are exactly the RPCs."""
         declared = {method.name: (method, access) for method, access in declared_access(service)}
         if unlike := declared.keys() ^ operations.keys():
             raise ValueError(f"{service.full_name}: RPCs without an operation, or the reverse: {sorted(unlike)}")

@@ -8,7 +8,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 
 MAX_NAME_CHARS: Final = 100
 MAX_EMAIL_CHARS: Final = 254
-# What all mail servers take, and nothing that could mean something else in a header or a log (RFC 5321, without quotes).
+# What all mail servers take (RFC 5321, without quotes), and nothing that could mean something else in a header or log.
 _EMAIL: Final = re.compile(r"[^\s@\"(),:;<>\[\\\]\x00-\x20\x7f]{1,64}@[^\s@\"(),:;<>\[\\\]\x00-\x20\x7f]{1,189}")
 
 

@@ -1,4 +1,4 @@
-"""One operation's transaction: what it reads and writes, records in the audit log and tells the gateways, all or nothing."""
+"""One operation's transaction: what it reads and writes, records in the audit log and tells the gateways; all or none."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,8 +23,8 @@ from helixflow.storage.schema import changes, installation
 class Unit:
     """A transaction in the name of `caller`. `now` is seconds since the epoch.
 
-    An operation at Level.PROJECT must call `authorise` with the project that it is about, or the dispatcher takes all of
-    it back. One that writes must `record` what it did.
+    An operation at Level.PROJECT must call `authorise` with the project that it is about, or the dispatcher takes all
+    of it back. One that writes must `record` what it did.
     """
 
     def __init__(self, connection: AsyncConnection, caller: Caller, access: Access, action: str, now: int) -> None:

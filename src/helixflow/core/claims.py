@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 ALGORITHM: Final = "RS256"
-TOKEN_TYPE: Final = "at+jwt"
+TOKEN_TYPE: Final = "at+jwt"  # noqa: S105  (no secret)
 # Clocks of our own machines may differ by this much, seconds.
 LEEWAY_S: Final = 5
 # Longer than any token of ours: refused before anything is decoded.

@@ -12,7 +12,7 @@ from typing import Final
 PREFIX: Final = "hfk_"
 REFRESH_PREFIX: Final = "hfr_"
 # Invitations, first passwords, resets: redeemed once.
-TOKEN_PREFIX: Final = "hft_"
+TOKEN_PREFIX: Final = "hft_"  # noqa: S105  (no secret)
 # Between password and second factor.
 CHALLENGE_PREFIX: Final = "hfc_"
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

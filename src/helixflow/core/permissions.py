@@ -6,11 +6,11 @@ docs/reference/roles.md is generated from here. Which permission an operation ne
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 
-class Permission(str, Enum):
+class Permission(StrEnum):
     """`noun:verb`. The value is what stands in tokens, scopes of keys and custom roles."""
 
     ORGANISATIONS_READ = "organisations:read"

@@ -16,7 +16,9 @@ SERVICES: Final = ("gateway", "control", "auth", "pool", "console", "monitoring"
 HTTPS: Final = "https"
 
 _ROLES: Final[dict[str, tuple[str, ...]]] = {"control": ("auth", "pool")}
-_DNS_NAME: Final = re.compile(r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DNS_NAME: Final = re.compile(
+    r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+)
 _SERVICE: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -1,9 +1,14 @@
-"""Channels to our own services, all with the same limits."""
+"""Channels to our own services, all with the same limits and mutual TLS."""
 
 from pathlib import Path
 from urllib.parse import quote
 
 import grpc
+
+from helixflow.pki.identity import ServiceIdentity
+from helixflow.pki.names import server_name
+from helixflow.rpc.credentials import channel_credentials
+from helixflow.rpc.renewing import RenewingChannel
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 KEEPALIVE_S = 10
@@ -23,8 +28,6 @@ _CHANNEL: tuple[tuple[str, int | str], ...] = (
     *COMMON_OPTIONS,
     # Traffic between our own processes never leaves for a proxy that the environment names.
     ("grpc.enable_http_proxy", 0),
-    # Else the path of the socket is sent as the authority.
-    ("grpc.default_authority", "localhost"),
     # A service on this machine is back within moments: do not sit out the default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -39,6 +42,30 @@ def target_of(socket: Path) -> str:
     return "unix:" + quote(str(socket))
 
 
-def create_channel(socket: Path) -> grpc.aio.Channel:
-    """A channel to the service on `socket`. It connects on the first call and again whenever needed."""
-    return grpc.aio.insecure_channel(target_of(socket), options=_CHANNEL)
+def create_channel(target: Path | str, identity: ServiceIdentity, service: str) -> grpc.aio.Channel:
+    """A channel to `service` on a Unix socket (a path) or at `host:port`, calling as `identity`.
+
+    It connects on the first call and again whenever needed, and only to who shows the certificate of `service`. New calls
+    use the newest certificate of `identity`, running ones go on as they began.
+    """
+    options = _options(identity, service)
+
+    def connect() -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(_name(target), channel_credentials(identity.credential), options=options)
+
+    return RenewingChannel(connect, lambda: identity.version)
+
+
+def create_blocking_channel(target: Path | str, identity: ServiceIdentity, service: str) -> grpc.Channel:
+    """As `create_channel` for code without an event loop; its certificate stays as it is."""
+    credentials = channel_credentials(identity.credential)
+    return grpc.secure_channel(_name(target), credentials, options=_options(identity, service))
+
+
+def _name(target: Path | str) -> str:
+    return target_of(target) if isinstance(target, Path) else target
+
+
+def _options(identity: ServiceIdentity, service: str) -> tuple[tuple[str, int | str], ...]:
+    # Also becomes the authority; else the path of a socket is sent as such.
+    return (*_CHANNEL, ("grpc.ssl_target_name_override", server_name(identity.trust_domain, service)))

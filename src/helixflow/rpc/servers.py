@@ -1,6 +1,9 @@
-"""Servers of our own services, all with the same limits, on Unix sockets."""
+"""Servers of our own services, all with the same limits: mutual TLS on Unix sockets and TCP ports, nothing else."""
 
 import asyncio
+import errno
+import os
+import socket as sockets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +12,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from helixflow.core.errors import ExitCode, UserError
+from helixflow.pki.identity import ServiceIdentity
 from helixflow.rpc.channels import COMMON_OPTIONS, KEEPALIVE_S, target_of
+from helixflow.rpc.credentials import server_credentials
 from helixflow.rpc.errors import ErrorInterceptor
+from helixflow.rpc.peers import PeerInterceptor, Policy
 from helixflow.rpc.sockets import clear_stale_socket
 
 _SERVER: tuple[tuple[str, int | str], ...] = (
@@ -20,22 +26,38 @@ _SERVER: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def create_server() -> grpc.aio.Server:
-    """A server without services or address: register, then `listen`, then `start`. Errors travel typed."""
-    return grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER)
+def create_server(identity: ServiceIdentity, policy: Policy) -> grpc.aio.Server:
+    """A server without services or address: register, then `listen`, then `start`. Errors travel typed.
+
+    `policy` says which services may call which (full names); who is not named may not. See `PeerInterceptor`.
+    """
+    return grpc.aio.server(interceptors=(ErrorInterceptor(), PeerInterceptor(identity, policy)), options=_SERVER)
 
 
-async def listen(server: grpc.aio.Server, socket: Path) -> None:
-    """Binds `server` to `socket` (mode 0600).
+async def listen(server: grpc.aio.Server, socket: Path, identity: ServiceIdentity) -> None:
+    """Binds `server` to `socket` (mode 0600), with the certificate of `identity`.
 
     Raises `UserError`: PORT_BUSY when somebody listens there, STORAGE when it cannot be bound.
     """
     await asyncio.to_thread(clear_stale_socket, socket)
     try:
-        server.add_insecure_port(target_of(socket))
+        server.add_secure_port(target_of(socket), server_credentials(identity))
         await asyncio.to_thread(socket.chmod, 0o600)
     except (RuntimeError, OSError) as exc:
         raise UserError(f"{socket}: cannot listen there", ExitCode.STORAGE) from exc
+
+
+async def listen_tcp(server: grpc.aio.Server, host: str, port: int, identity: ServiceIdentity) -> int:
+    """Binds `server` to a TCP port, with the certificate of `identity`; 0 takes a free one. Returns the port.
+
+    Raises `UserError`: PORT_BUSY when another program has it, CONFIG when this machine has no such address.
+    """
+    await asyncio.to_thread(_check_bindable, host, port)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return server.add_secure_port(address, server_credentials(identity))
+    except RuntimeError as exc:
+        raise UserError(f"{address}: cannot listen there", ExitCode.PORT_BUSY) from exc
 
 
 async def add_health_and_reflection(server: grpc.aio.Server, services: Sequence[str]) -> health.aio.HealthServicer:
@@ -49,3 +71,22 @@ async def add_health_and_reflection(server: grpc.aio.Server, services: Sequence[
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return servicer
+
+
+def _check_bindable(host: str, port: int) -> None:
+    """gRPC does not tell why it cannot bind: ask the operating system first."""
+    try:
+        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with sockets.socket(family, kind, protocol) as probe:
+                probe.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+                if family == sockets.AF_INET6:
+                    probe.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as exc:
+        if isinstance(exc, sockets.gaierror):
+            raise UserError(f"{host}: there is no such address", ExitCode.CONFIG) from exc
+        if exc.errno == errno.EADDRINUSE:
+            message = f"{host} port {port}: another program listens there; stop it or choose another port"
+            raise UserError(message, ExitCode.PORT_BUSY) from exc
+        raise UserError(f"{host} port {port}: {os.strerror(exc.errno or 0)}", ExitCode.CONFIG) from exc

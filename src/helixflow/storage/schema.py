@@ -74,7 +74,7 @@ accounts = Table(
     Column("password_hash", Text),
     Column("home_organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
     Column("operator", Boolean, nullable=False),
-    # Sealed with the master key; counts once `totp_confirmed_at` is set. `totp_used` is the last time step that was used.
+    # Sealed with the master key; counts once `totp_confirmed_at` is set. `totp_used` is the last time step used.
     Column("totp_secret", LargeBinary),
     Column("totp_confirmed_at", BigInteger),
     Column("totp_used", BigInteger, nullable=False),

@@ -22,8 +22,8 @@ class Outcome(Enum):
 class AuditEntry:
     """One act, before it is given its place in the chain of `organisation_id`.
 
-    `action` is the RPC in snake case. `before` and `after` are JSON objects without secrets, None where there is nothing
-    to show. `reason` is the error's code when it was denied.
+    `action` is the RPC in snake case. `before` and `after` are JSON objects without secrets, None where there is
+    nothing to show. `reason` is the error's code when it was denied.
     """
 
     organisation_id: str
