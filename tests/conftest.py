@@ -1,17 +1,33 @@
-"""Fixtures for every kind of test: the real models, pulled once into a cache that outlives the run."""
+"""Fixtures for every kind of test: the real models, pulled once into a cache that outlives the run, and databases."""
 
+import asyncio
+import shutil
 import signal
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.store import ModelStore, StoredModel
+from helixflow.settings.tree import Settings
+from helixflow.storage.engine import Database, open_database
+from helixflow.storage.sqlite import FILE_NAME
+from helixflow.storage.upgrade import upgrade
+from tests.harness.pki import Pki
+from tests.harness.postgres import PostgresServer
 
 
 def pytest_configure() -> None:
     """A run started in the background of a shell ignores Ctrl-C, and its children would too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """One certificate authority for all tests that only need some."""
+    return Pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +52,59 @@ def pull(store: ModelStore, name: str) -> StoredModel:
     spec = Catalogue.load().find(name)
     assert spec is not None
     return store.pull(spec)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for the whole run; tests/harness/postgres.py says what it can do."""
+    server = PostgresServer.create()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file of the newest schema, to be copied: that is quicker than to migrate for each test."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("migrated"))
+    migrate_in_thread(settings)
+    return settings.data_dir / FILE_NAME
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a database of the newest schema, to be a template."""
+    folder = tmp_path_factory.mktemp("migrated")
+    with postgres_server.database() as url:
+        migrate_in_thread(Settings(data_dir=folder, database=postgres_server.settings(url, folder)))
+        yield url.rpartition("/")[2]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a fresh database: the test runs once on each kind. Not migrated, unless it takes `database` too."""
+    migrated = "database" in request.fixturenames
+    if request.param == "sqlite":
+        settings = Settings(data_dir=tmp_path / "data")
+        if migrated:
+            settings.data_dir.mkdir(mode=0o700)
+            shutil.copy(request.getfixturevalue("migrated_sqlite"), settings.data_dir / FILE_NAME)
+        yield settings
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    template = request.getfixturevalue("migrated_postgresql") if migrated else "template1"
+    with server.database(template=template) as url:
+        yield Settings(data_dir=tmp_path / "data", database=server.settings(url, tmp_path))
+
+
+@pytest.fixture
+async def database(database_settings: Settings) -> AsyncIterator[Database]:
+    """The database of `database_settings`, upgraded and open."""
+    database = open_database(database_settings)
+    yield database
+    await database.close()
+
+
+def migrate_in_thread(settings: Settings) -> None:
+    """For fixtures of the session, which know no event loop; a failure comes out of `result`."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(upgrade(settings))).result()

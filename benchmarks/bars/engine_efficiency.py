@@ -11,9 +11,10 @@ from benchmarks.report import Options, Result, median, spread
 from benchmarks.targets import Target, chat_body, serve
 from helixflow.clients.pool import PoolWatch
 from helixflow.core.capacity import Replica
+from helixflow.pki.identity import ServiceIdentity
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.sockets import socket_path
-from helixflow.settings.tree import DEFAULT_CHAT_MODEL
+from helixflow.settings.tree import DEFAULT_CHAT_MODEL, Settings
 from helixflow.transport.client import HttpClient, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
@@ -57,7 +58,9 @@ async def _measure(target: Target, tokens: int, rounds: int) -> list[Result]:
 async def _find_replica(target: Target) -> Replica:
     """The running engine's address and key, as the pool tells every gateway."""
     assert target.data_dir is not None
-    async with asyncio.timeout(120), create_channel(socket_path(target.data_dir / "run", "control")) as channel:
+    identity = ServiceIdentity.open(Settings(data_dir=target.data_dir), "gateway")
+    channel = create_channel(socket_path(target.data_dir / "run", "control"), identity, "control")
+    async with asyncio.timeout(120), channel:
         found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
 
         def look() -> None:

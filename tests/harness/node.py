@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from helixflow.core.capacity import Replica
 from helixflow.core.keys import generate_key
+from helixflow.pki.identity import ServiceIdentity
 from helixflow.pool.manifest import StoredModel
-from helixflow.rpc.channels import target_of
+from helixflow.rpc.channels import create_blocking_channel
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
+from helixflow.settings.tree import Settings
 from tests.harness.engine import RunningEngine
 from tests.harness.wire import Answer, Wire, request
 
@@ -62,6 +63,8 @@ def environment(data_dir: Path, **more: str) -> dict[str, str]:
         **inherited,
         "HELIXFLOW_DATA_DIR": str(data_dir),
         "HELIXFLOW_GATEWAY__HTTP_PORT": "0",
+        "HELIXFLOW_GATEWAY__HTTPS_PORT": "0",
+        "HELIXFLOW_AUTH__PORT": "0",
         "HELIXFLOW_LOG__FORMAT": "json",
         **more,
     }
@@ -155,7 +158,8 @@ class Node:
 
     def engine(self, model: str = CHAT_MODEL) -> RunningEngine:
         """The engine behind a model, asked directly; its process belongs to the launcher."""
-        with grpc.insecure_channel(target_of(self.data_dir / "run" / "control.sock")) as channel:
+        identity = ServiceIdentity.open(Settings(data_dir=self.data_dir), "gateway")
+        with create_blocking_channel(self.data_dir / "run" / "control.sock", identity, "control") as channel:
             stub = pool_pb2_grpc.PoolServiceStub(channel)
             answer = stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=WAIT_S)
         (replica,) = next(d.replicas for d in answer.deployments if d.deployment.startswith(f"{model}/"))

@@ -15,6 +15,9 @@ from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.rpc.servers import create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
+from tests.harness.pki import Pki, allow
+
+POOL = "helixflow.pool.v1.PoolService"
 
 
 class ScriptedPool(pool_pb2_grpc.PoolServiceServicer):
@@ -47,10 +50,11 @@ def status(state: int, port: int = 0) -> pool_pb2.DeploymentStatus:
 
 
 @asynccontextmanager
-async def pool_running(path: Path, pool: ScriptedPool) -> AsyncIterator[None]:
-    server = create_server()
+async def pool_running(pki: Pki, path: Path, pool: ScriptedPool) -> AsyncIterator[None]:
+    identity = pki.identity("pool")
+    server = create_server(identity, allow(POOL))
     pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, server)
-    await listen(server, path)
+    await listen(server, path, identity)
     await server.start()
     try:
         yield
@@ -64,18 +68,18 @@ def path(tmp_path: Path) -> Path:
     return socket_path(tmp_path / "run", "pool")
 
 
-async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(path: Path) -> None:
+async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(pki: Pki, path: Path) -> None:
     changes: asyncio.Queue[dict[str, DeploymentView]] = asyncio.Queue()
 
     async def next_state() -> str:
         async with asyncio.timeout(5):
             return (await changes.get())["m/llama_cpp-0"].state
 
-    async with create_channel(path) as channel:
+    async with create_channel(path, pki.identity("gateway"), "pool") as channel:
         watch = PoolWatch(channel, changes.put_nowait)
         task = asyncio.create_task(watch.run())
         pool = ScriptedPool()
-        async with pool_running(path, pool):
+        async with pool_running(pki, path, pool):
             pool.script.put_nowait([status(pool_pb2.DEPLOYMENT_STATE_LOADING)])
             assert await next_state() == "loading"
             pool.script.put_nowait([status(pool_pb2.DEPLOYMENT_STATE_READY, 4000)])
@@ -90,7 +94,7 @@ async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(path: Path)
         assert watch.views["m/llama_cpp-0"].replicas[0].port == 4001
         again = ScriptedPool()
         again.script.put_nowait([status(pool_pb2.DEPLOYMENT_STATE_BACKOFF)])
-        async with pool_running(path, again):
+        async with pool_running(pki, path, again):
             assert await next_state() == "backoff"
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -98,9 +102,9 @@ async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(path: Path)
         assert task.cancelled()
 
 
-async def test_loading_is_asked_for_and_errors_travel_typed(path: Path) -> None:
+async def test_loading_is_asked_for_and_errors_travel_typed(pki: Pki, path: Path) -> None:
     pool = ScriptedPool()
-    async with pool_running(path, pool), create_channel(path) as channel:
+    async with pool_running(pki, path, pool), create_channel(path, pki.identity("gateway"), "pool") as channel:
         watch = PoolWatch(channel, lambda views: None)
         await watch.load("m/llama_cpp-0")
         assert pool.loads == ["m/llama_cpp-0"]
@@ -109,8 +113,8 @@ async def test_loading_is_asked_for_and_errors_travel_typed(path: Path) -> None:
         assert (caught.value.kind, caught.value.param) == (ErrorKind.MODEL_NOT_FOUND, "deployment")
 
 
-async def test_an_unknown_exception_does_not_travel(path: Path) -> None:
-    async with pool_running(path, ScriptedPool()), create_channel(path) as channel:
+async def test_an_unknown_exception_does_not_travel(pki: Pki, path: Path) -> None:
+    async with pool_running(pki, path, ScriptedPool()), create_channel(path, pki.identity("gateway"), "pool") as channel:
         stub = pool_pb2_grpc.PoolServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=5)

@@ -1,167 +1,328 @@
-"""The directory of API keys, over the database."""
+"""API keys: made, shown, changed, rotated and revoked.
+
+A key never lets anybody do through it what they may not do themselves: who makes, changes or rotates one must hold
+all that it allows, wherever it allows it. Revoking needs no more than that permission.
+"""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from helixflow.core.call import Principal
-from helixflow.core.clock import Clock
+from helixflow.auth.caller import CallerKind
+from helixflow.auth.dispatch import Operation
+from helixflow.auth.grants import parse_scopes
+from helixflow.auth.owners import OwnerKind, choose_owner, read_owner
+from helixflow.auth.paging import read_page
+from helixflow.auth.projects import find_project
+from helixflow.auth.restrictions import (
+    Restrictions,
+    parse_expiry,
+    parse_models,
+    parse_networks,
+    parse_scopes_given,
+)
+from helixflow.auth.texts import check_name
+from helixflow.auth.unit import Unit
+from helixflow.auth.versions import check_version
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
-from helixflow.storage.engine import Database
-from helixflow.storage.schema import api_keys, organisations, projects, revocations
+from helixflow.core.permissions import DEFAULT_SCOPES, Permission
+from helixflow.rpc.generated.auth_v1 import admin_pb2
+from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_KEY
+from helixflow.storage.schema import api_keys
 
-MAX_NAME_CHARS: Final = 100
-# Until there are more, everything belongs to one organisation and one project. Fixed ids: made once, found again.
-DEFAULT_ORGANISATION_ID: Final = "org_default"
-DEFAULT_PROJECT_ID: Final = "proj_default"
-# SQLite and protobuf both end here; far beyond any year that a clock shows.
-_MAX_TIME: Final = 2**63 - 1
+MAX_OVERLAP_S: Final = 30 * 86_400
+_TARGET: Final = "key"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """A key as it may be shown. Times are seconds since the epoch; 0: does not expire, is not revoked."""
-
-    key_id: str
-    name: str
-    hint: str
-    created_at: int
-    expires_at: int
-    revoked_at: int
-    bootstrap: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """One revocation, in the order of `revision`."""
-
-    revision: int
-    key_hash: bytes
-
-
-class KeyDirectory:
-    """Creates, lists, revokes and resolves keys. Failures of the database are `HelixError`s of `storage`."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-
-    async def ensure_defaults(self) -> None:
-        """Makes the default organisation and project unless they exist."""
-        now = int(self._clock.now())
-        async with self._database.writing() as connection:
-            found = await connection.execute(
-                select(organisations.c.id).where(organisations.c.id == DEFAULT_ORGANISATION_ID)
-            )
-            if found.first() is not None:
-                return
-            await connection.execute(
-                insert(organisations).values(id=DEFAULT_ORGANISATION_ID, name="Default", created_at=now)
-            )
-            await connection.execute(
-                insert(projects).values(
-                    id=DEFAULT_PROJECT_ID, organisation_id=DEFAULT_ORGANISATION_ID, name="Default", created_at=now
-                )
-            )
-
-    async def create(self, name: str, expires_at: int = 0) -> tuple[KeyRecord, str]:
-        """A new key and its secret, which is not kept. `expires_at`: seconds since the epoch, 0 for never.
-
-        Raises `HelixError` INVALID_VALUE for a bad name or a time that has passed.
-        """
-        _check_name(name)
-        if expires_at != 0 and not int(self._clock.now()) < expires_at <= _MAX_TIME:
-            raise HelixError(ErrorKind.INVALID_VALUE, "The key would have expired already.", param="expires_at")
-        secret = generate_key()
-        async with self._database.writing() as connection:
-            row = await self.insert_key(connection, secret, name, expires_at=expires_at, bootstrap=False)
-        return row, secret
-
-    async def list_keys(self) -> list[KeyRecord]:
-        """All keys, newest first, revoked and expired ones too."""
-        order = (api_keys.c.created_at.desc(), api_keys.c.id.desc())
-        async with self._database.reading() as connection:
-            rows = await connection.execute(select(api_keys).order_by(*order))
-            return [_record(row) for row in rows]
-
-    async def revoke(self, key_id: str) -> tuple[KeyRecord, Revocation | None]:
-        """Revokes a key for good; a second time changes nothing and gives no revocation. Raises NOT_FOUND.
-
-        A bootstrap key that gave way to another one is from then on as good as revoked by hand.
-        """
-        async with self._database.writing() as connection:
-            row = (await connection.execute(select(api_keys).where(api_keys.c.id == key_id))).first()
-            if row is None:
-                raise HelixError(ErrorKind.NOT_FOUND, f"There is no key {key_id!r}.", param="key_id")
-            revocation = None
-            if row.revoked_at is None:
-                revocation = await self.revoke_row(connection, row, superseded=False)
-            elif row.superseded:
-                await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(superseded=False))
-            row = (await connection.execute(select(api_keys).where(api_keys.c.id == key_id))).one()
-        return _record(row), revocation
-
-    async def resolve(self, key_hash: bytes) -> tuple[Principal, int]:
-        """Whose key has this hash, and when it expires (0: never).
-
-        Raises `HelixError` NOT_FOUND for unknown, revoked and expired keys alike.
-        """
-        async with self._database.reading() as connection:
-            row = (await connection.execute(select(api_keys).where(api_keys.c.hash == key_hash))).first()
-        if row is None or row.revoked_at is not None or self._has_expired(row):
-            raise HelixError(ErrorKind.NOT_FOUND, "There is no valid key with this hash.")
-        return Principal(row.id, row.name, row.organisation_id, row.project_id), row.expires_at or 0
-
-    async def revision(self) -> int:
-        """How many revocations there have ever been: the revision of the latest."""
-        async with self._database.reading() as connection:
-            return int((await connection.execute(select(func.max(revocations.c.revision)))).scalar() or 0)
-
-    async def insert_key(
-        self, connection: AsyncConnection, secret: str, name: str, *, expires_at: int, bootstrap: bool
-    ) -> KeyRecord:
-        """Stores the hash of `secret` in a transaction of the caller's."""
-        values = {
-            "id": f"key_{secrets.token_hex(12)}",
-            "hash": hash_key(secret),
-            "hint": mask_key(secret),
-            "name": name,
-            "organisation_id": DEFAULT_ORGANISATION_ID,
-            "project_id": DEFAULT_PROJECT_ID,
-            "created_at": int(self._clock.now()),
-            "expires_at": expires_at or None,
-            "revoked_at": None,
-            "superseded": False,
-            "bootstrap": bootstrap,
-        }
-        await connection.execute(insert(api_keys).values(values))
-        return _record((await connection.execute(select(api_keys).where(api_keys.c.id == values["id"]))).one())
-
-    async def revoke_row(self, connection: AsyncConnection, row: Row[Any], *, superseded: bool) -> Revocation:
-        """Marks a valid key's row as revoked and records that, in a transaction of the caller's."""
-        now = int(self._clock.now())
-        change = update(api_keys).where(api_keys.c.id == row.id).values(revoked_at=now, superseded=superseded)
-        await connection.execute(change)
-        added = await connection.execute(
-            insert(revocations).values(key_id=row.id, revoked_at=now).returning(revocations.c.revision)
-        )
-        return Revocation(revision=added.scalar_one(), key_hash=row.hash)
-
-    def _has_expired(self, row: Row[Any]) -> bool:
-        return row.expires_at is not None and self._clock.now() >= row.expires_at
-
-
-def _check_name(name: str) -> None:
-    if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable() or not name.strip():
-        message = f"A key's name has 1 to {MAX_NAME_CHARS} printable characters."
-        raise HelixError(ErrorKind.INVALID_VALUE, message, param="name")
-
-
-def _record(row: Row[Any]) -> KeyRecord:
-    return KeyRecord(
-        row.id, row.name, row.hint, row.created_at, row.expires_at or 0, row.revoked_at or 0, row.bootstrap
+async def create_key(unit: Unit, request: admin_pb2.CreateKeyRequest) -> admin_pb2.CreateKeyResponse:
+    """A new key and its secret, which is not kept."""
+    project_id = request.project_id or unit.caller.project_id
+    if not project_id:
+        message = "Say in which project: your credential is for none in particular."
+        raise HelixError(ErrorKind.UNPROCESSABLE, message, param="project_id")
+    await find_project(unit, project_id)
+    unit.authorise(project_id)
+    owner = await choose_owner(unit, request.owner_id, project_id)
+    scopes = parse_scopes_given(request.scopes) or DEFAULT_SCOPES
+    restrictions = Restrictions(
+        parse_models(request.models), parse_networks(request.networks), parse_expiry(request.expires_at, unit.now)
     )
+    name = check_name(request.name)
+    owner.check_caller(unit.caller, scopes)
+    owner.check_scopes(scopes)
+    (await _limits_of_caller(unit)).check_covers(restrictions)
+    secret = generate_key()
+    row = await insert_key(
+        unit,
+        secret,
+        name=name,
+        organisation_id=unit.caller.organisation_id,
+        project_id=project_id,
+        owner_id=owner.id,
+        scopes=scopes,
+        restrictions=restrictions,
+    )
+    unit.record(_TARGET, row.id, after=describe(row))
+    return admin_pb2.CreateKeyResponse(key=to_proto(row), secret=secret)
+
+
+async def list_keys(unit: Unit, request: admin_pb2.ListInProjectRequest) -> admin_pb2.ListKeysResponse:
+    """Keys of a project, or of all whose keys the caller may see; also revoked and expired ones."""
+    query = select(api_keys).where(api_keys.c.organisation_id == unit.caller.organisation_id)
+    if request.project_id:
+        await find_project(unit, request.project_id)
+        unit.authorise(request.project_id)
+        query = query.where(api_keys.c.project_id == request.project_id)
+    elif (visible := unit.authorised_projects()) is not None:
+        query = query.where(api_keys.c.project_id.in_(sorted(visible)))
+    order = (api_keys.c.created_at, api_keys.c.id)
+    rows, cursor = await read_page(
+        unit.connection, query, order, page_size=request.page_size, cursor=request.cursor
+    )
+    return admin_pb2.ListKeysResponse(keys=[to_proto(row) for row in rows], next_cursor=cursor)
+
+
+async def get_key(unit: Unit, request: admin_pb2.GetRequest) -> admin_pb2.Key:
+    return to_proto(await _find(unit, request.id))
+
+
+async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_pb2.Key:
+    """Changes name, scopes and restrictions of a key that works, within the rules for new ones."""
+    row = await _find_changeable(unit, request.id, request.if_version)
+    owner = await read_owner(unit, row.owner_id, row.project_id)
+    owner.check_caller(unit.caller, parse_scopes(row.scopes))
+    values: dict[str, Any] = {}
+    if request.HasField("name"):
+        values["name"] = check_name(request.name)
+    if request.HasField("scopes"):
+        scopes = parse_scopes_given(request.scopes.values)
+        if not scopes:
+            message = "A key needs at least one scope. Revoke it instead, if it should do nothing."
+            raise HelixError(ErrorKind.UNPROCESSABLE, message, param="scopes")
+        owner.check_caller(unit.caller, scopes)
+        owner.check_scopes(scopes)
+        values["scopes"] = sorted(scopes)
+    if request.HasField("models"):
+        values["models"] = list(parse_models(request.models.values))
+    if request.HasField("networks"):
+        values["networks"] = list(parse_networks(request.networks.values))
+    if request.HasField("expires_at"):
+        values["expires_at"] = parse_expiry(request.expires_at, unit.now)
+    changed = await _change(unit, row, values)
+    # What the key is afterwards counts, whoever restricted it.
+    (await _limits_of_caller(unit)).check_covers(Restrictions.of(changed))
+    unit.record(_TARGET, row.id, before=describe(row), after=describe(changed))
+    return to_proto(changed)
+
+
+async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_pb2.CreateKeyResponse:
+    """A new key like the old one, which goes on for `overlap_s` or until it expires anyway. Once for each key."""
+    if not 0 <= request.overlap_s <= MAX_OVERLAP_S:
+        message = f"The old key may go on for 0 to {MAX_OVERLAP_S} seconds (30 days)."
+        raise HelixError(ErrorKind.UNPROCESSABLE, message, param="overlap_s")
+    row = await _find_changeable(unit, request.id, request.if_version)
+    owner = await read_owner(unit, row.owner_id, row.project_id)
+    if owner.kind is OwnerKind.ACCOUNT and owner.id != unit.caller.subject_id:
+        message = "Not permitted: the key is somebody's own, and only they may have its successor. You may revoke it."
+        raise HelixError(ErrorKind.PERMISSION_DENIED, message)
+    scopes = parse_scopes(row.scopes)
+    # Whoever rotates a key gets one that works.
+    owner.check_caller(unit.caller, scopes)
+    (await _limits_of_caller(unit)).check_covers(Restrictions.of(row))
+    secret = generate_key()
+    successor = await insert_key(
+        unit,
+        secret,
+        name=row.name,
+        organisation_id=row.organisation_id,
+        project_id=row.project_id,
+        owner_id=row.owner_id,
+        scopes=scopes,
+        restrictions=Restrictions.of(row),
+        rotated_from=row.id,
+    )
+    ends_at = unit.now + request.overlap_s
+    values: Mapping[str, Any] = {"expires_at": ends_at if row.expires_at is None else min(ends_at, row.expires_at)}
+    if request.overlap_s == 0:
+        values = {"revoked_at": unit.now}
+    replaced = await _change(unit, row, values)
+    unit.record(_TARGET, row.id, before=describe(row), after=describe(replaced))
+    unit.record(_TARGET, successor.id, after=describe(successor))
+    return admin_pb2.CreateKeyResponse(key=to_proto(successor), secret=secret, replaced=to_proto(replaced))
+
+
+async def revoke_key(unit: Unit, request: admin_pb2.ChangeRequest) -> admin_pb2.Key:
+    """Revokes for good; a second time changes nothing.
+
+    A bootstrap key that gave way to another one is from then on as good as revoked by hand.
+    """
+    row = await _find(unit, request.id)
+    check_version(row, request.if_version)
+    if row.bootstrap and not unit.caller.operator:
+        message = "Not permitted: only an operator of the installation may revoke its bootstrap key."
+        raise HelixError(ErrorKind.PERMISSION_DENIED, message)
+    if row.revoked_at is not None and not row.superseded:
+        return to_proto(row)
+    revoked = await _change(unit, row, {"revoked_at": row.revoked_at or unit.now, "superseded": False})
+    unit.record(_TARGET, row.id, before=describe(row), after=describe(revoked))
+    return to_proto(revoked)
+
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "CreateKey": Operation(create_key),
+    "ListKeys": Operation(list_keys),
+    "GetKey": Operation(get_key),
+    "UpdateKey": Operation(update_key),
+    "RotateKey": Operation(rotate_key),
+    "RevokeKey": Operation(revoke_key),
+}
+
+
+async def revoke_keys_of_owner(unit: Unit, owner_id: str) -> int:
+    """Revokes all keys that act for an account or service account; tell the gateways of that OWNER. Returns how many."""
+    return await _revoke_where(unit, api_keys.c.owner_id == owner_id)
+
+
+async def revoke_keys_of_project(unit: Unit, project_id: str) -> int:
+    """Revokes all keys of a project; tell the gateways of that PROJECT. Returns how many."""
+    return await _revoke_where(unit, api_keys.c.project_id == project_id)
+
+
+async def revoke_keys_of_organisation(unit: Unit, organisation_id: str) -> int:
+    """Revokes all keys of an organisation; tell the gateways of that ORGANISATION. Returns how many."""
+    return await _revoke_where(unit, api_keys.c.organisation_id == organisation_id)
+
+
+async def insert_key(
+    unit: Unit,
+    secret: str,
+    *,
+    name: str,
+    organisation_id: str,
+    project_id: str,
+    owner_id: str = "",
+    scopes: frozenset[Permission] = frozenset(),
+    restrictions: Restrictions = Restrictions(),  # noqa: B008  (immutable)
+    rotated_from: str | None = None,
+    bootstrap: bool = False,
+) -> Row[Any]:
+    """Stores the hash of `secret` and what belongs to it; checks nothing."""
+    values = {
+        "id": f"key_{secrets.token_hex(12)}",
+        "hash": hash_key(secret),
+        "hint": mask_key(secret),
+        "name": name,
+        "organisation_id": organisation_id,
+        "project_id": project_id,
+        "owner_id": owner_id,
+        "scopes": sorted(scopes),
+        "models": list(restrictions.models),
+        "networks": list(restrictions.networks),
+        "created_by": unit.caller.subject_id,
+        "rotated_from": rotated_from,
+        "created_at": unit.now,
+        "updated_at": unit.now,
+        "expires_at": restrictions.expires_at,
+        "revoked_at": None,
+        "superseded": False,
+        "bootstrap": bootstrap,
+        "version": 1,
+    }
+    await unit.connection.execute(insert(api_keys).values(values))
+    return (await _read(unit.connection, api_keys.c.id == values["id"])).one()
+
+
+def describe(row: Row[Any]) -> dict[str, Any]:
+    """What the audit log says of a key: nothing that could be one."""
+    shown = ("name", "project_id", "owner_id", "scopes", "models", "networks", "expires_at", "revoked_at")
+    described = {name: getattr(row, name) for name in shown}
+    return described if row.rotated_from is None else {**described, "rotated_from": row.rotated_from}
+
+
+def to_proto(row: Row[Any]) -> admin_pb2.Key:
+    return admin_pb2.Key(
+        id=row.id,
+        name=row.name,
+        hint=row.hint,
+        project_id=row.project_id,
+        owner_id=row.owner_id,
+        scopes=row.scopes,
+        models=row.models,
+        networks=row.networks,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        expires_at=row.expires_at or 0,
+        revoked_at=row.revoked_at or 0,
+        rotated_from=row.rotated_from or "",
+        bootstrap=row.bootstrap,
+        version=row.version,
+        created_by=row.created_by,
+    )
+
+
+async def _find(unit: Unit, key_id: str) -> Row[Any]:
+    """The row of a key of the caller's organisation, for which the caller has the operation's permission."""
+    own = api_keys.c.organisation_id == unit.caller.organisation_id
+    row = (await _read(unit.connection, own & (api_keys.c.id == key_id))).first()
+    if row is None:
+        raise HelixError(ErrorKind.NOT_FOUND, "There is no such key.", param="id")
+    unit.authorise(row.project_id)
+    return row
+
+
+async def _find_changeable(unit: Unit, key_id: str, if_version: int) -> Row[Any]:
+    """As `_find`, for a key that works and has no successor. Raises `HelixError` CONFLICT for others."""
+    row = await _find(unit, key_id)
+    check_version(row, if_version)
+    if row.bootstrap:
+        raise _conflict("The bootstrap key stays as it is. To have another one, set HELIXFLOW_BOOTSTRAP_API_KEY or revoke it.")
+    if row.revoked_at is not None:
+        raise _conflict("The key is revoked. Create another one.")
+    if row.expires_at is not None and unit.now >= row.expires_at:
+        raise _conflict("The key has expired. Create another one.")
+    successor = (await _read(unit.connection, api_keys.c.rotated_from == row.id)).first()
+    if successor is not None:
+        raise _conflict(f"The key was rotated: change its successor {successor.id}, or revoke this one.")
+    return row
+
+
+async def _change(unit: Unit, row: Row[Any], values: Mapping[str, Any]) -> Row[Any]:
+    """Stores what is new in `values`, and tells the gateways to forget the key."""
+    if all(getattr(row, name) == value for name, value in values.items()):
+        return row
+    await unit.connection.execute(
+        update(api_keys)
+        .where(api_keys.c.id == row.id)
+        .values(**values, updated_at=unit.now, version=api_keys.c.version + 1)
+    )
+    await unit.change(CHANGE_KIND_KEY, row.id, organisation_id=row.organisation_id, key_hash=row.hash)
+    return (await _read(unit.connection, api_keys.c.id == row.id)).one()
+
+
+async def _limits_of_caller(unit: Unit) -> Restrictions:
+    """What the key is restricted to that makes this call: others must not undo it. None for other callers."""
+    if unit.caller.kind is not CallerKind.KEY:
+        return Restrictions()
+    row = (await _read(unit.connection, api_keys.c.id == unit.caller.id)).first()
+    return Restrictions.of(row) if row is not None else Restrictions()
+
+
+async def _revoke_where(unit: Unit, which: ColumnElement[bool]) -> int:
+    revoked = await unit.connection.execute(
+        update(api_keys)
+        .where(which, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=unit.now, updated_at=unit.now, version=api_keys.c.version + 1)
+    )
+    return revoked.rowcount
+
+
+async def _read(connection: AsyncConnection, which: ColumnElement[bool]) -> Any:
+    return await connection.execute(select(api_keys).where(which))
+
+
+def _conflict(message: str) -> HelixError:
+    return HelixError(ErrorKind.CONFLICT, message)

@@ -1,4 +1,4 @@
-"""One operation's transaction: what it reads and writes, records in the audit log and tells the gateways; all or none."""
+"""One operation in one transaction: reads, writes, audit records, what gateways are told. All of it or nothing."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -47,6 +47,30 @@ class Unit:
         if permission is None or not self.caller.grants.allows(permission, project_id or None):
             raise denied(self._access)
         self.authorised = True
+
+    def authorised_projects(self) -> frozenset[str] | None:
+        """The projects in which the operation's permission holds; None: it holds in the whole organisation.
+
+        For lists of all that the caller may see, in place of `authorise`.
+        """
+        permission = self._access.permission
+        self.authorised = True
+        if permission is None or self.caller.grants.allows(permission):
+            return None
+        return frozenset(project for project, held in self.caller.grants.projects.items() if permission in held)
+
+    def authorise_some(self) -> frozenset[str] | None:
+        """For lists: the projects in which the operation's permission holds, None for the whole organisation.
+
+        Raises PERMISSION_DENIED when it holds nowhere.
+        """
+        permission = self._access.permission
+        if permission is None or not self.caller.grants.allows_somewhere(permission):
+            raise denied(self._access)
+        self.authorised = True
+        if self.caller.grants.allows(permission):
+            return None
+        return frozenset(project for project, held in self.caller.grants.projects.items() if permission in held)
 
     def record(
         self,

@@ -72,7 +72,7 @@ def check_services(settings: "Settings") -> ServiceFinding:
     except OSError as exc:
         advice = "Run this as the user that runs the service."
         return ServiceFinding("services", "problem", f"{settings.run_dir}: {exc.strerror}", advice)
-    reason = _ask_health(path)
+    reason = _ask_health(settings, path)
     if reason:
         advice = "Look at the service's log; if it goes on, restart helixflow serve."
         return ServiceFinding("services", "problem", f"the control process is not well: {reason}", advice, running=True)
@@ -148,15 +148,19 @@ def check_models(settings: "Settings", planned: "Sequence[PlannedDeployment]") -
     return findings
 
 
-def _ask_health(path: Path) -> str:
+def _ask_health(settings: "Settings", path: Path) -> str:
     """Why the service on `path` is not well; empty when it is."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-    from helixflow.rpc.channels import target_of
+    from helixflow.pki.identity import ServiceIdentity
+    from helixflow.rpc.channels import create_blocking_channel
 
-    options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost")]
-    with grpc.insecure_channel(target_of(path), options=options) as channel:
+    try:
+        identity = ServiceIdentity.open(settings, "monitoring")
+    except UserError as exc:
+        return exc.message
+    with create_blocking_channel(path, identity, "control") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S)

@@ -11,15 +11,24 @@ import structlog
 from helixflow.core.call import Operation
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_errors import render_error, render_error_event
+from helixflow.dialects.problem_details import MEDIA_TYPE, render_problem
 from helixflow.gateway.cors import Cors
 from helixflow.gateway.exchange import CLOSE, JSON, ClientGone, Exchange, Receive, Scope, Send
 from helixflow.gateway.observation import Observation
+from helixflow.gateway.surfaces.control_plane import METHODS, ControlPlaneSurface, is_control_plane
+from helixflow.gateway.surfaces.key_set import PATH as KEY_SET_PATH
+from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
 from helixflow.gateway.surfaces.operations import OperationsSurface
 from helixflow.telemetry.metrics import GatewayMetrics
 
 Action = Callable[[Exchange], Awaitable[None]]
 _MODELS = "/v1/models/"
+# In place of a method: the action sees to it.
+_ANY = "*"
+_PROBLEM = (b"content-type", MEDIA_TYPE)
+# RFC 6750, section 3.1: the token, not its absence, is what is wrong.
+_CHALLENGES = {ErrorKind.INVALID_TOKEN: b'Bearer error="invalid_token"'}
 # After these the rest of a body may still be on its way: the connection is not worth keeping.
 _CLOSE_AFTER = frozenset({ErrorKind.BODY_TOO_LARGE, ErrorKind.REQUEST_TIMEOUT, ErrorKind.SHUTTING_DOWN})
 
@@ -33,6 +42,8 @@ class App:
         self,
         openai: OpenAISurface,
         operations: OperationsSurface,
+        key_set: KeySetSurface,
+        control_plane: ControlPlaneSurface,
         *,
         cors: Cors,
         metrics: GatewayMetrics,
@@ -42,6 +53,7 @@ class App:
         self._metrics = metrics
         self._observation = observation
         self._openai = openai
+        self._control_plane = control_plane
         self.in_flight = 0
         self.draining = False
         self._routes: dict[str, tuple[str, Action]] = {
@@ -54,6 +66,7 @@ class App:
             "/readyz": ("GET", operations.ready),
             "/metrics": ("GET", operations.metrics),
             "/version": ("GET", operations.version),
+            KEY_SET_PATH: ("GET", key_set.show),
         }
         metrics.in_flight = lambda: self.in_flight
 
@@ -92,13 +105,13 @@ class App:
         if route is None:
             route = self._find(path)
         method, action = route
-        if exchange.method != method and not (exchange.method == "HEAD" and method == "GET"):
+        if exchange.method != method and method != _ANY and not (exchange.method == "HEAD" and method == "GET"):
             allowed = "GET, HEAD" if method == "GET" else method
             exchange.extra_headers += ((b"allow", allowed.encode()),)
             raise HelixError(
                 ErrorKind.METHOD_NOT_ALLOWED, f"{exchange.method} is not allowed on {path[:256]}; use {allowed}."
             )
-        if self.draining and (path.startswith("/v1/") or path == "/readyz"):
+        if self.draining and (path.startswith("/v1/") or path == "/readyz" or method == _ANY):
             raise HelixError(ErrorKind.SHUTTING_DOWN, "The service is shutting down; try again.", retry_after_s=1)
         return action
 
@@ -107,12 +120,15 @@ class App:
         if not (self._cors.apply(exchange) and self._cors.is_preflight(exchange)):
             return False
         method, _ = self._routes.get(exchange.path) or self._find(exchange.path)
-        await self._cors.reply_to_preflight(exchange, f"{method}, OPTIONS")
+        methods = ", ".join(METHODS) if method == _ANY else f"{method}, OPTIONS"
+        await self._cors.reply_to_preflight(exchange, methods)
         return True
 
     def _find(self, path: str) -> tuple[str, Action]:
         if path.startswith(_MODELS) and len(path) > len(_MODELS):
             return "GET", partial(self._openai.show_model, name=path.removeprefix(_MODELS))
+        if is_control_plane(path):
+            return _ANY, self._control_plane.forward
         raise HelixError(
             ErrorKind.NOT_FOUND, f"There is nothing at {path[:256]}. The API is under /v1, see /v1/models."
         )
@@ -130,18 +146,23 @@ class App:
             )
         if exchange.disconnected:
             return
+        proxied = is_control_plane(exchange.path)
         if exchange.response_started:
-            await exchange.finish(render_error_event(error))
+            if not proxied:  # there only a connection that is cut off tells that the answer is not whole
+                await exchange.finish(render_error_event(error))
             return
         status = error.traits.http
         headers = []
         if status in (429, 503) or error.retry_after_s:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s or 1))))
         if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+            headers.append((b"www-authenticate", _CHALLENGES.get(error.kind, b"Bearer")))
         if error.kind in _CLOSE_AFTER:
             headers.append(CLOSE)
-        await exchange.reply(status, render_error(error), headers, JSON)
+        if proxied:
+            await exchange.reply(status, render_problem(error, exchange.request_id), headers, _PROBLEM)
+        else:
+            await exchange.reply(status, render_error(error), headers, JSON)
 
 
 def _internal(exchange: Exchange) -> HelixError:

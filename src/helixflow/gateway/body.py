@@ -38,6 +38,15 @@ async def read_body(exchange: Exchange, *, max_bytes: int) -> bytes:
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"identity", b"gzip"):
         raise HelixError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "Only 'Content-Encoding: gzip' or none is supported.")
+    body = await read_whole(exchange, max_bytes=max_bytes)
+    return body if encoding == b"identity" else _inflate(body, max_bytes)
+
+
+async def read_whole(exchange: Exchange, *, max_bytes: int) -> bytes:
+    """The whole body as it came, whatever it is. Raises `HelixError` BODY_TOO_LARGE, REQUEST_TIMEOUT; `ClientGone`."""
+    length = exchange.headers.get(b"content-length")
+    if length is not None and int(length) > max_bytes:
+        raise _too_large(max_bytes)
     message = await exchange.receive()
     if message["type"] == "http.disconnect":
         raise ClientGone
@@ -46,7 +55,7 @@ async def read_body(exchange: Exchange, *, max_bytes: int) -> bytes:
         body = await _read_rest(exchange, body, max_bytes)
     elif len(body) > max_bytes:
         raise _too_large(max_bytes)
-    return body if encoding == b"identity" else _inflate(body, max_bytes)
+    return body
 
 
 async def _read_rest(exchange: Exchange, first: bytes, max_bytes: int) -> bytes:

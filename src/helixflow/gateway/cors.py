@@ -3,7 +3,7 @@
 from helixflow.gateway.exchange import Exchange
 from helixflow.settings.tree import CorsSettings
 
-_EXPOSED = b"x-request-id, x-helixflow-model, x-helixflow-deployment, openai-processing-ms, retry-after"
+_EXPOSED = b"x-request-id, x-helixflow-model, x-helixflow-deployment, openai-processing-ms, retry-after, etag, location"
 
 
 class Cors:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import getrandbits
 from typing import Any
 
-from helixflow.core.call import Operation, Principal, Progress
+from helixflow.core.call import Operation, Progress
+from helixflow.core.principal import Principal
 from helixflow.gateway.cycle import Cycle
 
 Scope = MutableMapping[str, Any]

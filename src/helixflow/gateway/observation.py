@@ -8,6 +8,7 @@ import time
 
 from helixflow.core.errors import ErrorKind
 from helixflow.gateway.exchange import Exchange
+from helixflow.gateway.surfaces.control_plane import is_control_plane
 from helixflow.telemetry.metrics import GatewayMetrics
 from helixflow.telemetry.requests import RequestLog, RequestRecord
 
@@ -57,7 +58,7 @@ class Observation:
             record.level = "error"
         principal = exchange.principal
         if principal is not None:
-            record.key_id = principal.key_id
+            record.key_id = principal.id
             record.project = principal.project_id
         if progress is not None:
             usage = progress.usage
@@ -74,5 +75,5 @@ class Observation:
                 series.first_token.observe(first)
                 if completion_tokens > 1:
                     series.inter_token.observe((duration - first) / (completion_tokens - 1))
-        if exchange.operation is not None or status not in (200, 503):
+        if exchange.operation is not None or status not in (200, 503) or is_control_plane(exchange.path):
             self._log.add(record)

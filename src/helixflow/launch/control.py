@@ -16,14 +16,25 @@ import uvloop
 from helixflow.auth import service as auth
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME
+from helixflow.pki.identity import ServiceIdentity
+from helixflow.pki.renewal import Renewal
 from helixflow.pool import service as pool
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.process.child import ChildArguments
-from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
+from helixflow.rpc.peers import Policy
+from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
 _STOP_GRACE_S: Final = 1.0
+# Who may call what here. A gateway resolves keys; only the console administers.
+POLICY: Final[Policy] = {
+    "helixflow.auth.v1.IdentityService": frozenset({"gateway", "console"}),
+    "helixflow.auth.v1.SessionService": frozenset({"console"}),
+    "helixflow.auth.v1.AdminService": frozenset({"console"}),
+    "helixflow.pool.v1.PoolService": frozenset({"gateway", "console", "control"}),
+}
+
 log = structlog.get_logger("helixflow.control")
 
 
@@ -51,18 +62,21 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap: str | 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    identity = await asyncio.to_thread(ServiceIdentity.open, settings, "control")
     launcher = await LauncherClient.connect(settings.run_dir / SOCKET_NAME)
     supervision = pool.create_pool(settings, launcher)
     # First of all: engines load while the database opens.
     supervising = asyncio.create_task(supervision.run(), name="pool")
+    upkeep = [asyncio.create_task(identity.follow()), asyncio.create_task(Renewal(settings).run())]
     authentication: auth.AuthServices | None = None
-    server = create_server()
+    server = create_server(identity, POLICY)
     try:
         authentication = await auth.create_auth(settings, bootstrap)
         authentication.register(server)
         supervision.register(server)
         health = await add_health_and_reflection(server, [auth.SERVICE_NAME, pool.SERVICE_NAME])
-        await listen(server, settings.run_dir / CONTROL_SOCKET_NAME)
+        await listen(server, settings.run_dir / CONTROL_SOCKET_NAME, identity)
+        await listen_tcp(server, settings.auth.host, settings.auth.port, identity)
         await server.start()
         arguments.report_ready()
         log.debug("control.ready")
@@ -75,6 +89,9 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap: str | 
         if authentication is not None:
             await authentication.close()
         await server.stop(_STOP_GRACE_S)
+        for task in upkeep:
+            task.cancel()
+        await asyncio.wait(upkeep)
         await launcher.close()
 
 

@@ -26,6 +26,7 @@ from helixflow.gateway.observation import Observation
 from helixflow.gateway.server import GatewayServer
 from helixflow.gateway.surfaces.openai import OpenAISurface
 from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.pki.identity import ServiceIdentity
 from helixflow.process.child import ChildArguments
 from helixflow.routing.breaker import Breaker
 from helixflow.routing.router import Route, Router, Target
@@ -52,7 +53,8 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
-        self._channel = create_channel(socket_path(settings.run_dir, "control"))
+        self._identity = ServiceIdentity.open(settings, "gateway")
+        self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "control")
         self._pool = PoolWatch(self._channel, self._on_pool_change)
         self._resolver = KeyResolver(
             self._channel,
@@ -87,7 +89,8 @@ class Gateway:
         )
 
     def start_watches(self) -> None:
-        self._tasks = [asyncio.create_task(self._pool.run()), asyncio.create_task(self._resolver.run())]
+        runs = (self._identity.follow(), self._pool.run(), self._resolver.run())
+        self._tasks = [asyncio.create_task(run) for run in runs]
 
     async def close(self) -> None:
         """Ends watches, loads, connections; flushes the log."""

@@ -14,6 +14,7 @@ from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME, URL_NAME
 from helixflow.launch.ports import base_url, open_listener
 from helixflow.launch.pulling import pull_all
+from helixflow.pki.issuing import ensure_pki
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.plan import PlannedDeployment, fill_from_catalogue, plan_deployments
 from helixflow.pool.store import ModelStore
@@ -40,6 +41,7 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
         socket_path(settings.run_dir, name.removesuffix(".sock"))
     prepare_run_dir(settings.run_dir)
     lock_fd = _lock(settings.run_dir / LOCK_NAME)
+    ensure_pki(settings)
     listener = open_listener(settings.gateway)
     # A port of 0 was a wish; what was got is what everybody must know.
     port = listener.getsockname()[1]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from helixflow.pki.names import Names
+from helixflow.pki.names import Address, Names
 
 # Clocks of nodes differ: a new certificate is valid from a little earlier on.
 BACKDATE_S: Final = 300.0
@@ -53,10 +54,13 @@ class KeyPair:
         return self.key_pem() + self.chain_pem()
 
     @classmethod
-    def parse(cls, pem: bytes) -> "KeyPair":
-        """Reads a private key and its chain. Raises `ValueError` that says what is wrong, without any of it."""
-        key = parse_key(pem)
-        chain = parse_certificates(pem)
+    def parse(cls, key_pem: bytes, chain_pem: bytes | None = None) -> "KeyPair":
+        """Reads a private key and its chain, from one file or from two.
+
+        Raises `ValueError` that says what is wrong, without any of it.
+        """
+        key = parse_key(key_pem)
+        chain = parse_certificates(chain_pem if chain_pem is not None else key_pem)
         if not chain:
             raise ValueError("there is no certificate in it")
         if chain[0].public_key() != key.public_key():
@@ -156,9 +160,8 @@ def names_of(certificate: x509.Certificate) -> Names:
     return Names(
         uris=frozenset(names.get_values_for_type(x509.UniformResourceIdentifier)),
         dns=frozenset(names.get_values_for_type(x509.DNSName)),
-        addresses=frozenset(
-            one for one in names.get_values_for_type(x509.IPAddress) if not hasattr(one, "network_address")
-        ),  # type: ignore[arg-type]
+        # Networks stand in name constraints only.
+        addresses=frozenset(one for one in names.get_values_for_type(x509.IPAddress) if isinstance(one, Address)),
     )
 
 
@@ -201,9 +204,8 @@ def renewal_time(certificate: x509.Certificate) -> float:
 
 def build_path(chain: Sequence[x509.Certificate], roots: Iterable[x509.Certificate]) -> bool:
     """Whether `chain`, leaf first, leads to one of `roots`, signature by signature."""
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
-        if not is_issued_by(certificate, issuer):
-            return False
+    if not all(is_issued_by(certificate, issuer) for certificate, issuer in pairwise(chain)):
+        return False
     return any(chain[-1] == root or is_issued_by(chain[-1], root) for root in roots)
 
 
@@ -254,7 +256,7 @@ def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
 
 
-def _hash_for(key: SigningKey) -> hashes.HashAlgorithm:
+def _hash_for(key: SigningKey) -> hashes.SHA256 | hashes.SHA384:
     large = isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1)
     return hashes.SHA384() if large else hashes.SHA256()
 

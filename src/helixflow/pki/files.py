@@ -34,6 +34,7 @@ class PkiFolder:
         self.services = path / "services"
         self.issued = path / "issued.jsonl"
         self.revoked = path / "revoked.jsonl"
+        self.retired = path / "retired.jsonl"
         self._lock = path / "lock"
 
     def service_file(self, service: str) -> Path:
@@ -43,7 +44,8 @@ class PkiFolder:
     def prepare(self) -> None:
         """Creates the folders. Raises `UserError`: CONFIG when others can write there, STORAGE when it cannot be."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
             self.services.mkdir(mode=0o700, exist_ok=True)
             for folder in (self.path, self.services):
                 found = folder.stat()
@@ -86,13 +88,15 @@ class PkiFolder:
                 path.unlink(missing_ok=True)
 
 
-def read_secret(path: Path) -> bytes:
-    """The content of a file with a private key. Raises `FileNotFoundError`; `UserError` (CONFIG) when others can read it,
-    STORAGE when we cannot."""
+def read_secret(path: Path, *, group_may_read: bool = False) -> bytes:
+    """The content of a file with a private key.
+
+    Raises `FileNotFoundError`, or `UserError`: CONFIG when others have access to it, STORAGE when it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if stat.S_IMODE(found.st_mode) & 0o077:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & (0o037 if group_may_read else 0o077):
                 raise UserError(f"{path}: other users have access to this key; run chmod 600 {path}", ExitCode.CONFIG)
             return file.read(_MAX_BYTES)
     except FileNotFoundError:

@@ -35,8 +35,8 @@ class Credential:
 class ServiceIdentity:
     """A service's credential and the revoked serials, as their files are now.
 
-    `credential` is replaced as a whole and `version` counts its replacements, so threads may read both. Without a running
-    `follow` both stay as they were loaded.
+    `credential` is replaced as a whole and `version` counts its replacements, so threads may read both. Without a
+    running `follow` both stay as they were loaded.
     """
 
     def __init__(self, folder: PkiFolder, trust_domain: str, service: str, *, clock: Clock | None = None) -> None:

@@ -1,7 +1,8 @@
-"""The record of issued certificates and of revoked ones: lines of JSON, the oldest first."""
+"""The record of what was issued, what was revoked, which authorities have retired: lines of JSON, oldest first."""
 
 from collections.abc import Iterable
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -11,11 +12,14 @@ from helixflow.pki.files import PkiFolder, read_public, write_atomically
 # Nobody accepts an expired certificate, but one may want to know of it for a while.
 _KEEP_S: Final = 30 * 86_400.0
 
+Serial = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{1,40}$")]
+T = TypeVar("T", bound=msgspec.Struct)
+
 
 class Issued(msgspec.Struct, frozen=True):
     """One certificate that we issued; times in seconds since the epoch, `serial` in hexadecimal."""
 
-    serial: str
+    serial: Serial
     service: str
     not_before: float
     not_after: float
@@ -25,13 +29,20 @@ class Issued(msgspec.Struct, frozen=True):
 class Revoked(msgspec.Struct, frozen=True):
     """One certificate that is not to be accepted. `not_after` is None when we did not issue it."""
 
-    serial: str
+    serial: Serial
     revoked_at: float
     not_after: float | None = None
 
 
+class Retired(msgspec.Struct, frozen=True):
+    """An authority (SHA-256 of its certificate) that no certificate is left of after `until`."""
+
+    fingerprint: str
+    until: float
+
+
 class Register:
-    """The two files. Whoever writes holds the folder's lock; reading needs none, for files are replaced whole."""
+    """The three files. Whoever writes holds the folder's lock; reading needs none, for files are replaced whole."""
 
     def __init__(self, folder: PkiFolder) -> None:
         self._folder = folder
@@ -60,8 +71,17 @@ class Register:
         added = [Revoked(serial, now, ends.get(serial)) for serial in dict.fromkeys(serials) if serial not in known]
         _write(self._folder.revoked, [*kept, *added])
 
+    def retire(self, fingerprints: Iterable[str], until: float) -> None:
+        """Notes that these authorities sign no more."""
+        kept = _read(self._folder.retired, Retired)
+        _write(self._folder.retired, [*kept, *(Retired(one, until) for one in fingerprints)])
 
-def _read(path, kind):  # type: ignore[no-untyped-def]
+    def retired(self, now: float) -> frozenset[str]:
+        """The authorities whose last certificate has expired. Raises `UserError` (CONFIG) when the file is damaged."""
+        return frozenset(one.fingerprint for one in _read(self._folder.retired, Retired) if one.until < now)
+
+
+def _read(path: Path, kind: type[T]) -> list[T]:
     try:
         return msgspec.json.Decoder(kind).decode_lines(read_public(path))
     except FileNotFoundError:
@@ -70,5 +90,5 @@ def _read(path, kind):  # type: ignore[no-untyped-def]
         raise UserError(f"{path}: is damaged; restore it from a copy", ExitCode.CONFIG) from exc
 
 
-def _write(path, entries):  # type: ignore[no-untyped-def]
+def _write(path: Path, entries: Iterable[msgspec.Struct]) -> None:
     write_atomically(path, msgspec.json.Encoder().encode_lines(entries), 0o600)

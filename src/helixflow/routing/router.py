@@ -1,7 +1,7 @@
 """From a public model name to the first deployment that answers."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from helixflow.core.call import Call, Completer, Stream
@@ -50,12 +50,13 @@ class Router:
     def routes(self) -> Mapping[str, Route]:
         return self._routes
 
-    def route(self, model: str) -> Route:
-        """Raises `HelixError` MODEL_NOT_FOUND naming close matches."""
+    def route(self, model: str, *, among: Collection[str] | None = None) -> Route:
+        """Raises `HelixError` MODEL_NOT_FOUND naming close matches; as if there were only the models `among` those."""
         route = self._routes.get(model)
-        if route is not None:
+        if route is not None and (among is None or model in among):
             return route
-        close = difflib.get_close_matches(model[:256], self._routes, n=3, cutoff=0.5)
+        known = [name for name in self._routes if among is None or name in among]
+        close = difflib.get_close_matches(model[:256], known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else " GET /v1/models lists them."
         raise HelixError(ErrorKind.MODEL_NOT_FOUND, f"The model '{model[:256]}' does not exist.{hint}", param="model")
 

@@ -1,5 +1,5 @@
-"""gRPC between our own processes: channels and servers on Unix sockets, and how an error travels over them.
+"""gRPC between our own processes: mutual TLS, who may call what, and how an error travels.
 
-What enters are paths and `HelixError`s, what leaves are channels, servers and the same `HelixError`s on the other side.
-It never knows what a service does; the stubs in `generated/` come from proto/.
+What enters are identities, policies, addresses and `HelixError`s; what leaves are channels, servers and the same
+`HelixError`s on the other side. It never knows what a service does; the stubs in `generated/` come from proto/.
 """

@@ -45,8 +45,8 @@ def target_of(socket: Path) -> str:
 def create_channel(target: Path | str, identity: ServiceIdentity, service: str) -> grpc.aio.Channel:
     """A channel to `service` on a Unix socket (a path) or at `host:port`, calling as `identity`.
 
-    It connects on the first call and again whenever needed, and only to who shows the certificate of `service`. New calls
-    use the newest certificate of `identity`, running ones go on as they began.
+    It connects on the first call and again whenever needed, and only to who shows the certificate of `service`. New
+    calls use the newest certificate of `identity`, running ones go on as they began.
     """
     options = _options(identity, service)
 

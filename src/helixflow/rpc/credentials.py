@@ -4,6 +4,8 @@ Between our own processes TLS 1.3 is negotiated. grpcio offers no way to forbid 
 ECDHE with AEAD; `rpc.peers` refuses calls that came over it.
 """
 
+from typing import Any
+
 import grpc
 
 from helixflow.pki.identity import Credential, ServiceIdentity
@@ -21,7 +23,7 @@ def server_credentials(identity: ServiceIdentity) -> grpc.ServerCredentials:
     """
     shown = identity.version
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
+    def fetch() -> Any:
         # Called by gRPC's threads, one handshake at a time; None means no change.
         nonlocal shown
         version = identity.version
@@ -36,4 +38,4 @@ def server_credentials(identity: ServiceIdentity) -> grpc.ServerCredentials:
 
 
 def _configuration(credential: Credential) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(((credential.key, credential.chain),), credential.roots)
+    return grpc.ssl_server_certificate_configuration([(credential.key, credential.chain)], credential.roots)

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
-from typing_extensions import Self
 
 
 class _Line:
@@ -29,7 +28,8 @@ class RenewingChannel(grpc.aio.Channel):
     def __init__(self, connect: Callable[[], grpc.aio.Channel], version: Callable[[], int]) -> None:
         self._connect = connect
         self._version = version
-        self._line = _Line(connect(), version())
+        present = version()
+        self._line = _Line(connect(), present)
         self._old: set[_Line] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False

@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL database: where it is, who we are there, and how TLS is done. Reads nothing but certificates."""
+"""The URL of a PostgreSQL database: where it is, who we are there, and how TLS is done."""
 
 import ipaddress
 import ssl

@@ -1,4 +1,4 @@
-"""Opens connections to PostgreSQL: within a bounded time, not again and again while nothing answers, and with a reason."""
+"""Opens connections to PostgreSQL: within a bounded time, with pauses while nothing answers, and with a reason."""
 
 import random
 import socket
@@ -15,7 +15,9 @@ from helixflow.storage.failures import Reason, Unreachable, reason_of
 CONNECT_TIMEOUT_S: Final = 3.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-_SILENT: Final = Reason(f"nothing answered within {CONNECT_TIMEOUT_S:.0f} s; check host, port and firewall", passing=True)
+_SILENT: Final = Reason(
+    f"nothing answered within {CONNECT_TIMEOUT_S:.0f} s; check host, port and firewall", passing=True
+)
 _REFUSED: Final = Reason("nothing listens there; is PostgreSQL running, and are host and port right?", passing=True)
 _CLOSED: Final = Reason("it closed the connection while that was being opened", passing=True)
 
@@ -74,11 +76,33 @@ class Connector:
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=self._command_timeout_s,
             server_settings=self._session,
-            # SQLAlchemy keeps the prepared statements.
-            statement_cache_size=0,
         )
         encoding = connection.get_settings().server_encoding
         if encoding != "UTF8":
             connection.terminate()
             raise Unreachable(Reason(f"its encoding is {encoding}; make it anew with ENCODING 'UTF8'"))
         return connection
+
+
+def _reason_of(exc: Exception) -> Reason:
+    """The most telling reason for a failed attempt; `exc` comes from the system, from TLS or from the server."""
+    if isinstance(exc, TimeoutError):
+        return _SILENT
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return Reason(
+            f"its certificate is not trusted ({exc.verify_message}); name the right authority with sslrootcert, "
+            "or correct the host"
+        )
+    if isinstance(exc, ssl.SSLError):
+        return Reason("TLS failed; check the certificates of the server and sslcert")
+    if isinstance(exc, ConnectionError) and "rejected SSL upgrade" in str(exc):
+        return Reason("it offers no TLS; turn that on there, or add ?sslmode=disable where the network is private")
+    if isinstance(exc, socket.gaierror):
+        return Reason("its host name cannot be resolved; correct the host", passing=True)
+    if isinstance(exc, PermissionError):
+        return Reason("access to its socket was denied; check the permissions of the socket's folder")
+    if isinstance(exc, ConnectionResetError | BrokenPipeError):
+        return _CLOSED
+    if isinstance(exc, OSError):
+        return _REFUSED
+    return reason_of(exc) or Reason("it refused the connection; look at its log")

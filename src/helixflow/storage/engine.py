@@ -1,100 +1,127 @@
-"""The connection to the database: SQLite in WAL mode, one file under `data_dir`."""
+"""The database that the settings name, and its transactions."""
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Executable, Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.storage.failures import failures_for_callers, failures_for_people
+from helixflow.settings.tree import Settings
+from helixflow.storage.failures import failures_for_callers
+from helixflow.storage.location import LOCK_TIMEOUT_S, Access, Location
+from helixflow.storage.sqlite import FILE_NAME, SqliteFile
 
-FILE_NAME: Final = "helixflow.db"
-BUSY_TIMEOUT_S: Final = 5.0
-_WRITES: Final = "helixflow_writes"
+_SQLITE: Final = "sqlite"
 
 
 class Database:
-    """Transactions on one database. Failures of the database itself come out as `HelixError`."""
+    """Transactions on one database, SQLite or PostgreSQL, which behave the same on both.
 
-    def __init__(self, engine: AsyncEngine, path: Path) -> None:
-        self.engine = engine
-        self.path = path
-        self._writer = writing_engine(engine)
+    Failures of the database itself come out as `HelixError` (STORAGE_FULL, else UNAVAILABLE) within a bounded time; the
+    next call tries again, on a fresh connection where the old one was lost. Broken rules (a duplicate, a missing
+    parent) come out as `sqlalchemy.exc.IntegrityError`. Never open a transaction within another one.
+    """
+
+    def __init__(self, location: Location, engine: AsyncEngine) -> None:
+        self.name = location.name
+        self._engine = engine
+        self._single = location.with_access(engine, Access.SINGLE)
+        self._readings = location.with_access(engine, Access.READING)
+        self._writings = location.with_access(engine, Access.WRITING)
+        self._turn = asyncio.Lock()
+
+    async def fetch_one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """The first row of a single SELECT, or None: the cheapest way to ask, one message to PostgreSQL and back."""
+        rows = await self.fetch_all(statement, parameters)
+        return rows[0] if rows else None
+
+    async def fetch_all(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """All rows of a single SELECT. Asked again on a fresh connection when the first one turns out to be lost."""
+        with failures_for_callers():
+            try:
+                return await self._fetch(statement, parameters)
+            except DBAPIError as exc:
+                if not exc.connection_invalidated:
+                    raise
+            return await self._fetch(statement, parameters)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A consistent view; nothing is written."""
+        """A consistent view, from the first statement to the end of the block; nothing is written.
+
+        PostgreSQL ends it when the block lets 30 s pass between two statements.
+        """
         with failures_for_callers():
-            async with self.engine.connect() as connection:
+            async with self._readings.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is alone in writing from its first statement; committed unless the block raises."""
+        """A transaction that is alone in writing from its first statement; committed unless the block raises.
+
+        Alone among all processes that use this database: what it reads cannot change before it commits, and it sees all
+        that earlier ones wrote. Hash chains, revisions without gaps and idempotency keys rest on that. Waits for others
+        up to 5 s in this process and 5 s for another one. When UNAVAILABLE comes from the end of the block, everything
+        or nothing was stored.
+        """
         with failures_for_callers():
-            async with self._writer.begin() as connection:
-                yield connection
+            async with self._its_turn(), AsyncExitStack() as stack:
+                yield await self._begin(stack)
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        """Closes all connections. Idempotent."""
+        await self._engine.dispose()
 
+    async def _fetch(self, statement: Executable, parameters: Mapping[str, Any] | None) -> Sequence[Row[Any]]:
+        async with self._single.connect() as connection:
+            return (await connection.execute(statement, parameters)).all()
 
-def database_path(data_dir: Path) -> Path:
-    return data_dir / FILE_NAME
-
-
-def open_database(data_dir: Path) -> Database:
-    """The database under `data_dir`, which is made when missing; the file has mode 0600.
-
-    Touches the disk; raises `UserError` (STORAGE). Nothing is connected yet: `upgrade` it first.
-    """
-    path = database_path(data_dir)
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise UserError(f"{data_dir}: cannot be used as data_dir: {exc.strerror}", ExitCode.STORAGE) from exc
-    with failures_for_people(path):
-        # SQLite gives its journal files the mode of the database.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    @asynccontextmanager
+    async def _its_turn(self) -> AsyncIterator[None]:
+        """Writers of this process wait here, in order, and not each with a connection that readers could use."""
+        async with asyncio.timeout(LOCK_TIMEOUT_S):
+            await self._turn.acquire()
         try:
-            os.fchmod(descriptor, 0o600)
+            yield
         finally:
-            os.close(descriptor)
-    return Database(create_engine(path), path)
+            self._turn.release()
+
+    async def _begin(self, stack: AsyncExitStack) -> AsyncConnection:
+        # Nothing is lost yet when a connection breaks that early.
+        try:
+            return await stack.enter_async_context(self._writings.begin())
+        except DBAPIError as exc:
+            if not exc.connection_invalidated:
+                raise
+        return await stack.enter_async_context(self._writings.begin())
 
 
-def create_engine(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> AsyncEngine:
-    """An engine on the SQLite file at `path`, with foreign keys enforced and transactions that SQLite really begins."""
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),
-        connect_args={"timeout": busy_timeout_s},
-        # Values are names and hashes of keys: they stay out of the text of errors.
-        hide_parameters=True,
-    )
+def locate(settings: Settings) -> Location:
+    """Where the settings say that the database is. Raises `UserError` (CONFIG). Reads the password from its place."""
+    if settings.database.url == _SQLITE:
+        return SqliteFile(settings.data_dir / FILE_NAME)
+    # The driver takes time to import, and most installations never need it.
+    from helixflow.storage.address import Address
+    from helixflow.storage.postgresql import PostgresqlServer
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def prepare(connection: Any, _record: Any) -> None:
-        # Python's driver begins a transaction late and never for DDL; with this it leaves that to `begin` below.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        # IMMEDIATE: a reader that turns writer cannot wait for another one and fails at once instead.
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+    address = Address.parse(settings.database.url)
+    try:
+        password = "" if settings.database.password is None else settings.database.password.read()
+    except ValueError as exc:
+        raise UserError(f"database: {exc}", ExitCode.CONFIG) from exc
+    return PostgresqlServer(address, password, settings.database.pool_size)
 
 
-def writing_engine(engine: AsyncEngine) -> AsyncEngine:
-    """The same engine, whose transactions take the write lock when they begin."""
-    return engine.execution_options(**{_WRITES: True})
+def open_database(settings: Settings) -> Database:
+    """The database that the settings name. For SQLite its folder and file (mode 0600) are made when missing.
+
+    Touches the disk; raises `UserError` (STORAGE, or CONFIG for a wrong `database` section). Nothing is connected yet:
+    `upgrade` it first.
+    """
+    location = locate(settings)
+    location.prepare()
+    return Database(location, location.create_engine())

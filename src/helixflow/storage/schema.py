@@ -172,6 +172,8 @@ api_keys = Table(
     Index("ix_api_keys_organisation_id", "organisation_id", "created_at", "id"),
     Index("ix_api_keys_project_id", "project_id"),
     Index("ix_api_keys_owner_id", "owner_id"),
+    # A key has at most one successor.
+    Index("ix_api_keys_rotated_from", "rotated_from", unique=True),
 )
 
 # What gateways must know. `revision` comes from `installation` within the writing transaction: without gaps, in order.

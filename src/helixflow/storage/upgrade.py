@@ -1,57 +1,92 @@
 """Brings a database to the schema of this version, with the migrations that are part of the package."""
 
 import asyncio
-from pathlib import Path
+from typing import Final
 
+import structlog
 from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.storage.engine import create_engine, writing_engine
-from helixflow.storage.failures import failures_for_people
+from helixflow.settings.tree import Settings
+from helixflow.storage.engine import locate
+from helixflow.storage.failures import Unreachable, failures_for_people
+from helixflow.storage.location import Access, Location
+from helixflow.storage.revisions import alembic_config, refuse_newer
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+# How long a start waits for a PostgreSQL that is not up yet, seconds.
+START_WAIT_S: Final = 30.0
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
+
+log = structlog.get_logger("helixflow.storage")
 
 
-async def upgrade(path: Path, revision: str = "head") -> None:
-    """Brings the SQLite database at `path` up to `revision`, in one transaction: whole or not at all.
+async def upgrade(settings: Settings, revision: str = "head", *, wait_s: float = START_WAIT_S) -> None:
+    """Brings the database that the settings name up to `revision`, in one transaction: whole or not at all.
 
-    Raises `UserError` (STORAGE) when the file cannot be used, or was written by a newer version. Runs in a thread with
-    an event loop of its own, since a migration may take long.
+    Processes that do so at the same time wait for each other. Waits up to `wait_s` for a PostgreSQL that is not up yet.
+    Raises `UserError` (STORAGE) when the database cannot be used, or was written by a newer version.
     """
-    await asyncio.to_thread(lambda: asyncio.run(_migrate(path, revision, down=False)))
+    await _migrate(settings, revision, down=False, wait_s=wait_s)
 
 
-async def downgrade(path: Path, revision: str) -> None:
-    """Takes the database at `path` back to `revision` (`base`: empty). What newer tables held is lost."""
-    await asyncio.to_thread(lambda: asyncio.run(_migrate(path, revision, down=True)))
+async def downgrade(settings: Settings, revision: str) -> None:
+    """Takes the database back to `revision` (`base`: empty). What newer tables held is lost. Raises as `upgrade`."""
+    await _migrate(settings, revision, down=True, wait_s=0)
 
 
-async def _migrate(path: Path, revision: str, *, down: bool) -> None:
-    engine = create_engine(path)
+async def _migrate(settings: Settings, revision: str, *, down: bool, wait_s: float) -> None:
+    location = await asyncio.to_thread(locate, settings)
+    await asyncio.to_thread(location.prepare)
+    # In a thread with an event loop of its own: loading the steps blocks a loop for a while.
+    await asyncio.to_thread(lambda: asyncio.run(_migrate_at(location, revision, down, wait_s)))
+
+
+async def _migrate_at(location: Location, revision: str, down: bool, wait_s: float) -> None:
+    engine = location.create_engine(migrating=True)
     try:
-        with failures_for_people(path):
-            async with writing_engine(engine).begin() as connection:
-                await connection.run_sync(_run, path, revision, down)
+        with failures_for_people(location.name):
+            await _wait_until_reachable(engine, location.name, wait_s)
+            async with location.with_access(engine, Access.WRITING).begin() as connection:
+                await connection.run_sync(_run, location.name, revision, down)
     finally:
         await engine.dispose()
 
 
-def _run(connection: Connection, path: Path, revision: str, down: bool) -> None:
-    config = Config()
-    # ConfigParser reads % as the start of an interpolation.
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
+async def _wait_until_reachable(engine: AsyncEngine, name: str, wait_s: float) -> None:
+    """Raises the last `Unreachable` after `wait_s`, or at once where waiting cannot help."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_s
+    pause_s = _FIRST_PAUSE_S
+    told = False
+    while True:
+        try:
+            async with engine.connect():
+                return
+        except Unreachable as exc:
+            if not exc.reason.passing or loop.time() + pause_s > deadline:
+                raise
+            if not told:
+                log.warning("database.waiting", database=name, reason=exc.reason.text, wait_s=wait_s)
+                told = True
+        await asyncio.sleep(pause_s)
+        pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+
+def _run(connection: Connection, name: str, revision: str, down: bool) -> None:
+    refuse_newer(connection, name)
+    config = alembic_config()
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
-    if unknown:
-        message = (
-            f"{path}: was written by a newer HelixFlow (schema {', '.join(sorted(unknown))}); "
-            "upgrade HelixFlow, or restore a backup made before that"
-        )
-        raise UserError(message, ExitCode.STORAGE)
-    (command.downgrade if down else command.upgrade)(config, revision)
+    try:
+        (command.downgrade if down else command.upgrade)(config, revision)
+    except CommandError as exc:
+        raise UserError(f"{name}: {exc}", ExitCode.USAGE) from exc
+    if connection.dialect.name == "sqlite":
+        # Foreign keys were off, so that tables could be copied.
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            message = f"{name}: a row of {broken[0]} refers to one that is missing; restore a backup"
+            raise UserError(message, ExitCode.STORAGE)

@@ -30,7 +30,8 @@ _CLOSED: Final = "The service is shutting down."
 class HttpClient:
     """A client for many origins, with at most `max_connections` to each.
 
-    `idle_expiry_s` bounds how long an idle connection is kept; a server's `Keep-Alive: timeout` shortens it.
+    `idle_expiry_s` bounds how long an idle connection is kept, 0 keeps none; a server's `Keep-Alive: timeout`
+    shortens it.
     `max_buffer` is how many unread bytes of a response stop the reading of its socket (one more read may come).
     Without `ssl_context` the system's certificate authorities are trusted, loaded with the first https request.
     """
@@ -135,9 +136,9 @@ class HttpClient:
         expiry_s = self._idle_expiry_s
         if (keep_alive := connection.keep_alive) is not None:
             expiry_s = self._server_expiry_s(keep_alive)
-            if expiry_s <= 0:
-                connection.abort()
-                return
+        if expiry_s <= 0:
+            connection.abort()
+            return
         connection.expires_at = self._loop.time() + expiry_s
         connection.pool.release(connection)
 
@@ -205,7 +206,10 @@ class HttpClient:
                 context = self._ssl_context
             self._connecting.add(timeout)
             async with timeout:
-                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=context)
+                if origin.scheme == "unix":
+                    await loop.create_unix_connection(lambda: connection, origin.host)
+                else:
+                    await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=context)
             if self._closed:
                 raise HelixError(ErrorKind.SHUTTING_DOWN, _CLOSED)
         except BaseException as exc:

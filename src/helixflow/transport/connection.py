@@ -40,11 +40,22 @@ class ConnectionOwner(Protocol):
 class HttpResponse:
     """A response whose head has arrived. One reader at a time.
 
-    `headers` has lower-case names, the last of equal names wins. When the body ends the connection goes back to its
+    `headers` has lower-case names, the last of equal names wins; those before it are in `repeated`. When the body ends the connection goes back to its
     pool by itself; `close` before that aborts it.
     """
 
-    __slots__ = ("_loop", "buffered", "connection", "deadline", "failure", "headers", "idle_s", "pieces", "status")
+    __slots__ = (
+        "_loop",
+        "buffered",
+        "connection",
+        "deadline",
+        "failure",
+        "headers",
+        "idle_s",
+        "pieces",
+        "repeated",
+        "status",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, idle_s: float, deadline: float) -> None:
         self._loop = loop
@@ -52,6 +63,7 @@ class HttpResponse:
         self.deadline = deadline
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self.repeated: tuple[tuple[bytes, bytes], ...] = ()
         self.pieces: list[bytes] = []
         self.buffered = 0
         self.connection: Connection | None = None  # while the exchange is under way
@@ -231,6 +243,7 @@ class Connection(asyncio.Protocol):
             return
         if response.status == 0:
             response.headers = parser.headers
+            response.repeated = parser.repeated
             response.status = parser.status
         if parser.complete:
             self._finish(response)

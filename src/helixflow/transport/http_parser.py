@@ -16,7 +16,7 @@ class ResponseParser:
 
     `start` before each request; then `feed` what arrives, and `finish` at the end of the stream. After each call the
     attributes tell the state: `head_complete` (`status` and `headers` are valid; names in lower case, the last of equal
-    names wins), `pieces` (decoded body since `start`, to be emptied by the reader), `complete` (the response ended) and
+    names wins, those before it are in `repeated`), `pieces` (decoded body since `start`, to be emptied by the reader), `complete` (the response ended) and
     `reusable` (the connection may carry another request). Interim responses (1xx) are skipped.
     """
 
@@ -30,6 +30,7 @@ class ResponseParser:
         "head_complete",
         "headers",
         "pieces",
+        "repeated",
         "reusable",
         "status",
     )
@@ -46,6 +47,7 @@ class ResponseParser:
         self._interim = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self.repeated: tuple[tuple[bytes, bytes], ...] = ()
         self.pieces: list[bytes] = []
         self.head_complete = False
         self.complete = False
@@ -94,7 +96,10 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head_complete:
             return  # a trailer: nobody reads them
-        self.headers[name.lower()] = value.rstrip()
+        name = name.lower()
+        if name in self.headers:
+            self.repeated += ((name, self.headers[name]),)
+        self.headers[name] = value.rstrip()
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -104,7 +109,7 @@ class ResponseParser:
             if status == 101:
                 raise ResponseError("the server switched to another protocol")
             self._interim = True
-            self.headers = {}
+            self.headers, self.repeated = {}, ()
             return
         self.status = status
         self.head_complete = True

@@ -1,6 +1,7 @@
 """Where requests go: the key of a connection pool."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -9,7 +10,10 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port. `host` is lower case, an IPv6 address is without brackets."""
+    """Scheme, host and port. `host` is lower case, an IPv6 address is without brackets.
+
+    With the scheme `unix` (plain HTTP) `host` is the path of a Unix socket, and `port` 0.
+    """
 
     scheme: str
     host: str
@@ -46,8 +50,15 @@ class Origin:
             raise ValueError("the path of the URL must be ASCII; percent-encode other characters")
         return cls(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), parts.path.rstrip("/")
 
+    @classmethod
+    def unix(cls, path: Path) -> "Origin":
+        """A server on a Unix socket."""
+        return cls("unix", str(path), 0)
+
     @property
     def authority(self) -> str:
         """The value of the `Host` header: the port only where it is not the scheme's own (RFC 9110, section 7.2)."""
+        if self.scheme == "unix":
+            return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"

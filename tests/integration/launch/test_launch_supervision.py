@@ -192,14 +192,18 @@ async def test_a_binary_that_is_no_llama_server_fails(launcher: Running, chat_mo
         assert (await pool.until(is_failed)).detail == "ended with status 1"
 
 
-async def test_watchers_follow_over_grpc(launcher: Running, chat_model: StoredModel, server: Path) -> None:
+async def test_watchers_follow_over_grpc(
+    launcher: Running, chat_model: StoredModel, server: Path, pki: Pki
+) -> None:
     async with supervised(launcher, chat_model, binary=server, load="first_use") as pool:
-        rpc = create_server()
+        identity = pki.identity("control")
+        rpc = create_server(identity, allow("helixflow.pool.v1.PoolService"))
         pool.services.register(rpc)
         socket_path = launcher.settings.run_dir / "pool.sock"
-        await listen(rpc, socket_path)
+        await listen(rpc, socket_path, identity)
         await rpc.start()
-        async with create_channel(socket_path) as channel, asyncio.timeout(30):
+        channel = create_channel(socket_path, pki.identity("gateway"), "control")
+        async with channel, asyncio.timeout(30):
             stub = pool_pb2_grpc.PoolServiceStub(channel)
             watch = stub.WatchReplicas(pool_pb2.WatchReplicasRequest())
             first = await watch.read()

@@ -16,6 +16,7 @@ from helixflow.dialects.openai_embeddings import EmbeddingParams, parse_embeddin
 from helixflow.dialects.openai_errors import render_error_event
 from helixflow.dialects.validation import decode_fields
 from helixflow.engines.answers import WholeAnswer
+from helixflow.gateway.authorisation import require_inference, require_listing, require_model
 from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.identification import Identification
@@ -58,6 +59,7 @@ class OpenAISurface:
         identification = self._identification
         principal = identification.recall(exchange) or await identification.identify(exchange)
         exchange.principal = principal
+        require_inference(principal)
         settings = self._settings
         body = body_at_hand(exchange, max_bytes=settings.max_body_bytes)
         if body is None:
@@ -65,7 +67,8 @@ class OpenAISurface:
         fields = decode_fields(body)
         params = _PARSERS[operation](body)
         model = params.model
-        self._router.route(model)
+        require_model(principal, model)
+        self._router.route(model, among=principal.models)
         exchange.model = model
         stream = include_usage = False
         if not isinstance(params, EmbeddingParams):
@@ -153,15 +156,20 @@ class OpenAISurface:
         return headers
 
     async def list_models(self, exchange: Exchange) -> None:
-        await self._identification.identify(exchange)
-        data = [_describe(route) for route in self._router.routes.values()]
+        """Those that the caller may use."""
+        principal = await self._identification.identify(exchange)
+        require_listing(principal)
+        models = principal.models
+        data = [_describe(route) for name, route in self._router.routes.items() if models is None or name in models]
         await exchange.reply(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def show_model(self, exchange: Exchange, name: str) -> None:
         """`name` may contain `/` and `:`, also percent-encoded."""
-        await self._identification.identify(exchange)
-        routes = self._router.routes
-        route = routes.get(name) or self._router.route(unquote(name))
+        principal = await self._identification.identify(exchange)
+        require_listing(principal)
+        if name not in self._router.routes:
+            name = unquote(name)
+        route = self._router.route(name, among=principal.models)
         await exchange.reply(200, msgspec.json.encode(_describe(route)))
 
 

@@ -1,6 +1,5 @@
 """What operators and probes ask: liveness, readiness, health, version, metrics."""
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,9 @@ from prometheus_client.exposition import generate_latest
 
 from helixflow import __version__
 from helixflow.clients.pool import DeploymentView
+from helixflow.core.permissions import Permission
+from helixflow.gateway.authorisation import require
+from helixflow.gateway.client_address import ClientAddresses
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.identification import Identification
 
@@ -23,12 +25,14 @@ class OperationsSurface:
         self,
         registry: CollectorRegistry,
         identification: Identification,
+        addresses: ClientAddresses,
         *,
         problems: Callable[[], list[str]],
         views: Callable[[], Mapping[str, DeploymentView]],
     ) -> None:
         self._registry = registry
         self._identification = identification
+        self._addresses = addresses
         self._problems = problems
         self._views = views
 
@@ -53,10 +57,10 @@ class OperationsSurface:
         await _reply(exchange, 200, {"name": "helixflow", "version": __version__})
 
     async def metrics(self, exchange: Exchange) -> None:
-        """Prometheus text; from another machine only with an API key."""
-        client = exchange.scope.get("client")
-        if client is None or not ipaddress.ip_address(client[0]).is_loopback:
-            await self._identification.identify(exchange)
+        """Prometheus text; from another machine only with the permission for it."""
+        address = self._addresses.find(exchange)
+        if address is None or not address.is_loopback:
+            require(await self._identification.identify(exchange), Permission.METRICS_READ)
         await exchange.reply(200, generate_latest(self._registry), content=_METRICS_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""Accounts, roles, sessions, signing keys and the audit log; keys with owners and restrictions; changes for revocations.
+"""Accounts, roles, sessions, signing keys, the audit log; keys with owners and restrictions; changes for gateways.
 
 Existing keys keep what they could do: use all models, in their project. On the way down, a key that revision 0001 would
 give more power than it has is revoked, and what 0001 has no place for is dropped.
@@ -56,7 +56,7 @@ def downgrade() -> None:
     for name in reversed(_NEW_TABLES):
         op.drop_table(name)
     with op.batch_alter_table("api_keys") as table:
-        for name in ("organisation_id", "project_id", "owner_id"):
+        for name in ("organisation_id", "project_id", "owner_id", "rotated_from"):
             table.drop_index(f"ix_api_keys_{name}")
         for column in (
             "owner_id",
@@ -101,6 +101,7 @@ def _extend_tables() -> None:
     op.create_index("ix_api_keys_organisation_id", "api_keys", ["organisation_id", "created_at", "id"])
     op.create_index("ix_api_keys_project_id", "api_keys", ["project_id"])
     op.create_index("ix_api_keys_owner_id", "api_keys", ["owner_id"])
+    op.create_index("ix_api_keys_rotated_from", "api_keys", ["rotated_from"], unique=True)
 
 
 def _add_columns(table: str, *columns: sa.Column[object]) -> None:

@@ -1,0 +1,222 @@
+"""From endpoints to routes: parameters, the RPC, and the answer with its headers."""
+
+import inspect
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import Parameter
+from typing import Annotated, Any, Final, get_args, get_origin
+
+import grpc
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import params as kinds
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from google.protobuf.message import Message
+from pydantic import BaseModel, Field
+
+from helixflow.console.bodies import read_body
+from helixflow.console.calls import Metadata, metadata_of, streaming, unary
+from helixflow.console.endpoint import Endpoint
+from helixflow.console.fields import Cursor, Shape
+from helixflow.core.errors import ErrorKind, HelixError
+
+PREFIX: Final = "/api/v1"
+NDJSON: Final = "application/x-ndjson"
+
+_Limit = Annotated[int, Query(ge=1, le=100, description="Most entries of the page.")]
+_PageCursor = Annotated[Cursor | None, Query(description="`next_cursor` of the page before.")]
+_IfMatch = Annotated[
+    Annotated[
+        str,
+        Field(max_length=20),
+        Shape(r'^(\*|"[1-9][0-9]{0,17}")$', 'must be * or the ETag of the resource, such as "3"'),
+    ]
+    | None,
+    Header(
+        alias="If-Match",
+        description="Change it only if this is its `ETag`; `*` or none: in any case.",
+        examples=['"3"'],
+    ),
+]
+_IfNoneMatch = Annotated[
+    str | None,
+    Header(alias="If-None-Match", description="Answer 304 if its `ETag` is one of these.", examples=['"3"']),
+]
+_IdempotencyKey = Annotated[
+    Annotated[
+        str,
+        Field(min_length=1, max_length=255),
+        Shape(r"^[\x21-\x7e]+$", "must be 1 to 255 visible ASCII characters"),
+    ]
+    | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Any text of your own: a repeated request with the same key gives the first one's answer.",
+        examples=["3f0c7a52-8f0e-4c58-9d5a-6a3d0f7b6c11"],
+    ),
+]
+_ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
+
+
+class VettedRoute(APIRoute):
+    """Reads and checks the body before FastAPI does."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def handle(request: Request) -> Response:
+            body = await read_body(request)
+
+            async def replay() -> dict[str, Any]:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            response: Response = await handler(Request(request.scope, replay))
+            return response
+
+        return handle
+
+
+def add_endpoint(app: FastAPI, channel: grpc.aio.Channel, tag: str, endpoint: Endpoint) -> None:
+    """Serves `endpoint` with calls through `channel`."""
+    serve = _stream(channel, endpoint) if endpoint.method.server_streaming else _answer(channel, endpoint)
+    serve.__name__ = endpoint.convert.__name__
+    route = VettedRoute(
+        PREFIX + endpoint.path,
+        serve,
+        methods=[endpoint.verb],
+        status_code=endpoint.status,
+        response_model=endpoint.answer,
+        operation_id=operation_id(endpoint.method.name),
+        summary=_words(endpoint.method.name),
+        description=endpoint.description,
+        tags=[tag],
+        response_class=NdjsonResponse if endpoint.method.server_streaming else JSONResponse,
+    )
+    app.router.routes.append(route)
+
+
+def operation_id(name: str) -> str:
+    """`createProject` for the RPC `CreateProject`."""
+    return name[0].lower() + name[1:]
+
+
+def _words(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).capitalize()
+
+
+def _answer(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
+    ask = unary(channel, endpoint.method, endpoint.timeout_s)
+
+    async def serve(request: Request, **given: Any) -> Response:
+        message, metadata = _prepare(endpoint, request, given)
+        answer = await ask(message, metadata)
+        if endpoint.show is None:
+            return Response(status_code=204)
+        return _render(endpoint, endpoint.show(answer), given.get("if_none_match"))
+
+    _declare(serve, endpoint)
+    return serve
+
+
+def _stream(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
+    ask = streaming(channel, endpoint.method, endpoint.timeout_s)
+
+    async def serve(request: Request, **given: Any) -> Response:
+        messages = ask(*_prepare(endpoint, request, given))
+        # The first one before the head: until then an error can become a status.
+        first = await anext(messages, None)
+        return NdjsonResponse(_lines(first, messages))
+
+    _declare(serve, endpoint)
+    return serve
+
+
+class NdjsonResponse(StreamingResponse):
+    media_type = NDJSON
+
+
+async def _lines(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    if first is not None:
+        yield first.lines
+        async for message in rest:
+            yield message.lines
+
+
+def _prepare(endpoint: Endpoint, request: Request, given: dict[str, Any]) -> tuple[Message, Metadata]:
+    """The RPC's request and metadata. Raises `HelixError`."""
+    _check_query(request, endpoint)
+    own = {name: given[name] for name in inspect.signature(endpoint.convert).parameters}
+    message: Any = endpoint.convert(**own)
+    if endpoint.paged:
+        message.page_size = given["limit"]
+        message.cursor = given["cursor"] or ""
+    if endpoint.conditional and given["if_match"] not in (None, "*"):
+        message.if_version = int(given["if_match"].strip('"'))
+    metadata = metadata_of(request, endpoint.access.level, given.get("idempotency_key"))
+    return message, metadata
+
+
+def _render(endpoint: Endpoint, shown: BaseModel, if_none_match: str | None) -> Response:
+    headers = {}
+    version = getattr(shown, "version", None)
+    if version is not None:
+        headers["etag"] = f'"{version}"'
+        if if_none_match is not None and _names(if_none_match, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+    if endpoint.location is not None:
+        headers["location"] = PREFIX + endpoint.location.format(shown)
+    return Response(shown.model_dump_json(), endpoint.status, headers, "application/json")
+
+
+def _names(if_none_match: str, etag: str) -> bool:
+    """Whether the header names `etag`; weakly, as RFC 9110 compares here."""
+    return if_none_match.strip() == "*" or etag in _ETAG.findall(if_none_match)
+
+
+def _declare(serve: Callable[..., Any], endpoint: Endpoint) -> None:
+    """Gives `serve` the signature from which FastAPI reads parameters and their documentation."""
+    parameters = [Parameter("request", Parameter.KEYWORD_ONLY, annotation=Request), *_own_parameters(endpoint)]
+    serve.__signature__ = inspect.Signature(parameters + _implied_parameters(endpoint))  # type: ignore[attr-defined]
+
+
+def _own_parameters(endpoint: Endpoint) -> list[Parameter]:
+    found = inspect.signature(endpoint.convert).parameters.values()
+    return [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in found]
+
+
+def _implied_parameters(endpoint: Endpoint) -> list[Parameter]:
+    implied: list[tuple[str, Any, Any]] = []
+    if endpoint.paged:
+        implied += [("limit", _Limit, 20), ("cursor", _PageCursor, None)]
+    if endpoint.conditional:
+        implied.append(("if_match", _IfMatch, None))
+    if endpoint.cacheable:
+        implied.append(("if_none_match", _IfNoneMatch, None))
+    if endpoint.access.idempotent:
+        implied.append(("idempotency_key", _IdempotencyKey, None))
+    return [
+        Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default) for name, kind, default in implied
+    ]
+
+
+def _check_query(request: Request, endpoint: Endpoint) -> None:
+    """A filter that is misspelt or given twice must not widen what is shown. Raises `HelixError` UNPROCESSABLE."""
+    known = {p.name for p in _own_parameters(endpoint) + _implied_parameters(endpoint) if _is_query(p.annotation)}
+    seen = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            message = f"There is no such parameter here; known: {', '.join(sorted(known)) or 'none'}."
+            raise HelixError(ErrorKind.UNPROCESSABLE, message, param=_printable(name))
+        if name in seen:
+            raise HelixError(ErrorKind.UNPROCESSABLE, "Give this parameter once.", param=name)
+        seen.add(name)
+
+
+def _is_query(annotation: Any) -> bool:
+    return get_origin(annotation) is Annotated and any(isinstance(a, kinds.Query) for a in get_args(annotation)[1:])
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:100])

@@ -1,0 +1,135 @@
+"""Errors as problem documents (RFC 9457), the only form in which they leave."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from helixflow.core.errors import ErrorKind, HelixError
+
+MEDIA_TYPE: Final = "application/problem+json"
+_MAX_NAME: Final = 200
+_MAX_ERRORS: Final = 50
+
+log = structlog.get_logger("helixflow.console")
+
+
+class FieldError(BaseModel):
+    """What is wrong with one field."""
+
+    param: str = Field(description="The field, parameter or header; inner ones with dots.", examples=["name"])
+    message: str = Field(description="What is wrong with it.", examples=["Field required"])
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(description="`urn:helixflow:error:` and the code.", examples=["urn:helixflow:error:not_found"])
+    title: str = Field(description="The code in words.", examples=["Not found"])
+    status: int = Field(description="The HTTP status.", examples=[404])
+    detail: str = Field(description="What is wrong and what to do.", examples=["There is no such project."])
+    code: str = Field(description="Stable; see docs/reference/errors.md.", examples=["not_found"])
+    request_id: str = Field(description="Names this request in logs.", examples=["req_5c1a"])
+    errors: list[FieldError] | None = Field(
+        default=None, description="With status 422: every field that is wrong, where it is known."
+    )
+
+
+def request_id_of(scope: Any) -> str:
+    """As the envelope noted it."""
+    return str(scope.get("helixflow.request_id", ""))
+
+
+def render(error: HelixError, request_id: str, errors: Sequence[FieldError] = ()) -> Response:
+    """The response for `error`; `errors` default to the one field that it names."""
+    if error.kind is ErrorKind.CLIENT_CLOSED:
+        # Not the client has left, but the call to auth was cancelled on the way.
+        error = HelixError(ErrorKind.UNAVAILABLE, "The service is restarting. Try again.", retry_after_s=1)
+    status = error.traits.http
+    document: dict[str, Any] = {
+        "type": f"urn:helixflow:error:{error.code}",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if not errors and error.param is not None:
+        errors = [FieldError(param=error.param, message=error.message)]
+    if errors:
+        document["errors"] = [{"param": found.param, "message": found.message} for found in errors]
+    headers = {}
+    if status in (429, 503) or error.retry_after_s:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.kind in (ErrorKind.BODY_TOO_LARGE, ErrorKind.REQUEST_TIMEOUT):
+        # The rest of the body may still be on its way: the connection is not worth keeping.
+        headers["connection"] = "close"
+    content = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, status, headers, MEDIA_TYPE)
+
+
+def add_problems(app: FastAPI) -> None:
+    """Makes `app` answer with problem documents, also where FastAPI itself finds the fault."""
+    app.add_exception_handler(HelixError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+
+
+def _on_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HelixError)
+    request_id = request_id_of(request.scope)
+    if exc.traits.http >= 500:
+        log.warning("admin_request.error", request_id=request_id, code=exc.code, exc_info=exc.__cause__)
+    return render(exc, request_id)
+
+
+def _on_validation(request: Request, exc: Exception) -> Response:
+    """Names all fields. What was given for them is not repeated: it may be a password."""
+    assert isinstance(exc, RequestValidationError)
+    errors = [FieldError(param=_param_of(found["loc"]), message=_message_of(found)) for found in exc.errors()]
+    first = errors[0]
+    error = HelixError(ErrorKind.UNPROCESSABLE, f"{first.param}: {first.message}.", param=first.param)
+    return render(error, request_id_of(request.scope), errors[:_MAX_ERRORS])
+
+
+def _param_of(location: Sequence[Any]) -> str:
+    parts = [str(part) for part in location[1:]] or ["body"]
+    name = ".".join(parts)[:_MAX_NAME]
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _message_of(found: dict[str, Any]) -> str:
+    """pydantic's text, which names the rule and not the value; our own validators' without its prefix."""
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return "there is no such field" if found["type"] == "extra_forbidden" else message
+
+
+def _on_http(request: Request, exc: Exception) -> Response:
+    """What Starlette's router and FastAPI's body parser raise."""
+    assert isinstance(exc, HTTPException)
+    scope = request.scope
+    path = "".join(c if c.isprintable() else "?" for c in request.url.path[:256])
+    if exc.status_code == 405:
+        allowed = ", ".join(_methods_at(request.app, scope["path"]))
+        error = HelixError(ErrorKind.METHOD_NOT_ALLOWED, f"{request.method} is not allowed on {path}; use {allowed}.")
+        response = render(error, request_id_of(scope))
+        response.headers["allow"] = allowed
+        return response
+    if exc.status_code == 404:
+        message = f"There is nothing at {path}; see /api/v1/openapi.json."
+        return render(HelixError(ErrorKind.NOT_FOUND, message), request_id_of(scope))
+    return render(HelixError(ErrorKind.INVALID_REQUEST, "The request cannot be understood."), request_id_of(scope))
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    routes = (route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path))
+    return sorted({method for route in routes for method in route.methods or ()})

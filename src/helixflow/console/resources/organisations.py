@@ -1,0 +1,93 @@
+"""Organisations."""
+
+from typing import Annotated, Any
+
+from fastapi import Path
+from pydantic import Field
+
+from helixflow.console.endpoint import ADMIN, endpoint
+from helixflow.console.fields import Email, Identifier, Moment, Name
+from helixflow.console.models import Changes, Given, Page, Shown, absent
+from helixflow.console.resources.invitations import Invitation
+from helixflow.rpc.generated.auth_v1 import admin_pb2
+
+_ID = ["org_5d41402abc4b2a76b9719d91"]
+Id = Annotated[Identifier, Path(description="The organisation.", examples=_ID)]
+
+
+class Organisation(Shown):
+    """An organisation: what belongs to it is not seen from others."""
+
+    id: str = Field(description="Its id.", examples=_ID)
+    name: str = Field(description="Its name.", examples=["Example Ltd"])
+    audit_retention_days: int = Field(description="Days that audit records are kept; 0: for ever.", examples=[365])
+    created_at: Moment = Field(description="When it was made.")
+    updated_at: Moment = Field(description="When it was last changed.")
+    version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
+
+
+class NewOrganisation(Given):
+    """An organisation to be made, and who owns it."""
+
+    name: Name = Field(description="Its name.", examples=["Example Ltd"])
+    owner_email: Email = Field(description="The first owner, who gets an invitation.")
+
+
+class OrganisationChanges(Changes):
+    """What changes; the rest stays."""
+
+    name: Name = absent("Its name.")
+    audit_retention_days: Annotated[
+        int,
+        Field(json_schema_extra=lambda schema: schema.update(_RETENTION), ge=0, le=3650),
+    ] = absent("Days that audit records are kept: 30 to 3650, or 0 for ever.")
+
+
+_RETENTION: dict[str, Any] = {"anyOf": [{"const": 0}, {"minimum": 30, "maximum": 3650}], "examples": [365]}
+
+
+class CreatedOrganisation(Shown):
+    """A new organisation and the invitation of its owner."""
+
+    organisation: Organisation
+    invitation: Invitation
+    invitation_token: str = Field(description="What the owner redeems; shown once.", examples=["hft_0123456789"])
+
+
+@endpoint("GET", "/organisations", ADMIN["ListOrganisations"], Page[Organisation])
+def list_organisations() -> admin_pb2.ListRequest:
+    """All organisations of the installation, by name."""
+    return admin_pb2.ListRequest()
+
+
+@endpoint(
+    "POST",
+    "/organisations",
+    ADMIN["CreateOrganisation"],
+    CreatedOrganisation,
+    location="/organisations/{0.organisation.id}",
+)
+def create_organisation(body: NewOrganisation) -> admin_pb2.CreateOrganisationRequest:
+    """Makes an organisation and invites its first owner."""
+    return admin_pb2.CreateOrganisationRequest(**body.given())
+
+
+@endpoint("GET", "/organisations/{id}", ADMIN["GetOrganisation"], Organisation)
+def get_organisation(id: Id) -> admin_pb2.GetRequest:
+    """One organisation."""
+    return admin_pb2.GetRequest(id=id)
+
+
+@endpoint("PATCH", "/organisations/{id}", ADMIN["UpdateOrganisation"], Organisation)
+def update_organisation(id: Id, body: OrganisationChanges) -> admin_pb2.UpdateOrganisationRequest:
+    """Changes an organisation."""
+    return admin_pb2.UpdateOrganisationRequest(id=id, **body.present())
+
+
+@endpoint("DELETE", "/organisations/{id}", ADMIN["DeleteOrganisation"])
+def delete_organisation(id: Id) -> admin_pb2.DeleteRequest:
+    """Ends everything in it: keys, sessions, projects. The audit log stays. The first one cannot be deleted."""
+    return admin_pb2.DeleteRequest(id=id)
+
+
+ENDPOINTS = (list_organisations, create_organisation, get_organisation, update_organisation, delete_organisation)
