@@ -59,7 +59,7 @@ async def _find_replica(target: Target) -> Replica:
     """The running engine's address and key, as the pool tells every gateway."""
     assert target.data_dir is not None
     identity = ServiceIdentity.open(Settings(data_dir=target.data_dir), "gateway")
-    channel = create_channel(socket_path(target.data_dir / "run", "control"), identity, "control")
+    channel = create_channel(socket_path(target.data_dir / "run", "pool"), identity, "control")
     async with asyncio.timeout(120), channel:
         found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
 

@@ -2,19 +2,26 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from helixflow.clients.pool import DeploymentView
-from helixflow.core.call import Principal
 from helixflow.core.capacity import Replica
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key
+from helixflow.core.permissions import DEFAULT_SCOPES
+from helixflow.core.principal import Principal, PrincipalKind
 from helixflow.gateway.app import App
-from helixflow.gateway.server import GatewayServer
+from helixflow.gateway.server import GatewayServer, Listener
 from helixflow.launch.gateway import Gateway
+from helixflow.pki.contexts import ServerContext
+from helixflow.pki.files import PkiFolder
+from helixflow.pki.issuing import ensure_pki
+from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.settings.tree import (
     GatewaySettings,
     LlamaCppDeployment,
@@ -23,6 +30,7 @@ from helixflow.settings.tree import (
     OpenAIDeployment,
     Settings,
 )
+from tests.harness.tokens import TokenMint, snapshot
 from tests.harness.wire import Answer, Wire, request
 
 
@@ -32,11 +40,19 @@ class StubResolver:
     def __init__(self) -> None:
         self._principals: dict[bytes, Principal] = {}
         self.down = False
-        self.has_watched = True
 
-    def add(self, name: str) -> str:
+    def add(self, name: str, **differing: Any) -> str:
+        """A key of a project of its own that may use and see all models, but for what `differing` says of it."""
         key = generate_key()
-        self._principals[hash_key(key)] = Principal(f"key_{name}", name, "org", f"project_{name}")
+        principal = Principal(
+            kind=PrincipalKind.KEY,
+            id=f"key_{name}",
+            name=name,
+            organisation_id="org",
+            project_id=f"project_{name}",
+            permissions=DEFAULT_SCOPES,
+        )
+        self._principals[hash_key(key)] = replace(principal, **differing)
         return key
 
     def cached(self, key_hash: bytes) -> Principal | None:
@@ -47,23 +63,41 @@ class StubResolver:
             raise HelixError(ErrorKind.UNAVAILABLE, "The API key cannot be checked now.", retry_after_s=1)
         raise HelixError(ErrorKind.INVALID_API_KEY, "The API key is not valid.")
 
-    async def run(self) -> None:
-        await asyncio.Event().wait()
+    async def close(self) -> None:
+        pass
 
 
 class RunningGateway:
-    """A gateway that serves on `port`; `key` is a valid API key."""
+    """A gateway that serves on `port`, and with TLS on `https_port`; `key` is a valid API key, `mint` makes tokens."""
 
-    def __init__(self, gateway: Gateway, app: App, server: GatewayServer, resolver: StubResolver, port: int) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        app: App,
+        server: GatewayServer,
+        resolver: StubResolver,
+        mint: TokenMint,
+        certificate: ServerContext,
+        listeners: list[Listener],
+    ) -> None:
         self.gateway = gateway
         self.app = app
         self.server = server
         self.resolver = resolver
-        self.port = port
+        self.mint = mint
+        self.certificate = certificate
+        self.port, self.https_port = (listener.socket.getsockname()[1] for listener in listeners)
         self.key = resolver.add("one")
+        self.ca_file = PkiFolder(gateway._settings.pki_dir).ca_certificate
 
     async def connect(self) -> Wire:
         return await Wire.connect(self.port)
+
+    async def connect_tls(self, context: ssl.SSLContext | None = None) -> Wire:
+        """Over HTTPS; by default as a client that trusts our authority."""
+        if context is None:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        return await Wire.connect(self.https_port, context)
 
     async def ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -74,6 +108,10 @@ class RunningGateway:
 
     async def chat(self, body: bytes, headers: dict[str, str] | None = None) -> Answer:
         return await self.ask("POST", "/v1/chat/completions", body, headers)
+
+    def tell(self, message: identity_pb2.WatchChangesResponse) -> None:
+        """What the auth service says to those who watch it."""
+        self.gateway._changes._on_message(message, False)
 
     def chat_request(self, body: bytes, headers: dict[str, str] | None = None) -> bytes:
         return request("POST", "/v1/chat/completions", body, self.key, headers)
@@ -108,18 +146,28 @@ async def run_gateway(
         log=log or LogSettings(level="error"),
         models=tuple(ModelSettings(name=name, deployments=tuple(d)) for name, d in models.items()),
     )
+    ensure_pki(settings)
     gateway = Gateway(settings)
     resolver = StubResolver()
-    gateway._resolver = resolver  # type: ignore[assignment]
+    gateway._keys = resolver  # type: ignore[assignment]
     app = gateway.build_app()
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    server = GatewayServer(app, settings.gateway, [listener])
+    certificate = ServerContext.open(settings)
+    listeners = [_listen(), _listen(certificate.context)]
+    server = GatewayServer(app, settings.gateway, listeners)
     await server.start()
     housekeeping = asyncio.create_task(server.run())
+    mint = TokenMint()
+    running = RunningGateway(gateway, app, server, resolver, mint, certificate, listeners)
+    running.tell(snapshot(10, [mint.public]))
     try:
-        yield RunningGateway(gateway, app, server, resolver, listener.getsockname()[1])
+        yield running
     finally:
         housekeeping.cancel()
         await server.drain()
         await gateway.close()
+
+
+def _listen(context: ssl.SSLContext | None = None) -> Listener:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    return Listener(listener, context)

@@ -159,7 +159,7 @@ class Node:
     def engine(self, model: str = CHAT_MODEL) -> RunningEngine:
         """The engine behind a model, asked directly; its process belongs to the launcher."""
         identity = ServiceIdentity.open(Settings(data_dir=self.data_dir), "gateway")
-        with create_blocking_channel(self.data_dir / "run" / "control.sock", identity, "control") as channel:
+        with create_blocking_channel(self.data_dir / "run" / "pool.sock", identity, "control") as channel:
             stub = pool_pb2_grpc.PoolServiceStub(channel)
             answer = stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=WAIT_S)
         (replica,) = next(d.replicas for d in answer.deployments if d.deployment.startswith(f"{model}/"))

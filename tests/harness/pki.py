@@ -6,7 +6,7 @@ from typing import Any
 from helixflow.pki.files import PkiFolder
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.issuing import Issuance
-from helixflow.pki.names import SERVICES
+from helixflow.pki.names import HTTPS, SERVICES
 from helixflow.rpc.peers import Policy
 from helixflow.settings.tree import Settings
 
@@ -18,7 +18,7 @@ class Pki:
         self.settings = Settings.model_validate({"data_dir": data_dir, "pki": pki})
         self.folder = PkiFolder(self.settings.pki_dir)
         self.issuance = Issuance(self.settings)
-        self.issuance.ensure(SERVICES)
+        self.issuance.ensure((*SERVICES, HTTPS))
 
     def identity(self, service: str) -> ServiceIdentity:
         """A new one at each call, as every process has its own."""

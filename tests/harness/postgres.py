@@ -23,11 +23,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import asyncpg
 
@@ -57,6 +57,7 @@ class PostgresServer:
         self._folder = folder
         self._binaries = binaries
         self._process: subprocess.Popen[bytes] | None = None
+        self._thread = ThreadPoolExecutor(1, "postgres")
         self._password = secrets.token_hex(16)
         self.role_password = secrets.token_hex(16)
         self.port = _free_port()
@@ -106,12 +107,13 @@ class PostgresServer:
         if self._process is not None and self._process.poll() is None:
             return
         options = {**_OPTIONS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
-        command = [self._binaries / "postgres", "-D", self._folder / "data"]
+        command = [str(self._binaries / "postgres"), "-D", str(self._folder / "data")]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         with (self._folder / "log").open("ab") as log:
-            # The postmaster goes when we go, whatever ends us.
-            self._process = subprocess.Popen([*_as_owner("QUIT"), *command], stdout=log, stderr=log, cwd="/")
+            # The server goes when we go, whatever ends us: or rather when this thread does, says prctl(2).
+            words = [*_as_owner("QUIT"), *command]
+            self._process = self._thread.submit(_spawn, words, log).result()
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
@@ -131,6 +133,20 @@ class PostgresServer:
         """Ends the postmaster and everything below it with SIGKILL."""
         self._end(signal.SIGKILL)
 
+    @contextmanager
+    def offering_tls(self, certificate: bytes, key: bytes) -> Iterator[None]:
+        """TLS with a certificate and its key (PEM), as long as the block runs."""
+        for name, content in (("server.crt", certificate), ("server.key", key)):
+            file = self._folder / "data" / name
+            file.write_bytes(content)
+            self._give_away(file)
+            file.chmod(0o600)
+        self._set_tls("on")
+        try:
+            yield
+        finally:
+            self._set_tls("off")
+
     def execute(self, sql: str, database: str = "postgres") -> list[Any]:
         """The rows of `sql`, run by the superuser. Also from within a running event loop, which it blocks."""
 
@@ -143,27 +159,44 @@ class PostgresServer:
             finally:
                 await connection.close()
 
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(lambda: asyncio.run(run())).result()
+        return self._thread.submit(lambda: asyncio.run(run())).result()
 
     def remove(self) -> None:
         """Ends the server and deletes all it wrote."""
         self._end(signal.SIGQUIT)
+        self._thread.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _initialise(self) -> None:
-        owner = _owner()
-        if owner is not None:
-            os.chown(self._folder, owner.pw_uid, owner.pw_gid)
+        self._give_away(self._folder)
         secret = self._folder / "superuser-password"
         secret.write_text(self._password)
-        if owner is not None:
-            os.chown(secret, owner.pw_uid, owner.pw_gid)
+        self._give_away(secret)
         options = ["--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", "--no-sync", "--no-instructions"]
-        command = [self._binaries / "initdb", "-D", self._folder / "data", "-U", _SUPERUSER, f"--pwfile={secret}"]
+        command = [
+            str(self._binaries / "initdb"),
+            "-D",
+            str(self._folder / "data"),
+            "-U",
+            _SUPERUSER,
+            f"--pwfile={secret}",
+        ]
         done = subprocess.run([*_as_owner(), *command, *options], capture_output=True, text=True, cwd="/", check=False)
         assert done.returncode == 0, done.stderr
         secret.unlink()
+
+    def _give_away(self, path: Path) -> None:
+        owner = _owner()
+        if owner is not None:
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+
+    def _set_tls(self, state: str) -> None:
+        self.execute(f"ALTER SYSTEM SET ssl = {state}")
+        self.execute("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while self.execute("SHOW ssl")[0][0] != state:
+            assert time.monotonic() < deadline, self._log()
+            time.sleep(0.01)
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -227,7 +260,7 @@ def _owner() -> pwd.struct_passwd | None:
     return names.get("postgres") or names["nobody"]
 
 
-def _as_owner(death_signal: str | None = None) -> Sequence[str]:
+def _as_owner(death_signal: str | None = None) -> list[str]:
     owner = _owner()
     words = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"] if owner is not None else []
     if death_signal is not None:
@@ -235,6 +268,10 @@ def _as_owner(death_signal: str | None = None) -> Sequence[str]:
     if owner is None and shutil.which("setpriv") is None:
         return []
     return ["setpriv", *words, "--"] if words else []
+
+
+def _spawn(words: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(words, stdout=log, stderr=log, cwd="/")
 
 
 def _children(pid: int) -> list[int]:

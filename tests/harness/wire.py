@@ -1,6 +1,7 @@
 """A raw-socket HTTP/1.1 client: sends exactly the bytes it is given, so that tests see what a library would hide."""
 
 import asyncio
+import ssl
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -57,8 +58,8 @@ class Wire:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, port: int) -> "Wire":
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=16 * 2**20))
+    async def connect(cls, port: int, context: ssl.SSLContext | None = None) -> "Wire":
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=16 * 2**20, ssl=context))
 
     async def __aenter__(self) -> "Wire":
         return self

@@ -114,7 +114,8 @@ async def test_loading_is_asked_for_and_errors_travel_typed(pki: Pki, path: Path
 
 
 async def test_an_unknown_exception_does_not_travel(pki: Pki, path: Path) -> None:
-    async with pool_running(pki, path, ScriptedPool()), create_channel(path, pki.identity("gateway"), "pool") as channel:
+    channel = create_channel(path, pki.identity("gateway"), "pool")
+    async with pool_running(pki, path, ScriptedPool()), channel:
         stub = pool_pb2_grpc.PoolServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=5)

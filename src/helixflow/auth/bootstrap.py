@@ -7,70 +7,80 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
-from helixflow.auth.keys import KeyDirectory
-from helixflow.core.clock import Clock
+from helixflow.auth.caller import Caller, CallerKind
+from helixflow.auth.keys import change_key, describe, insert_key
+from helixflow.auth.organisations import DEFAULT_ORGANISATION_ID
+from helixflow.auth.projects import DEFAULT_PROJECT_ID
+from helixflow.auth.unit import Units
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.core.keys import generate_key, hash_key, is_well_formed
-from helixflow.storage.engine import Database
+from helixflow.rpc.access import Access, Level
 from helixflow.storage.schema import api_keys
 
 FILE_NAME: Final = "bootstrap.key"
 NAME: Final = "bootstrap"
 _VARIABLE: Final = "HELIXFLOW_BOOTSTRAP_API_KEY"
+_SYSTEM: Final = Caller(CallerKind.SYSTEM, name=NAME, organisation_id=DEFAULT_ORGANISATION_ID)
+_ACCESS: Final = Access(Level.SERVICE, None, writes=True, idempotent=False)
 
 
 class _Dead(Exception):
     """The key was revoked by hand, or has expired: it must not come back by a restart."""
 
 
-async def ensure_bootstrap_key(
-    directory: KeyDirectory, database: Database, clock: Clock, data_dir: Path, from_env: str | None
-) -> str:
-    """The bootstrap key, valid in the directory when this returns; every other bootstrap key is revoked.
+async def ensure_bootstrap_key(units: Units, data_dir: Path, from_env: str | None) -> str:
+    """The bootstrap key, valid when this returns; every other bootstrap key is revoked.
 
-    Raises `UserError`: CONFIG for a malformed or revoked key from the environment or a spoilt file, STORAGE when the
-    file cannot be read or written.
+    The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
+    the environment or a spoilt file, STORAGE when the file cannot be read or written.
     """
     if from_env is not None:
         if not is_well_formed(from_env):
             message = f"{_VARIABLE}: not a HelixFlow key (wrong form or checksum); unset it to have one generated"
             raise UserError(message, ExitCode.CONFIG)
         try:
-            await _install(directory, database, clock, from_env)
+            await _install(units, from_env)
         except _Dead as exc:
             raise UserError(f"{_VARIABLE}: this key was revoked; set another one", ExitCode.CONFIG) from exc
         return from_env
     path = data_dir / FILE_NAME
     key = await asyncio.to_thread(read_or_create_key, path)
     try:
-        await _install(directory, database, clock, key)
+        await _install(units, key)
     except _Dead:
         key = generate_key()
         await asyncio.to_thread(_replace, path, key)
-        await _install(directory, database, clock, key)
+        await _install(units, key)
     return key
 
 
-async def _install(directory: KeyDirectory, database: Database, clock: Clock, key: str) -> None:
+async def _install(units: Units, key: str) -> None:
     """Makes `key` the one valid bootstrap key. Raises `_Dead`."""
     key_hash = hash_key(key)
-    async with database.writing() as connection:
-        row = (await connection.execute(select(api_keys).where(api_keys.c.hash == key_hash))).first()
+    async with units.writing(_SYSTEM, _ACCESS, "install_bootstrap_key") as unit:
+        row = (await unit.connection.execute(select(api_keys).where(api_keys.c.hash == key_hash))).first()
         if row is not None:
             if row.revoked_at is not None and not row.superseded:
                 raise _Dead
-            if row.expires_at is not None and clock.now() >= row.expires_at:
+            if row.expires_at is not None and unit.now >= row.expires_at:
                 raise _Dead
         other = api_keys.c.bootstrap & api_keys.c.revoked_at.is_(None) & (api_keys.c.hash != key_hash)
-        for previous in (await connection.execute(select(api_keys).where(other))).all():
-            await directory.revoke_row(connection, previous, superseded=True)
-        if row is None:
-            await directory.insert_key(connection, key, NAME, expires_at=0, bootstrap=True)
-        else:
-            revived = {"bootstrap": True, "revoked_at": None, "superseded": False}
-            await connection.execute(update(api_keys).where(api_keys.c.id == row.id).values(revived))
+        for previous in (await unit.connection.execute(select(api_keys).where(other))).all():
+            await change_key(unit, previous, {"revoked_at": unit.now, "superseded": True})
+        if row is not None:
+            await change_key(unit, row, {"bootstrap": True, "revoked_at": None, "superseded": False})
+            return
+        made = await insert_key(
+            unit,
+            key,
+            name=NAME,
+            organisation_id=DEFAULT_ORGANISATION_ID,
+            project_id=DEFAULT_PROJECT_ID,
+            bootstrap=True,
+        )
+        unit.record("key", made.id, after=describe(made))
 
 
 def read_or_create_key(path: Path) -> str:

@@ -5,12 +5,12 @@ control process on the same database are told as well.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import Row, Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.core.clock import Clock
@@ -26,7 +26,6 @@ BLIND_S: Final = 2.0
 QUEUE_LENGTH: Final = 1024
 # How long what ends a session must be remembered: longer than any access token lives.
 KEEP_S: Final = 2 * 3600
-PRUNE_EVERY_S: Final = 600.0
 _SNAPSHOT_PART: Final = 1000
 _BATCH: Final = 1000
 # Keys are looked up, and signing keys come along whole: only what ends tokens must be in a snapshot.
@@ -36,6 +35,8 @@ _ENDING_TOKENS: Final = (
     pb.CHANGE_KIND_PROJECT,
     pb.CHANGE_KIND_ORGANISATION,
 )
+_LATEST: Final = select(installation.c.number).where(installation.c.name == "revision")
+_ORDERED: Final = select(changes).order_by(changes.c.revision)
 
 log = structlog.get_logger("helixflow.auth")
 
@@ -52,8 +53,12 @@ class News:
 
 async def current_revision(connection: AsyncConnection) -> int:
     """The revision of the latest change."""
-    number = select(installation.c.number).where(installation.c.name == "revision")
-    return int((await connection.execute(number)).scalar_one())
+    return int((await connection.execute(_LATEST)).scalar_one())
+
+
+async def prune_changes(connection: AsyncConnection, now: int) -> None:
+    """Forgets changes that no unexpired token can be older than. For housekeeping; `now` is since the epoch."""
+    await connection.execute(delete(changes).where(changes.c.at < now - KEEP_S))
 
 
 class ChangeFeed:
@@ -65,9 +70,9 @@ class ChangeFeed:
         self._poll_s = poll_s
         self._awake = asyncio.Event()
         self._watchers: set[_Watcher] = set()
+        # Up to where changes have been fanned out; None before the first look.
         self._revision: int | None = None
         self._seen_at = clock.monotonic()
-        self._pruned_at = clock.monotonic()
         self._blind = False
         self._closed = False
 
@@ -84,9 +89,10 @@ class ChangeFeed:
         while True:
             self._awake.clear()
             try:
-                await self._poll()
-                await self._prune()
-            except HelixError as exc:
+                # A database that hangs is as bad as one that fails.
+                async with asyncio.timeout(BLIND_S):
+                    await self._poll()
+            except (HelixError, TimeoutError) as exc:
                 self._notice_failure(exc)
             try:
                 async with asyncio.timeout(self._poll_s):
@@ -94,8 +100,8 @@ class ChangeFeed:
             except TimeoutError:
                 pass  # nobody woke us: it is time to look anyway
 
-    async def watch(self) -> AsyncIterator[News]:
-        """A snapshot of one or more parts, then changes one by one.
+    async def watch(self) -> AsyncGenerator[News, None]:
+        """A snapshot of one or more parts, then changes one by one, without gaps.
 
         Ends with `HelixError`: OVERLOADED for a watcher that is too slow, UNAVAILABLE while the database cannot be
         read, SHUTTING_DOWN after `close`.
@@ -103,6 +109,7 @@ class ChangeFeed:
         if self._closed:
             raise _shutting_down()
         watcher = _Watcher(QUEUE_LENGTH)
+        # Before it reads: what is committed after the snapshot's view is read by a later poll, and so offered.
         self._watchers.add(watcher)
         try:
             revision, rows = await self._read_snapshot()
@@ -122,23 +129,25 @@ class ChangeFeed:
         self._cut(_shutting_down())
 
     async def _poll(self) -> None:
-        async with self._database.reading() as connection:
-            revision = await current_revision(connection)
-            if self._revision is None:
-                self._revision = revision
-            found: list[pb.Change] = []
-            if revision > self._revision:
-                found = await _read(connection, after=self._revision, limit=_BATCH)
+        latest = await self._database.fetch_one(_LATEST)
+        if latest is None:
+            raise HelixError(ErrorKind.INTERNAL, "The database has no revision: it was not upgraded.")
+        revision: int = latest.number
+        seen = self._revision
+        if seen is None or revision < seen:
+            # The first look, or a database that was restored from a backup.
+            self._start_over(revision)
+            seen = revision
+        found = _to_changes(await self._database.fetch_all(_after(seen))) if revision > seen else []
         self._seen_at = self._clock.monotonic()
         if self._blind:
             self._blind = False
             log.info("changes.restored")
+        if revision > seen and (not found or found[0].revision != seen + 1):
+            # Pruned before we saw it, after a very long time of blindness.
+            self._start_over(revision)
+            return
         for change in found:
-            if change.revision != self._revision + 1:
-                # Pruned before we saw it, after a very long time of blindness.
-                self._revision = None
-                self._cut(_unavailable())
-                return
             self._revision = change.revision
             for watcher in list(self._watchers):
                 if not watcher.offer(change):
@@ -146,25 +155,25 @@ class ChangeFeed:
         if len(found) == _BATCH:
             self._awake.set()
 
+    def _start_over(self, revision: int) -> None:
+        """Goes on from `revision`. Who watches already may have missed something, and must watch anew."""
+        self._revision = revision
+        self._cut(_unavailable())
+
     async def _read_snapshot(self) -> tuple[int, list[pb.Change]]:
+        query = _ORDERED.where(changes.c.at >= int(self._clock.now()) - KEEP_S, changes.c.kind.in_(_ENDING_TOKENS))
         async with self._database.reading() as connection:
             revision = await current_revision(connection)
-            rows = await _read(connection, since=int(self._clock.now()) - KEEP_S)
-        return revision, rows
+            rows = (await connection.execute(query)).all()
+        return revision, _to_changes(rows)
 
-    async def _prune(self) -> None:
-        if self._clock.monotonic() - self._pruned_at < PRUNE_EVERY_S:
-            return
-        self._pruned_at = self._clock.monotonic()
-        async with self._database.writing() as connection:
-            await connection.execute(delete(changes).where(changes.c.at < int(self._clock.now()) - KEEP_S))
-
-    def _notice_failure(self, error: HelixError) -> None:
+    def _notice_failure(self, error: HelixError | TimeoutError) -> None:
         if self._clock.monotonic() - self._seen_at < BLIND_S:
             return
         if not self._blind:
             self._blind = True
-            log.warning("changes.unreadable", code=error.code, reason=error.message)
+            reason = error.message if isinstance(error, HelixError) else "It does not answer in time."
+            log.warning("changes.unreadable", reason=reason)
         self._cut(_unavailable())
 
     def _cut(self, error: HelixError) -> None:
@@ -173,15 +182,11 @@ class ChangeFeed:
         self._watchers.clear()
 
 
-async def _read(
-    connection: AsyncConnection, *, after: int | None = None, since: int | None = None, limit: int | None = None
-) -> list[pb.Change]:
-    query = select(changes).order_by(changes.c.revision)
-    if after is not None:
-        query = query.where(changes.c.revision > after)
-    if since is not None:
-        query = query.where(changes.c.at >= since, changes.c.kind.in_(_ENDING_TOKENS))
-    rows = await connection.execute(query.limit(limit))
+def _after(revision: int) -> Select[Any]:
+    return _ORDERED.where(changes.c.revision > revision).limit(_BATCH)
+
+
+def _to_changes(rows: Iterable[Row[Any]]) -> list[pb.Change]:
     return [
         pb.Change(
             kind=row.kind,

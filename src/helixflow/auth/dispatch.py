@@ -21,6 +21,7 @@ from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.caller import Caller, CallerKind, Source
 from helixflow.auth.idempotency import Idempotency
+from helixflow.auth.texts import check_storable
 from helixflow.auth.unit import Unit, Units
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.access import (
@@ -107,14 +108,15 @@ class Dispatcher:
 
     def _method_handler(
         self, method: MethodDescriptor, access: Access, operation: Any
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         action = _snake(method.name)
-        codecs = {
+        codecs: dict[str, Any] = {
             "request_deserializer": GetMessageClass(method.input_type).FromString,
             "response_serializer": GetMessageClass(method.output_type).SerializeToString,
         }
 
         async def answer(request: Message, context: _Context) -> Message:
+            check_storable(request)
             metadata = _texts(context)
             if isinstance(operation, Operation):
                 return await self._transact(operation, access, method, request, metadata)
@@ -123,6 +125,7 @@ class Dispatcher:
             return await self._shielded(operation(Invocation(caller, access, action, self._units), request))
 
         async def stream(request: Message, context: _Context) -> AsyncIterator[Message]:
+            check_storable(request)
             caller = await self._admit(access, action, _texts(context))
             async for message in operation(Invocation(caller, access, action, self._units), request):
                 yield message

@@ -1,8 +1,7 @@
 """Invitations: a role for whoever has the token, under one e-mail.
 
-An invitation says the same, after the same work, whether or not the e-mail has an account in another organisation: only
-members of the caller's own organisation are looked at. Inviting the same e-mail to the same place again ends the earlier
-invitation.
+The answer is the same, after the same work, whether or not the e-mail has an account in another organisation: only
+members of the caller's own are looked at. Inviting the same e-mail to the same place again ends the earlier invitation.
 """
 
 from collections.abc import Mapping

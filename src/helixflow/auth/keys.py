@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.caller import CallerKind
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import parse_scopes
 from helixflow.auth.owners import OwnerKind, choose_owner, read_owner
 from helixflow.auth.paging import read_page
-from helixflow.auth.projects import find_project
+from helixflow.auth.projects import authorise_in
 from helixflow.auth.restrictions import (
     Restrictions,
     parse_expiry,
@@ -26,7 +25,7 @@ from helixflow.auth.restrictions import (
 )
 from helixflow.auth.texts import check_name
 from helixflow.auth.unit import Unit
-from helixflow.auth.versions import check_version
+from helixflow.auth.versions import check_version, revise
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
 from helixflow.core.permissions import DEFAULT_SCOPES, Permission
@@ -44,8 +43,7 @@ async def create_key(unit: Unit, request: admin_pb2.CreateKeyRequest) -> admin_p
     if not project_id:
         message = "Say in which project: your credential is for none in particular."
         raise HelixError(ErrorKind.UNPROCESSABLE, message, param="project_id")
-    await find_project(unit, project_id)
-    unit.authorise(project_id)
+    await authorise_in(unit, project_id)
     owner = await choose_owner(unit, request.owner_id, project_id)
     scopes = parse_scopes_given(request.scopes) or DEFAULT_SCOPES
     restrictions = Restrictions(
@@ -74,15 +72,12 @@ async def list_keys(unit: Unit, request: admin_pb2.ListInProjectRequest) -> admi
     """Keys of a project, or of all whose keys the caller may see; also revoked and expired ones."""
     query = select(api_keys).where(api_keys.c.organisation_id == unit.caller.organisation_id)
     if request.project_id:
-        await find_project(unit, request.project_id)
-        unit.authorise(request.project_id)
+        await authorise_in(unit, request.project_id)
         query = query.where(api_keys.c.project_id == request.project_id)
-    elif (visible := unit.authorised_projects()) is not None:
+    elif (visible := unit.authorise_some()) is not None:
         query = query.where(api_keys.c.project_id.in_(sorted(visible)))
     order = (api_keys.c.created_at, api_keys.c.id)
-    rows, cursor = await read_page(
-        unit.connection, query, order, page_size=request.page_size, cursor=request.cursor
-    )
+    rows, cursor = await read_page(unit.connection, query, order, page_size=request.page_size, cursor=request.cursor)
     return admin_pb2.ListKeysResponse(keys=[to_proto(row) for row in rows], next_cursor=cursor)
 
 
@@ -95,6 +90,8 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
     row = await _find_changeable(unit, request.id, request.if_version)
     owner = await read_owner(unit, row.owner_id, row.project_id)
     owner.check_caller(unit.caller, parse_scopes(row.scopes))
+    # Before anything changes: a key may be about to change itself.
+    limits = await _limits_of_caller(unit)
     values: dict[str, Any] = {}
     if request.HasField("name"):
         values["name"] = check_name(request.name)
@@ -112,10 +109,9 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
         values["networks"] = list(parse_networks(request.networks.values))
     if request.HasField("expires_at"):
         values["expires_at"] = parse_expiry(request.expires_at, unit.now)
-    changed = await _change(unit, row, values)
+    changed = await change_key(unit, row, values)
     # What the key is afterwards counts, whoever restricted it.
-    (await _limits_of_caller(unit)).check_covers(Restrictions.of(changed))
-    unit.record(_TARGET, row.id, before=describe(row), after=describe(changed))
+    limits.check_covers(Restrictions.of(changed))
     return to_proto(changed)
 
 
@@ -149,8 +145,7 @@ async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_p
     values: Mapping[str, Any] = {"expires_at": ends_at if row.expires_at is None else min(ends_at, row.expires_at)}
     if request.overlap_s == 0:
         values = {"revoked_at": unit.now}
-    replaced = await _change(unit, row, values)
-    unit.record(_TARGET, row.id, before=describe(row), after=describe(replaced))
+    replaced = await change_key(unit, row, values)
     unit.record(_TARGET, successor.id, after=describe(successor))
     return admin_pb2.CreateKeyResponse(key=to_proto(successor), secret=secret, replaced=to_proto(replaced))
 
@@ -161,15 +156,13 @@ async def revoke_key(unit: Unit, request: admin_pb2.ChangeRequest) -> admin_pb2.
     A bootstrap key that gave way to another one is from then on as good as revoked by hand.
     """
     row = await _find(unit, request.id)
-    check_version(row, request.if_version)
+    check_version(row.version, request.if_version)
     if row.bootstrap and not unit.caller.operator:
         message = "Not permitted: only an operator of the installation may revoke its bootstrap key."
         raise HelixError(ErrorKind.PERMISSION_DENIED, message)
     if row.revoked_at is not None and not row.superseded:
         return to_proto(row)
-    revoked = await _change(unit, row, {"revoked_at": row.revoked_at or unit.now, "superseded": False})
-    unit.record(_TARGET, row.id, before=describe(row), after=describe(revoked))
-    return to_proto(revoked)
+    return to_proto(await change_key(unit, row, {"revoked_at": row.revoked_at or unit.now, "superseded": False}))
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -183,17 +176,17 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
 
 
 async def revoke_keys_of_owner(unit: Unit, owner_id: str) -> int:
-    """Revokes all keys that act for an account or service account; tell the gateways of that OWNER. Returns how many."""
+    """Revokes all keys that act for an account or service account; tell the gateways of that OWNER. How many."""
     return await _revoke_where(unit, api_keys.c.owner_id == owner_id)
 
 
 async def revoke_keys_of_project(unit: Unit, project_id: str) -> int:
-    """Revokes all keys of a project; tell the gateways of that PROJECT. Returns how many."""
+    """Revokes all keys of a project; tell the gateways of that PROJECT. How many."""
     return await _revoke_where(unit, api_keys.c.project_id == project_id)
 
 
 async def revoke_keys_of_organisation(unit: Unit, organisation_id: str) -> int:
-    """Revokes all keys of an organisation; tell the gateways of that ORGANISATION. Returns how many."""
+    """Revokes all keys of an organisation; tell the gateways of that ORGANISATION. How many."""
     return await _revoke_where(unit, api_keys.c.organisation_id == organisation_id)
 
 
@@ -232,15 +225,27 @@ async def insert_key(
         "bootstrap": bootstrap,
         "version": 1,
     }
-    await unit.connection.execute(insert(api_keys).values(values))
-    return (await _read(unit.connection, api_keys.c.id == values["id"])).one()
+    return (await unit.connection.execute(insert(api_keys).values(values).returning(*api_keys.c))).one()
+
+
+async def change_key(unit: Unit, row: Row[Any], values: Mapping[str, Any]) -> Row[Any]:
+    """Stores what is new in `values`, records it and tells the gateways to forget the key. Checks nothing."""
+    changed = await revise(unit, api_keys, row, values)
+    if changed is not row:
+        await unit.change(CHANGE_KIND_KEY, row.id, organisation_id=row.organisation_id, key_hash=row.hash)
+        unit.record(_TARGET, row.id, before=describe(row), after=describe(changed))
+    return changed
 
 
 def describe(row: Row[Any]) -> dict[str, Any]:
     """What the audit log says of a key: nothing that could be one."""
     shown = ("name", "project_id", "owner_id", "scopes", "models", "networks", "expires_at", "revoked_at")
     described = {name: getattr(row, name) for name in shown}
-    return described if row.rotated_from is None else {**described, "rotated_from": row.rotated_from}
+    if row.rotated_from is not None:
+        described["rotated_from"] = row.rotated_from
+    if row.bootstrap:
+        described |= {"bootstrap": True, "superseded": row.superseded}
+    return described
 
 
 def to_proto(row: Row[Any]) -> admin_pb2.Key:
@@ -267,7 +272,7 @@ def to_proto(row: Row[Any]) -> admin_pb2.Key:
 async def _find(unit: Unit, key_id: str) -> Row[Any]:
     """The row of a key of the caller's organisation, for which the caller has the operation's permission."""
     own = api_keys.c.organisation_id == unit.caller.organisation_id
-    row = (await _read(unit.connection, own & (api_keys.c.id == key_id))).first()
+    row = await _read(unit, own & (api_keys.c.id == key_id))
     if row is None:
         raise HelixError(ErrorKind.NOT_FOUND, "There is no such key.", param="id")
     unit.authorise(row.project_id)
@@ -277,37 +282,26 @@ async def _find(unit: Unit, key_id: str) -> Row[Any]:
 async def _find_changeable(unit: Unit, key_id: str, if_version: int) -> Row[Any]:
     """As `_find`, for a key that works and has no successor. Raises `HelixError` CONFLICT for others."""
     row = await _find(unit, key_id)
-    check_version(row, if_version)
+    check_version(row.version, if_version)
     if row.bootstrap:
-        raise _conflict("The bootstrap key stays as it is. To have another one, set HELIXFLOW_BOOTSTRAP_API_KEY or revoke it.")
+        raise _conflict(
+            "The bootstrap key stays as it is. To have another one, set HELIXFLOW_BOOTSTRAP_API_KEY or revoke it."
+        )
     if row.revoked_at is not None:
         raise _conflict("The key is revoked. Create another one.")
     if row.expires_at is not None and unit.now >= row.expires_at:
         raise _conflict("The key has expired. Create another one.")
-    successor = (await _read(unit.connection, api_keys.c.rotated_from == row.id)).first()
+    successor = await _read(unit, api_keys.c.rotated_from == row.id)
     if successor is not None:
         raise _conflict(f"The key was rotated: change its successor {successor.id}, or revoke this one.")
     return row
-
-
-async def _change(unit: Unit, row: Row[Any], values: Mapping[str, Any]) -> Row[Any]:
-    """Stores what is new in `values`, and tells the gateways to forget the key."""
-    if all(getattr(row, name) == value for name, value in values.items()):
-        return row
-    await unit.connection.execute(
-        update(api_keys)
-        .where(api_keys.c.id == row.id)
-        .values(**values, updated_at=unit.now, version=api_keys.c.version + 1)
-    )
-    await unit.change(CHANGE_KIND_KEY, row.id, organisation_id=row.organisation_id, key_hash=row.hash)
-    return (await _read(unit.connection, api_keys.c.id == row.id)).one()
 
 
 async def _limits_of_caller(unit: Unit) -> Restrictions:
     """What the key is restricted to that makes this call: others must not undo it. None for other callers."""
     if unit.caller.kind is not CallerKind.KEY:
         return Restrictions()
-    row = (await _read(unit.connection, api_keys.c.id == unit.caller.id)).first()
+    row = await _read(unit, api_keys.c.id == unit.caller.id)
     return Restrictions.of(row) if row is not None else Restrictions()
 
 
@@ -320,8 +314,8 @@ async def _revoke_where(unit: Unit, which: ColumnElement[bool]) -> int:
     return revoked.rowcount
 
 
-async def _read(connection: AsyncConnection, which: ColumnElement[bool]) -> Any:
-    return await connection.execute(select(api_keys).where(which))
+async def _read(unit: Unit, which: ColumnElement[bool]) -> Row[Any] | None:
+    return (await unit.connection.execute(select(api_keys).where(which))).first()
 
 
 def _conflict(message: str) -> HelixError:

@@ -1,4 +1,4 @@
-"""Organisations: what all else belongs to. Nothing in one is seen from another."""
+"""Organisations: what all else belongs to. Nothing in one is seen from another. `dissolution` deletes them."""
 
 import secrets
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.dispatch import Operation
-from helixflow.auth.dissolution import dissolve
 from helixflow.auth.invitations import invite
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import DEFAULT_PROJECT_ID, DEFAULT_PROJECT_NAME, insert_project
@@ -20,7 +19,6 @@ from helixflow.auth.versions import check_version, revise
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import OWNER
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
-from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import organisations, projects
 
@@ -66,7 +64,7 @@ async def create_organisation(
     row = (await unit.connection.execute(statement.returning(*organisations.c))).one()
     project = await insert_project(unit, row.id, DEFAULT_PROJECT_NAME)
     invitation, token = await invite(unit, row.id, email, OWNER, token_life_s=token_life_s)
-    after = {**_visible(row), "project_id": project.id, "owner_email": email}
+    after = {**describe_organisation(row), "project_id": project.id, "owner_email": email}
     for chain in (INSTALLATION, row.id):
         unit.record("organisation", row.id, after=after, organisation_id=chain)
     return pb.CreateOrganisationResponse(organisation=_message(row), invitation=invitation, invitation_token=token)
@@ -85,11 +83,11 @@ async def list_organisations(unit: Unit, request: pb.ListRequest) -> pb.ListOrga
 
 
 async def get_organisation(unit: Unit, request: pb.GetRequest) -> pb.Organisation:
-    return _message(await _find_own(unit, request.id))
+    return _message(await find_own_organisation(unit, request.id))
 
 
 async def update_organisation(unit: Unit, request: pb.UpdateOrganisationRequest) -> pb.Organisation:
-    row = await _find_own(unit, request.id)
+    row = await find_own_organisation(unit, request.id)
     check_version(row.version, request.if_version)
     values: dict[str, Any] = {}
     if request.HasField("name"):
@@ -98,24 +96,12 @@ async def update_organisation(unit: Unit, request: pb.UpdateOrganisationRequest)
         values["audit_retention_days"] = _check_retention(request.audit_retention_days)
     after = await revise(unit, organisations, row, values)
     if after is not row:
-        unit.record("organisation", row.id, before=_visible(row), after=_visible(after))
+        unit.record("organisation", row.id, before=describe_organisation(row), after=describe_organisation(after))
     return _message(after)
 
 
-async def delete_organisation(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteResponse:
-    row = await _find_own(unit, request.id)
-    check_version(row.version, request.if_version)
-    if row.id == DEFAULT_ORGANISATION_ID:
-        raise HelixError(ErrorKind.CONFLICT, "The first organisation cannot be deleted: the bootstrap key owns it.")
-    await dissolve(unit, row.id)
-    await revise(unit, organisations, row, {"deleted_at": unit.now})
-    await unit.change(identity_pb2.CHANGE_KIND_ORGANISATION, row.id, organisation_id=row.id)
-    for chain in (INSTALLATION, row.id):
-        unit.record("organisation", row.id, before=_visible(row), organisation_id=chain)
-    return pb.DeleteResponse()
-
-
-async def _find_own(unit: Unit, organisation_id: str) -> Row[Any]:
+async def find_own_organisation(unit: Unit, organisation_id: str) -> Row[Any]:
+    """That of the caller. Raises `HelixError` NOT_FOUND for any other id."""
     row = None
     if organisation_id == unit.caller.organisation_id:
         row = await _find(unit.connection, organisation_id)
@@ -135,7 +121,8 @@ def _check_retention(days: int) -> int:
     return days
 
 
-def _visible(row: Row[Any]) -> dict[str, Any]:
+def describe_organisation(row: Row[Any]) -> dict[str, Any]:
+    """What the audit log says of an organisation."""
     return {"name": row.name, "audit_retention_days": row.audit_retention_days}
 
 
@@ -157,5 +144,4 @@ def operations(token_life_s: int) -> Mapping[str, Operation]:
         "ListOrganisations": Operation(list_organisations),
         "GetOrganisation": Operation(get_organisation),
         "UpdateOrganisation": Operation(update_organisation),
-        "DeleteOrganisation": Operation(delete_organisation),
     }

@@ -13,7 +13,8 @@ from helixflow.core.errors import ErrorKind, HelixError
 
 DEFAULT_SIZE: Final = 20
 MAX_SIZE: Final = 100
-_MAX_CURSOR: Final = 512
+# Of a name of 100 characters outside the BMP, with an id.
+_MAX_CURSOR: Final = 1024
 _Position = tuple[int | str, str]
 _decoder = msgspec.json.Decoder(_Position)
 
@@ -59,7 +60,7 @@ def _parse(cursor: str, first: ColumnElement[Any]) -> _Position:
         if len(cursor) > _MAX_CURSOR:
             raise ValueError("too long")
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        position = _decoder.decode(text)
+        position: _Position = _decoder.decode(text)
         if not isinstance(position[0], first.type.python_type) or "\0" in f"{position[0]}{position[1]}":
             raise ValueError("of another list")
         if isinstance(position[0], int) and not -(2**63) <= position[0] < 2**63:

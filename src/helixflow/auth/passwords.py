@@ -97,7 +97,9 @@ class Passwords:
         wait_s = self._pending / self._workers * self._estimate_s
         if self._pending >= _MAX_WAITING or wait_s > _MAX_WAIT_S:
             raise HelixError(
-                ErrorKind.TOO_MANY_ATTEMPTS, "Too many sign-ins at the moment. Try again.", retry_after_s=max(1.0, wait_s)
+                ErrorKind.TOO_MANY_ATTEMPTS,
+                "Too many sign-ins at the moment. Try again.",
+                retry_after_s=max(1.0, wait_s),
             )
 
         def timed() -> tuple[_T, float]:

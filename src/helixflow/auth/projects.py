@@ -1,10 +1,10 @@
-"""Projects: where keys, service accounts and members of an organisation are kept apart."""
+"""Projects: where keys, service accounts and members of an organisation are kept apart. `dissolution` deletes them."""
 
 import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy import Row, insert, select
 
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.paging import read_page
@@ -13,8 +13,7 @@ from helixflow.auth.unit import Unit
 from helixflow.auth.versions import check_version, revise
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
-from helixflow.rpc.generated.auth_v1 import identity_pb2
-from helixflow.storage.schema import api_keys, memberships, one_time_tokens, projects, service_accounts
+from helixflow.storage.schema import projects
 
 # Fixed: made once, found again. The bootstrap key belongs to it.
 DEFAULT_PROJECT_ID: Final = "proj_default"
@@ -63,7 +62,7 @@ async def insert_project(unit: Unit, organisation_id: str, name: str) -> Row[Any
 async def create_project(unit: Unit, request: pb.CreateProjectRequest) -> pb.Project:
     await _check_name_is_free(unit, check_name(request.name))
     row = await insert_project(unit, unit.caller.organisation_id, request.name)
-    unit.record("project", row.id, after=_visible(row))
+    unit.record("project", row.id, after=describe_project(row))
     return _message(row)
 
 
@@ -99,38 +98,8 @@ async def update_project(unit: Unit, request: pb.UpdateProjectRequest) -> pb.Pro
         await _check_name_is_free(unit, name)
     after = await revise(unit, projects, row, {"name": name})
     if after is not row:
-        unit.record("project", row.id, before=_visible(row), after=_visible(after))
+        unit.record("project", row.id, before=describe_project(row), after=describe_project(after))
     return _message(after)
-
-
-async def delete_project(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteResponse:
-    """Revokes its keys, deletes its service accounts, ends its invitations and takes its members' roles in it."""
-    row = await find_project(unit, request.id)
-    unit.authorise(row.id)
-    check_version(row.version, request.if_version)
-    if row.id == DEFAULT_PROJECT_ID:
-        raise HelixError(ErrorKind.CONFLICT, "The first project cannot be deleted: the bootstrap key belongs to it.")
-    connection = unit.connection
-    # Keys of its service accounts are of use nowhere else.
-    own = select(service_accounts.c.id).where(service_accounts.c.project_id == row.id)
-    await connection.execute(
-        update(api_keys)
-        .where(or_(api_keys.c.project_id == row.id, api_keys.c.owner_id.in_(own)), api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=unit.now, updated_at=unit.now, version=api_keys.c.version + 1)
-    )
-    await connection.execute(
-        update(service_accounts)
-        .where(service_accounts.c.project_id == row.id, service_accounts.c.deleted_at.is_(None))
-        .values(deleted_at=unit.now, updated_at=unit.now, version=service_accounts.c.version + 1)
-    )
-    await connection.execute(delete(memberships).where(memberships.c.project_id == row.id))
-    await connection.execute(
-        delete(one_time_tokens).where(one_time_tokens.c.project_id == row.id, one_time_tokens.c.used_at.is_(None))
-    )
-    await revise(unit, projects, row, {"deleted_at": unit.now})
-    await unit.change(identity_pb2.CHANGE_KIND_PROJECT, row.id, organisation_id=row.organisation_id)
-    unit.record("project", row.id, before=_visible(row))
-    return pb.DeleteResponse()
 
 
 async def _check_name_is_free(unit: Unit, name: str) -> None:
@@ -145,7 +114,8 @@ async def _check_name_is_free(unit: Unit, name: str) -> None:
         raise HelixError(ErrorKind.CONFLICT, "There is a project of that name already.", param="name")
 
 
-def _visible(row: Row[Any]) -> dict[str, Any]:
+def describe_project(row: Row[Any]) -> dict[str, Any]:
+    """What the audit log says of a project."""
     return {"name": row.name}
 
 
@@ -165,5 +135,4 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "ListProjects": Operation(list_projects),
     "GetProject": Operation(get_project),
     "UpdateProject": Operation(update_project),
-    "DeleteProject": Operation(delete_project),
 }

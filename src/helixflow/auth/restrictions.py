@@ -97,8 +97,8 @@ def parse_models(names: Sequence[str]) -> tuple[str, ...]:
 def parse_networks(texts: Sequence[str]) -> tuple[str, ...]:
     """Networks in canonical form, each once; a single address becomes a network of one.
 
-    Raises `HelixError` UNPROCESSABLE for what is none, and for an address within a network (10.0.0.1/8): whoever wrote it
-    meant the one or the other.
+    Raises `HelixError` UNPROCESSABLE for what is none, and for an address within a network (10.0.0.1/8): it is not
+    clear which of the two was meant.
     """
     _check_count(texts, "networks")
     return tuple(str(network) for network in sorted({_parse_network(text) for text in texts}, key=_order))
@@ -121,7 +121,9 @@ def _parse_network(text: str) -> IPv4Network | IPv6Network:
             raise ValueError("neither address nor network")
         network = ip_network(text)
     except ValueError as exc:
-        message = f"{_shown(text)} is not a network such as 192.0.2.0/24 or 2001:db8::/32 (bits after the prefix are 0)."
+        message = (
+            f"{_shown(text)} is not a network such as 192.0.2.0/24 or 2001:db8::/32 (bits after the prefix are 0)."
+        )
         raise _bad("networks", message) from exc
     if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
         raise _bad("networks", f"{_shown(text)}: write IPv4 networks as such, for example 192.0.2.0/24.")

@@ -48,17 +48,6 @@ class Unit:
             raise denied(self._access)
         self.authorised = True
 
-    def authorised_projects(self) -> frozenset[str] | None:
-        """The projects in which the operation's permission holds; None: it holds in the whole organisation.
-
-        For lists of all that the caller may see, in place of `authorise`.
-        """
-        permission = self._access.permission
-        self.authorised = True
-        if permission is None or self.caller.grants.allows(permission):
-            return None
-        return frozenset(project for project, held in self.caller.grants.projects.items() if permission in held)
-
     def authorise_some(self) -> frozenset[str] | None:
         """For lists: the projects in which the operation's permission holds, None for the whole organisation.
 

@@ -160,7 +160,7 @@ def _ask_health(settings: "Settings", path: Path) -> str:
         identity = ServiceIdentity.open(settings, "monitoring")
     except UserError as exc:
         return exc.message
-    with create_blocking_channel(path, identity, "control") as channel:
+    with create_blocking_channel(path, identity, "auth") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S)

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from helixflow.cli import chat, config, doctor, keys, models, pki, serve, version
+from helixflow.cli import chat, config, db, doctor, keys, models, pki, serve, version
 from helixflow.cli.failures import print_error, run_guarded
 from helixflow.cli.invocation import Invocation
 from helixflow.core.errors import ExitCode
@@ -31,6 +31,7 @@ _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "keys": lambda app: app.add_typer(keys.app, name="keys"),
     "pki": lambda app: app.add_typer(pki.app, name="pki"),
     "config": lambda app: app.add_typer(config.app, name="config"),
+    "db": lambda app: app.add_typer(db.app, name="db"),
     "doctor": lambda app: app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor_command),
     "version": lambda app: app.command("version", epilog=version.EPILOG)(version.version_command),
 }

@@ -107,7 +107,7 @@ def rotate_command(
     if ca_certificate is not None and not ca:
         raise UserError("--ca-certificate and --ca-key go with --ca", ExitCode.USAGE)
     if ca:
-        issuance.trust_successor(ca_certificate, ca_key, use=lambda: time.sleep(settle))
+        issuance.trust_successor(ca_certificate, ca_key, settle=lambda: time.sleep(settle))
         _print_authority(issuance)
     else:
         print_lines(*(f"issued {issuance.folder.service_file(service)}" for service in issuance.rotate()))

@@ -23,7 +23,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 PREFIX: Final = "/api/v1"
 NDJSON: Final = "application/x-ndjson"
 
-_Limit = Annotated[int, Query(ge=1, le=100, description="Most entries of the page.")]
+_Limit = Annotated[int, Query(ge=1, le=100, description="Most entries of the page.", examples=[20])]
 _PageCursor = Annotated[Cursor | None, Query(description="`next_cursor` of the page before.")]
 _IfMatch = Annotated[
     Annotated[
@@ -108,10 +108,10 @@ def _words(name: str) -> str:
 
 def _answer(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
     ask = unary(channel, endpoint.method, endpoint.timeout_s)
+    prepare = _preparation(endpoint)
 
     async def serve(request: Request, **given: Any) -> Response:
-        message, metadata = _prepare(endpoint, request, given)
-        answer = await ask(message, metadata)
+        answer = await ask(*prepare(request, given))
         if endpoint.show is None:
             return Response(status_code=204)
         return _render(endpoint, endpoint.show(answer), given.get("if_none_match"))
@@ -122,9 +122,10 @@ def _answer(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awai
 
 def _stream(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
     ask = streaming(channel, endpoint.method, endpoint.timeout_s)
+    prepare = _preparation(endpoint)
 
     async def serve(request: Request, **given: Any) -> Response:
-        messages = ask(*_prepare(endpoint, request, given))
+        messages = ask(*prepare(request, given))
         # The first one before the head: until then an error can become a status.
         first = await anext(messages, None)
         return NdjsonResponse(_lines(first, messages))
@@ -144,18 +145,24 @@ async def _lines(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
             yield message.lines
 
 
-def _prepare(endpoint: Endpoint, request: Request, given: dict[str, Any]) -> tuple[Message, Metadata]:
-    """The RPC's request and metadata. Raises `HelixError`."""
-    _check_query(request, endpoint)
-    own = {name: given[name] for name in inspect.signature(endpoint.convert).parameters}
-    message: Any = endpoint.convert(**own)
-    if endpoint.paged:
-        message.page_size = given["limit"]
-        message.cursor = given["cursor"] or ""
-    if endpoint.conditional and given["if_match"] not in (None, "*"):
-        message.if_version = int(given["if_match"].strip('"'))
-    metadata = metadata_of(request, endpoint.access.level, given.get("idempotency_key"))
-    return message, metadata
+def _preparation(endpoint: Endpoint) -> Callable[[Request, dict[str, Any]], tuple[Message, Metadata]]:
+    """A function that makes the RPC's request and metadata. It raises `HelixError`."""
+    own = [parameter.name for parameter in _own_parameters(endpoint)]
+    declared = _own_parameters(endpoint) + _implied_parameters(endpoint)
+    known = {parameter.name for parameter in declared if _is_query(parameter.annotation)}
+    level, paged, conditional = endpoint.access.level, endpoint.paged, endpoint.conditional
+
+    def prepare(request: Request, given: dict[str, Any]) -> tuple[Message, Metadata]:
+        _check_query([name for name, _ in request.query_params.multi_items()], known)
+        message: Any = endpoint.convert(**{name: given[name] for name in own})
+        if paged:
+            message.page_size = given["limit"]
+            message.cursor = given["cursor"] or ""
+        if conditional and given["if_match"] not in (None, "*"):
+            message.if_version = int(given["if_match"].strip('"'))
+        return message, metadata_of(request, level, given.get("idempotency_key"))
+
+    return prepare
 
 
 def _render(endpoint: Endpoint, shown: BaseModel, if_none_match: str | None) -> Response:
@@ -201,17 +208,14 @@ def _implied_parameters(endpoint: Endpoint) -> list[Parameter]:
     ]
 
 
-def _check_query(request: Request, endpoint: Endpoint) -> None:
+def _check_query(names: list[str], known: set[str]) -> None:
     """A filter that is misspelt or given twice must not widen what is shown. Raises `HelixError` UNPROCESSABLE."""
-    known = {p.name for p in _own_parameters(endpoint) + _implied_parameters(endpoint) if _is_query(p.annotation)}
-    seen = set()
-    for name, _ in request.query_params.multi_items():
+    for position, name in enumerate(names):
         if name not in known:
             message = f"There is no such parameter here; known: {', '.join(sorted(known)) or 'none'}."
             raise HelixError(ErrorKind.UNPROCESSABLE, message, param=_printable(name))
-        if name in seen:
+        if name in names[:position]:
             raise HelixError(ErrorKind.UNPROCESSABLE, "Give this parameter once.", param=name)
-        seen.add(name)
 
 
 def _is_query(annotation: Any) -> bool:

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import grpc
 from fastapi import Request
@@ -36,7 +36,7 @@ def metadata_of(request: Request, level: Level, idempotency_key: str | None = No
     if address := _address_of(request.headers.get("x-forwarded-for", "")):
         metadata.append((CLIENT_ADDRESS, address))
     if software := request.headers.get("user-agent", ""):
-        metadata.append((CLIENT_SOFTWARE, quote(software[:_MAX_SOFTWARE], safe=" /;:,()+=")[:_MAX_SOFTWARE].strip()))
+        metadata.append((CLIENT_SOFTWARE, _encode(software)))
     if idempotency_key is not None:
         metadata.append((IDEMPOTENCY_KEY, idempotency_key))
     return tuple(metadata)
@@ -47,6 +47,14 @@ def _address_of(text: str) -> str:
         return str(ipaddress.ip_address(text.strip()))
     except ValueError:
         return ""
+
+
+def _encode(software: str) -> str:
+    """Percent-encoded, cut where a character ends."""
+    encoded = quote(software[:_MAX_SOFTWARE], safe=" /;:,()+=")[:_MAX_SOFTWARE]
+    while "\ufffd" in unquote(encoded) or re.search(r"%[0-9A-F]?$", encoded):
+        encoded = encoded[:-1]
+    return encoded.strip()
 
 
 def unary(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from helixflow.core.permissions import Permission
+from helixflow.core.permissions import ROLE_PERMISSIONS
 
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 MAX_LIST: Final = 100
@@ -77,9 +77,10 @@ RoleName = Annotated[
 Description = Annotated[str, Field(max_length=500, examples=["Sees the usage, changes nothing."]), _NO_NUL]
 Identifier = Annotated[
     str,
-    Field(min_length=1, max_length=64, examples=["proj_37913d99a1ae28e3195d7a1f"]),
+    Field(min_length=1, max_length=64),
     Shape(r"^[0-9A-Za-z_-]+$", "must be letters, digits, - and _"),
 ]
+OptionalProject = Annotated[Identifier | None, Field(examples=["proj_37913d99a1ae28e3195d7a1f"])]
 ModelName = Annotated[
     str,
     Field(min_length=1, max_length=200, examples=["smollm2-135m-instruct"]),
@@ -87,7 +88,7 @@ ModelName = Annotated[
 ]
 Network = Annotated[
     str,
-    Field(min_length=2, max_length=49, examples=["203.0.113.0/24"]),
+    Field(min_length=2, max_length=50, examples=["203.0.113.0/24"]),
     Shape(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$", "must be an address or a network such as 203.0.113.0/24"),
 ]
 Action = Annotated[
@@ -101,7 +102,7 @@ Cursor = Annotated[
     Shape(r"^[0-9A-Za-z_=-]+$", "must be the next_cursor of the page before"),
 ]
 
-_PERMISSIONS: Final = sorted(permission.value for permission in Permission)
+_PERMISSIONS: Final = sorted(permission.value for permission in ROLE_PERMISSIONS)
 
 
 def _check_permission(text: str) -> str:
@@ -146,6 +147,17 @@ GivenMoment = Annotated[
     BeforeValidator(parse_moment),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2027-01-31T00:00:00Z"]}),
 ]
+
+
+def _parse_flag(value: object) -> object:
+    flags = {"true": True, "false": False}
+    if isinstance(value, str) and value not in flags:
+        raise ValueError("must be true or false")
+    return flags.get(value, value) if isinstance(value, str) else value
+
+
+# In queries, where everything is text.
+GivenFlag = Annotated[bool, BeforeValidator(_parse_flag)]
 
 
 def _to_datetime(value: object) -> object:

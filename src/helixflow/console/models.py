@@ -48,7 +48,7 @@ Item = TypeVar("Item", bound=Shown)
 
 
 class Page(Shown, Generic[Item]):
-    """One page of a list."""
+    """One page of a list; each kind of list has a subclass, whose name the OpenAPI document shows."""
 
     data: list[Item] = Field(description="The entries of this page.")
     next_cursor: OptionalText = Field(
@@ -64,7 +64,3 @@ class Page(Shown, Generic[Item]):
             return value
         entries = getattr(value, value.DESCRIPTOR.fields[0].name)
         return {"data": list(entries), "next_cursor": getattr(value, "next_cursor", "")}
-
-    @classmethod
-    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        return f"{params[0].__name__}Page"

@@ -37,8 +37,8 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong and what to do.", examples=["There is no such project."])
     code: str = Field(description="Stable; see docs/reference/errors.md.", examples=["not_found"])
     request_id: str = Field(description="Names this request in logs.", examples=["req_5c1a"])
-    errors: list[FieldError] | None = Field(
-        default=None, description="With status 422: every field that is wrong, where it is known."
+    errors: list[FieldError] = Field(
+        default=[], description="With status 422: every field that is wrong, where it is known."
     )
 
 

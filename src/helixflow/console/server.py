@@ -1,8 +1,9 @@
 """Serves the admin API on a Unix socket that only its owner can reach, within the present event loop."""
 
 import asyncio
-import contextlib
 import socket
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ _MAX_HEAD_BYTES: Final = 64 * 1024
 # Longer than our gateways keep a connection: they close it first.
 _KEEP_ALIVE_S: Final = 75
 _GRACE_S: Final = 5.0
+_CLOSE_S: Final = 2.0
 _TICK_S: Final = 0.02
 
 
@@ -61,17 +63,19 @@ class AdminServer:
         server.close()
         for connection in list(self._state.connections):
             connection.shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_S):
-                while self._state.tasks:  # noqa: ASYNC110  (uvicorn has no event for it)
-                    await asyncio.sleep(_TICK_S)
-        tasks = list(self._state.tasks)
-        for task in tasks:
+        await self._until_empty(self._state.tasks, _GRACE_S)
+        for task in list(self._state.tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._until_empty(self._state.tasks, _CLOSE_S)
         for connection in list(self._state.connections):
             connection.transport.abort()
+        await self._until_empty(self._state.connections, _CLOSE_S)
         await asyncio.to_thread(self._path.unlink, missing_ok=True)
+
+    async def _until_empty(self, found: Collection[object], timeout_s: float) -> None:
+        give_up = time.monotonic() + timeout_s
+        while found and time.monotonic() < give_up:  # noqa: ASYNC110  (uvicorn has no event for it)
+            await asyncio.sleep(_TICK_S)
 
     def _protocol(self) -> H11Protocol:
         return H11Protocol(self._config, self._state, {})

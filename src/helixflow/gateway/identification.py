@@ -35,13 +35,13 @@ class Identification:
         header = exchange.headers.get(b"authorization")
         if header is None:
             return None
-        # A connection's requests have the same credential as a rule: it is hashed once.
+        # A connection's requests have the same credential as a rule: it is looked at and hashed once.
         memory = exchange.connection
         known = memory.get("credential")
         if known is None or known[0] != header:
-            if (cache := self._cache_for(header)) is None:
+            if (found := self._find_cache(header)) is None:
                 return None
-            known = memory["credential"] = (header, cache, sha256(header[_SCHEME_LENGTH:]).digest())
+            known = memory["credential"] = (header, *found)
         principal: Principal | None = known[1](known[2])
         if principal is None or principal.networks is not None:
             return None
@@ -74,11 +74,12 @@ class Identification:
             principal = await self._keys.resolve(key_hash)
         return principal
 
-    def _cache_for(self, header: bytes) -> Callable[[bytes], Principal | None] | None:
+    def _find_cache(self, header: bytes) -> tuple[Callable[[bytes], Principal | None], bytes] | None:
+        """Where the credential may be cached, and under what."""
         if header.startswith(_KEY_HEADER):
-            return self._keys.cached
+            return self._keys.cached, sha256(header[_SCHEME_LENGTH:]).digest()
         if header.startswith(_TOKEN_HEADER):
-            return self._tokens.cached
+            return self._tokens.cached, header[_SCHEME_LENGTH:]
         return None
 
 

@@ -49,6 +49,7 @@ class Observation:
             call_id=exchange.call_id,
             operation=operation if exchange.operation is not None else exchange.path[:128],
             status=status,
+            scheme=exchange.scope["scheme"],
             duration_s=int(duration * 1e6) / 1e6,
             model=exchange.model,
             stream=exchange.stream,

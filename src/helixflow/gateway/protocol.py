@@ -24,6 +24,8 @@ from helixflow.gateway.outbox import Outbox
 Scope = MutableMapping[str, Any]
 
 MAX_DISCARDED_BYTES = 32 * 2**20
+# An idle TLS client that leaves our farewell unanswered for so long gets no longer one.
+_LINGER_S: Final = 2.0
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -62,6 +64,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head_since = self.loop.time()
+        if self.scheme == "https":
+            # Its default is eight times that of a plain connection: that much less would be known of a slow reader.
+            transport.set_write_buffer_limits(high=HIGH_WATER_LIMIT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
@@ -225,7 +230,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._stalled_since is not None and now - self._stalled_since > stall_timeout_s:
             self.transport.abort()
         elif self._idle_since is not None and now - self._idle_since > keep_alive_s:
-            self.transport.close()
+            if now - self._idle_since > keep_alive_s + _LINGER_S:
+                self.transport.abort()
+            else:
+                self.transport.close()
         elif self._body_since is not None and now - self._body_since > body_timeout_s:
             self._expire_body()
         elif self._head_since is not None and now - self._head_since > header_timeout_s:

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 
 import uvicorn
@@ -19,13 +21,21 @@ _BACKLOG = 2048
 _CLOSE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, non-blocking; with a context it speaks TLS. The context's certificate may change any time."""
+
+    socket: socket.socket
+    context: ssl.SSLContext | None = None
+
+
 class GatewayServer:
     """uvicorn's protocol on given sockets; signals and the order of shutting down are `launch`'s business."""
 
-    def __init__(self, app: App, settings: GatewaySettings, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, app: App, settings: GatewaySettings, listeners: Sequence[Listener]) -> None:
         self._app = app
         self._settings = settings
-        self._sockets = sockets
+        self._listeners = listeners
         self._state = ServerState()
         self._outbox = Outbox(lambda: app.in_flight)
         self._servers: list[asyncio.Server] = []
@@ -46,8 +56,18 @@ class GatewayServer:
         """Connections are accepted from here on."""
         self._set_date()
         loop = asyncio.get_running_loop()
-        for listener in self._sockets:
-            server = await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
+        for listener in self._listeners:
+            tls = listener.context is not None
+            server = await loop.create_server(
+                self._protocol,
+                sock=listener.socket,
+                backlog=_BACKLOG,
+                ssl=listener.context,
+                # As long as a plain client has for its first head.
+                ssl_handshake_timeout=self._settings.header_timeout_s if tls else None,
+                # Also bounds how long a slow reader may take for the end of its last answer.
+                ssl_shutdown_timeout=self._settings.stall_timeout_s if tls else None,
+            )
             self._servers.append(server)
 
     async def run(self) -> None:

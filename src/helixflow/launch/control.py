@@ -1,39 +1,35 @@
-"""The control process: auth and pool behind one gRPC server on `data_dir/run/control.sock`.
+"""The control process: auth with the admin API, and the pool, each behind a gRPC server of its own.
 
 python -m helixflow.launch.control --settings-fd N [--life-fd N] [--ready-fd N]
 """
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
 
+import grpc
 import structlog
 import uvloop
 
-from helixflow.auth import service as auth
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
-from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME
+from helixflow.launch.auth_node import AuthNode
+from helixflow.launch.launcher import SOCKET_NAME
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.renewal import Renewal
 from helixflow.pool import service as pool
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.process.child import ChildArguments
 from helixflow.rpc.peers import Policy
-from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
+from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
+from helixflow.rpc.sockets import socket_path
+from helixflow.settings.client import client_environment
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
 _STOP_GRACE_S: Final = 1.0
-# Who may call what here. A gateway resolves keys; only the console administers.
-POLICY: Final[Policy] = {
-    "helixflow.auth.v1.IdentityService": frozenset({"gateway", "console"}),
-    "helixflow.auth.v1.SessionService": frozenset({"console"}),
-    "helixflow.auth.v1.AdminService": frozenset({"console"}),
-    "helixflow.pool.v1.PoolService": frozenset({"gateway", "console", "control"}),
-}
+_POOL_POLICY: Final[Policy] = {pool.SERVICE_NAME: frozenset({"gateway", "console", "control"})}
 
 log = structlog.get_logger("helixflow.control")
 
@@ -46,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = arguments.load_settings()
         configure_logging(settings.log.level, settings.log.format, service="control")
         # The bootstrap key is no setting: it travels in the environment and is never written down.
-        bootstrap = os.environ.get("HELIXFLOW_BOOTSTRAP_API_KEY") or None
-        uvloop.run(serve(settings, arguments, bootstrap))
+        uvloop.run(serve(settings, arguments, client_environment().bootstrap_api_key))
     except UserError as exc:
         log.error("control.failed", reason=exc.message)
         return exc.exit_code
@@ -57,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-async def serve(settings: Settings, arguments: ChildArguments, bootstrap: str | None) -> None:
+async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: str | None) -> None:
     """Runs both services until SIGTERM. Raises `UserError`, or `HelixError` when the launcher is lost."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,41 +60,45 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap: str | 
     identity = await asyncio.to_thread(ServiceIdentity.open, settings, "control")
     launcher = await LauncherClient.connect(settings.run_dir / SOCKET_NAME)
     supervision = pool.create_pool(settings, launcher)
-    # First of all: engines load while the database opens.
-    supervising = asyncio.create_task(supervision.run(), name="pool")
-    upkeep = [asyncio.create_task(identity.follow()), asyncio.create_task(Renewal(settings).run())]
-    authentication: auth.AuthServices | None = None
-    server = create_server(identity, POLICY)
+    # First of all: engines load, and gateways find them, while the database opens or is waited for.
+    tasks = [asyncio.create_task(supervision.run(), name="pool")]
+    auth = AuthNode(settings, identity, bootstrap_key)
+    server: grpc.aio.Server | None = None
     try:
-        authentication = await auth.create_auth(settings, bootstrap)
-        authentication.register(server)
-        supervision.register(server)
-        health = await add_health_and_reflection(server, [auth.SERVICE_NAME, pool.SERVICE_NAME])
-        await listen(server, settings.run_dir / CONTROL_SOCKET_NAME, identity)
-        await listen_tcp(server, settings.auth.host, settings.auth.port, identity)
-        await server.start()
+        tasks += [asyncio.create_task(identity.follow()), asyncio.create_task(Renewal(settings).run())]
+        server = await _start_pool(settings, identity, supervision)
+        await auth.start()
+        tasks.append(asyncio.create_task(auth.run(), name="auth"))
         arguments.report_ready()
         log.debug("control.ready")
-        await _until_stopped(stopping, launcher, supervising)
-        await health.enter_graceful_shutdown()
+        await _until_stopped(stopping, launcher, tasks)
     finally:
-        supervising.cancel()
-        await asyncio.wait((supervising,))
-        await supervision.close()
-        if authentication is not None:
-            await authentication.close()
-        await server.stop(_STOP_GRACE_S)
-        for task in upkeep:
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(upkeep)
+        await asyncio.wait(tasks)
+        await supervision.close()
+        await auth.close()
+        if server is not None:
+            await server.stop(_STOP_GRACE_S)
         await launcher.close()
 
 
-async def _until_stopped(stopping: asyncio.Event, launcher: LauncherClient, supervising: "asyncio.Task[None]") -> None:
+async def _start_pool(settings: Settings, identity: ServiceIdentity, supervision: pool.PoolServices) -> grpc.aio.Server:
+    server = create_server(identity, _POOL_POLICY)
+    supervision.register(server)
+    await add_health_and_reflection(server, [pool.SERVICE_NAME])
+    await listen(server, socket_path(settings.run_dir, "pool"), identity)
+    await server.start()
+    return server
+
+
+async def _until_stopped(
+    stopping: asyncio.Event, launcher: LauncherClient, tasks: "Sequence[asyncio.Task[None]]"
+) -> None:
     """Returns when asked to stop. Raises when there is nothing left to go on with."""
     waits = {asyncio.create_task(stopping.wait()), asyncio.create_task(launcher.lost.wait())}
     try:
-        await asyncio.wait({*waits, supervising}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({*waits, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
@@ -107,7 +106,8 @@ async def _until_stopped(stopping: asyncio.Event, launcher: LauncherClient, supe
         return
     if launcher.lost.is_set():
         raise HelixError(ErrorKind.UNAVAILABLE, "The launcher's socket is gone.")
-    await supervising
+    for task in done - waits:
+        await task
 
 
 if __name__ == "__main__":

@@ -12,20 +12,26 @@ from collections.abc import Mapping
 import structlog
 import uvloop
 
-from helixflow.clients.auth import KeyResolver
+from helixflow.clients.changes import ChangeWatch
+from helixflow.clients.keys import KeyResolver
 from helixflow.clients.pool import DeploymentView, PoolWatch
+from helixflow.clients.tokens import TokenVerifier
 from helixflow.core.call import Completer
 from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.engines.llama_cpp.engine import LlamaCppEngine
 from helixflow.engines.openai import OpenAIEngine
 from helixflow.gateway.app import App
+from helixflow.gateway.client_address import ClientAddresses
 from helixflow.gateway.cors import Cors
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.observation import Observation
-from helixflow.gateway.server import GatewayServer
+from helixflow.gateway.server import GatewayServer, Listener
+from helixflow.gateway.surfaces.control_plane import ControlPlaneSurface
+from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
 from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.pki.contexts import ServerContext
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.process.child import ChildArguments
 from helixflow.routing.breaker import Breaker
@@ -43,6 +49,9 @@ from helixflow.transport.tls import client_context
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # Engines hold a slot a generation: more connections than this to one replica would be a fault of ours.
 _ENGINE_CONNECTIONS = 1024
+# None is kept: a request that changes something must not be sent again because a kept one was found dead.
+_ADMIN_CONNECTIONS = 256
+_IDLE_EXPIRY_S = 4.0
 
 log = structlog.get_logger("helixflow.gateway")
 
@@ -55,11 +64,20 @@ class Gateway:
         self._clock = SystemClock()
         self._identity = ServiceIdentity.open(settings, "gateway")
         self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "control")
-        self._pool = PoolWatch(self._channel, self._on_pool_change)
-        self._resolver = KeyResolver(
+        self._pool_channel = create_channel(socket_path(settings.run_dir, "pool"), self._identity, "control")
+        self._pool = PoolWatch(self._pool_channel, self._on_pool_change)
+        self._changes = ChangeWatch(self._channel, clock=self._clock)
+        self._keys = KeyResolver(
             self._channel,
+            self._changes,
             size=settings.gateway.key_cache_size,
             ttl_s=settings.gateway.key_cache_ttl_s,
+            grace_s=settings.gateway.key_cache_grace_s,
+            clock=self._clock,
+        )
+        self._tokens = TokenVerifier(
+            self._changes,
+            size=settings.gateway.token_cache_size,
             grace_s=settings.gateway.key_cache_grace_s,
             clock=self._clock,
         )
@@ -77,11 +95,19 @@ class Gateway:
         metrics.registry.register(DeploymentCollector(self._deployment_rows))
         log_requests = settings.log.level in ("debug", "info")
         self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
-        identification = Identification(self._resolver)
+        addresses = ClientAddresses(settings.gateway.trusted_proxies)
+        identification = Identification(self._keys, self._tokens, addresses)
         return App(
             OpenAISurface(settings.gateway, identification, router, router),
             OperationsSurface(
-                metrics.registry, identification, problems=self._problems, views=lambda: self._pool.views
+                metrics.registry, identification, addresses, problems=self._problems, views=lambda: self._pool.views
+            ),
+            KeySetSurface(self._changes),
+            ControlPlaneSurface(
+                self._client(max_connections=_ADMIN_CONNECTIONS, idle_expiry_s=0),
+                socket_path(settings.run_dir, "admin"),
+                addresses,
+                timeout_s=settings.gateway.request_timeout_s,
             ),
             cors=Cors(settings.gateway.cors),
             metrics=metrics,
@@ -89,7 +115,7 @@ class Gateway:
         )
 
     def start_watches(self) -> None:
-        runs = (self._identity.follow(), self._pool.run(), self._resolver.run())
+        runs = (self._identity.follow(), self._pool.run(), self._changes.run())
         self._tasks = [asyncio.create_task(run) for run in runs]
 
     async def close(self) -> None:
@@ -97,9 +123,11 @@ class Gateway:
         for task in (*self._tasks, *self._loads):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
+        await self._keys.close()
         for client in self._clients:
             await client.close()
         await self._channel.close()
+        await self._pool_channel.close()
         self.observation.flush()
 
     def _build_routes(self) -> dict[str, Route]:
@@ -146,11 +174,13 @@ class Gateway:
         except (ValueError, OSError) as exc:
             raise UserError(f"the deployment {name}: {exc}", ExitCode.CONFIG) from exc
 
-    def _client(self, *, max_connections: int, deployment: OpenAIDeployment | None = None) -> HttpClient:
+    def _client(
+        self, *, max_connections: int, idle_expiry_s: float = _IDLE_EXPIRY_S, deployment: OpenAIDeployment | None = None
+    ) -> HttpClient:
         context = None
         if deployment is not None and deployment.ca_file is not None:
             context = client_context(deployment.ca_file)
-        client = HttpClient(max_connections=max_connections, ssl_context=context)
+        client = HttpClient(max_connections=max_connections, idle_expiry_s=idle_expiry_s, ssl_context=context)
         self._clients.append(client)
         return client
 
@@ -174,7 +204,7 @@ class Gateway:
         """What keeps this gateway from serving: models that are to be loaded from the start and are not."""
         views = self._pool.views
         problems = [] if views or not self._slots else ["the pool has not been reached yet"]
-        if not self._resolver.has_watched:
+        if not self._changes.has_watched:
             problems.append("the auth service has not been reached yet")
         for model in self._settings.models:
             for index, deployment in enumerate(model.deployments):
@@ -212,19 +242,32 @@ async def serve(arguments: ChildArguments, settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     gateway = Gateway(settings)
     app = gateway.build_app()
-    listener = socket.socket(fileno=arguments.listen_fd)
-    listener.setblocking(False)
-    server = GatewayServer(app, settings.gateway, [listener])
+    listeners = [Listener(_inherited(arguments.listen_fd))]
+    upkeep = []
+    if arguments.tls_listen_fd is not None:
+        certificate = await asyncio.to_thread(ServerContext.open, settings)
+        listeners.append(Listener(_inherited(arguments.tls_listen_fd), certificate.context))
+        upkeep.append(asyncio.create_task(certificate.follow(), name="https certificate"))
+    server = GatewayServer(app, settings.gateway, listeners)
     gateway.start_watches()
     await server.start()
-    housekeeping = asyncio.create_task(server.run())
+    upkeep.append(asyncio.create_task(server.run(), name="housekeeping"))
     arguments.report_ready()
     try:
         await stop.wait()
         await server.drain()
     finally:
-        housekeeping.cancel()
+        for task in upkeep:
+            task.cancel()
+        await asyncio.gather(*upkeep, return_exceptions=True)
         await gateway.close()
+
+
+def _inherited(fd: int | None) -> socket.socket:
+    """The listening socket that the launcher opened."""
+    listener = socket.socket(fileno=fd)
+    listener.setblocking(False)
+    return listener
 
 
 def main() -> int:

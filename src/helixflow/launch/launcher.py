@@ -1,8 +1,8 @@
 """The launcher: one small process with one thread, parent of control, gateways and engines.
 
-    python -m helixflow.launch.launcher --settings-fd N --listen-fd N --lock-fd N [--on-ready JSON_ARGV]
+    python -m helixflow.launch.launcher --settings-fd N --listen-fd N --tls-listen-fd N --lock-fd N [--on-ready JSON]
 
-It keeps its children alive, hands the listening socket to every generation of gateways, answers the pool on
+It keeps its children alive, hands the listening sockets to every generation of gateways, answers the pool on
 `data_dir/run/launcher.sock`, and ends everything in order: gateways drain, then control, then engines. It loads neither
 asyncio nor gRPC: what it does not contain cannot bring down everything at once.
 """
@@ -34,9 +34,11 @@ DRAIN_EXTRA_S: Final = 5.0
 # The last resort, should a process survive SIGKILL (stuck in the kernel).
 KILL_WAIT_S: Final = 5.0
 SOCKET_NAME: Final = "launcher.sock"
-CONTROL_SOCKET_NAME: Final = "control.sock"
-# Tells the command line where the gateway listens.
+# What the control process listens on: auth, pool, the admin API.
+CONTROL_SOCKETS: Final = ("control.sock", "pool.sock", "admin.sock")
+# Tell the command line where the gateway listens.
 URL_NAME: Final = "gateway.url"
+HTTPS_URL_NAME: Final = "gateway.https_url"
 # Engines have no use for these, nor for what the settings name.
 _SECRET_VARIABLES: Final = frozenset(
     {
@@ -75,12 +77,13 @@ class LauncherOptions:
     log_format: Literal["auto", "text", "json"]
     settings_fd: int
     listen_fd: int
+    tls_listen_fd: int | None = None
     secret_variables: frozenset[str] = _SECRET_VARIABLES
     control_module: str = "helixflow.launch.control"
     gateway_module: str = "helixflow.launch.gateway"
 
     @classmethod
-    def read(cls, settings_fd: int, listen_fd: int) -> "LauncherOptions":
+    def read(cls, settings_fd: int, listen_fd: int, tls_listen_fd: int | None = None) -> "LauncherOptions":
         with os.fdopen(os.dup(settings_fd), "rb") as file:
             file.seek(0)
             tree = json.load(file)
@@ -92,6 +95,7 @@ class LauncherOptions:
             log_format=tree["log"]["format"],
             settings_fd=settings_fd,
             listen_fd=listen_fd,
+            tls_listen_fd=tls_listen_fd,
             secret_variables=_SECRET_VARIABLES | find_secret_variables(tree),
         )
 
@@ -141,7 +145,7 @@ class Launcher:
             service.start()
         self._loop.run()
         self._socket.close()
-        for name in (CONTROL_SOCKET_NAME, URL_NAME):
+        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME):
             (self._options.run_dir / name).unlink(missing_ok=True)
         self._loop.close()
         return self._exit_code
@@ -155,6 +159,8 @@ class Launcher:
             fds = {"--settings-fd": self._options.settings_fd, "--life-fd": self._life_read, "--ready-fd": ready_fd}
             if listen:
                 fds["--listen-fd"] = self._options.listen_fd
+                if self._options.tls_listen_fd is not None:
+                    fds["--tls-listen-fd"] = self._options.tls_listen_fd
             argv = [sys.executable, "-P", "-m", module, "--name", name]
             for option, fd in fds.items():
                 argv += [option, str(fd)]
@@ -278,13 +284,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helixflow.launch.launcher", description=__doc__)
     parser.add_argument("--settings-fd", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--tls-listen-fd", type=int, default=None)
     parser.add_argument("--lock-fd", type=int, default=None, help="keeps the data directory's lock")
     parser.add_argument("--on-ready", type=json.loads, default=[], metavar="JSON_ARGV")
     given = parser.parse_args(argv)
-    for fd in (given.settings_fd, given.listen_fd, given.lock_fd):
+    for fd in (given.settings_fd, given.listen_fd, given.tls_listen_fd, given.lock_fd):
         if fd is not None:
             os.set_inheritable(fd, False)
-    options = LauncherOptions.read(given.settings_fd, given.listen_fd)
+    options = LauncherOptions.read(given.settings_fd, given.listen_fd, given.tls_listen_fd)
     log = RecordLog(sys.stderr, level=options.log_level, format=options.log_format, service="launcher")
     # Engines start from our own environment: the launcher is where it enters.
     return Launcher(options, log, os.environ, given.on_ready).run()

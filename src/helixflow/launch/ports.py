@@ -1,8 +1,10 @@
 """Listening sockets, opened once and handed to every generation of gateways."""
 
 import errno
+import ipaddress
 import socket
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.settings.tree import GatewaySettings
@@ -10,32 +12,53 @@ from helixflow.settings.tree import GatewaySettings
 _BACKLOG: Final = 2048
 
 
-def open_listener(settings: GatewaySettings) -> socket.socket:
-    """Binds the plain HTTP port and listens, so that nobody is refused while a gateway starts.
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The two sockets of a gateway: plain HTTP on loopback, and HTTPS."""
 
-    Raises `UserError`: PORT_BUSY when another program has the port, CONFIG when the address cannot be had.
+    http: socket.socket
+    https: socket.socket
+
+
+def open_listeners(settings: GatewaySettings) -> Listeners:
+    """Binds both ports and listens, so that nobody is refused while a gateway starts.
+
+    Raises `UserError`: PORT_BUSY when another program has a port, CONFIG when an address cannot be had.
     """
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    http = _open(settings.host, settings.http_port, "host", "http_port")
+    try:
+        https = _open(settings.https_host, settings.https_port, "https_host", "https_port")
+    except UserError:
+        http.close()
+        raise
+    return Listeners(http, https)
+
+
+def base_url(listener: socket.socket, scheme: Literal["http", "https"] = "http") -> str:
+    """Where clients on this machine reach it: `http://host:port`."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _open(host: str, port: int, host_setting: str, port_setting: str) -> socket.socket:
+    host = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, settings.http_port))
+        listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as exc:
         listener.close()
         if exc.errno == errno.EADDRINUSE:
             raise UserError(
-                f"port {settings.http_port} on {host} is in use by another program; choose another one with "
-                "--http-port, gateway.http_port in the configuration or HELIXFLOW_GATEWAY__HTTP_PORT",
+                f"port {port} on {host} is in use by another program; choose another one with "
+                f"--{port_setting.replace('_', '-')}, gateway.{port_setting} in the configuration or "
+                f"HELIXFLOW_GATEWAY__{port_setting.upper()}",
                 ExitCode.PORT_BUSY,
             ) from exc
-        reason = f"cannot listen on {host} port {settings.http_port}: {exc.strerror}"
-        raise UserError(f"{reason}; change gateway.host or gateway.http_port", ExitCode.CONFIG) from exc
+        reason = f"cannot listen on {host} port {port}: {exc.strerror}"
+        raise UserError(f"{reason}; change gateway.{host_setting} or gateway.{port_setting}", ExitCode.CONFIG) from exc
     return listener
-
-
-def base_url(listener: socket.socket) -> str:
-    """Where clients reach it: `http://host:port`."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,6 +1,5 @@
 """`helixflow serve`: checks everything that can be checked, then becomes the launcher."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -8,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.launch.launcher import CONTROL_SOCKET_NAME, SOCKET_NAME, URL_NAME
-from helixflow.launch.ports import base_url, open_listener
+from helixflow.launch.launcher import CONTROL_SOCKETS, HTTPS_URL_NAME, SOCKET_NAME, URL_NAME
+from helixflow.launch.lock import lock_data_dir
+from helixflow.launch.ports import Listeners, base_url, open_listeners
 from helixflow.launch.pulling import pull_all
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pool.catalogue import Catalogue
@@ -21,8 +21,6 @@ from helixflow.pool.store import ModelStore
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
-
-LOCK_NAME: Final = "serve.lock"
 
 
 def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> NoReturn:
@@ -37,28 +35,36 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     settings = fill_from_catalogue(settings, catalogue)
     planned = plan_deployments(settings, catalogue)
     _check_binaries(planned)
-    for name in (SOCKET_NAME, CONTROL_SOCKET_NAME):
+    for name in (SOCKET_NAME, *CONTROL_SOCKETS):
         socket_path(settings.run_dir, name.removesuffix(".sock"))
     prepare_run_dir(settings.run_dir)
-    lock_fd = _lock(settings.run_dir / LOCK_NAME)
+    lock_fd = lock_data_dir(settings.run_dir)
     ensure_pki(settings)
-    listener = open_listener(settings.gateway)
+    listeners = open_listeners(settings.gateway)
     # A port of 0 was a wish; what was got is what everybody must know.
-    port = listener.getsockname()[1]
-    gateway = settings.gateway.model_copy(update={"http_port": port})
+    ports = {"http_port": listeners.http.getsockname()[1], "https_port": listeners.https.getsockname()[1]}
+    gateway = settings.gateway.model_copy(update=ports)
     settings = settings.model_copy(update={"gateway": gateway})
     # One name, one file: `plan_deployments` sees to it.
     wanted = {one.spec.name: one.spec for one in planned if one.settings.load == "start"}
     pull_all(ModelStore(settings.models_dir), wanted.values())
-    (settings.run_dir / URL_NAME).write_text(base_url(listener))
-    welcome = [part.replace("{base_url}", base_url(listener)) for part in welcome_argv or ()]
-    _become_launcher(settings, listener.detach(), lock_fd, welcome)
+    url = base_url(listeners.http)
+    (settings.run_dir / HTTPS_URL_NAME).write_text(base_url(listeners.https, "https"))
+    # The last of both: who waits for it finds the other as well.
+    (settings.run_dir / URL_NAME).write_text(url)
+    welcome = [part.replace("{base_url}", url) for part in welcome_argv or ()]
+    _become_launcher(settings, listeners, lock_fd, welcome)
 
 
-def _become_launcher(settings: Settings, listen_fd: int, lock_fd: int, welcome: Sequence[str]) -> NoReturn:
-    settings_fd = write_settings(settings)
+def _become_launcher(settings: Settings, listeners: Listeners, lock_fd: int, welcome: Sequence[str]) -> NoReturn:
+    fds = {
+        "--settings-fd": write_settings(settings),
+        "--listen-fd": listeners.http.detach(),
+        "--tls-listen-fd": listeners.https.detach(),
+        "--lock-fd": lock_fd,
+    }
     argv = [sys.executable, "-P", "-m", "helixflow.launch.launcher"]
-    for option, fd in (("--settings-fd", settings_fd), ("--listen-fd", listen_fd), ("--lock-fd", lock_fd)):
+    for option, fd in fds.items():
         os.set_inheritable(fd, True)
         argv += [option, str(fd)]
     if welcome:
@@ -78,27 +84,6 @@ def write_settings(settings: Settings) -> int:
         file.write(settings.model_dump_json().encode())
         file.flush()
         return os.dup(file.fileno())
-
-
-def _lock(path: Path) -> int:
-    """Takes the data directory for as long as the process lives. Raises `UserError` when another has it."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be opened: {exc.strerror}", ExitCode.STORAGE) from exc
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        os.close(fd)
-        who = f" (process {holder})" if holder else ""
-        raise UserError(
-            f"helixflow serve{who} runs already with data_dir {path.parent.parent}; stop it or choose another one",
-            ExitCode.UNAVAILABLE,
-        ) from exc
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def _check_binaries(planned: Sequence[PlannedDeployment]) -> None:

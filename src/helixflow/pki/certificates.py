@@ -202,6 +202,21 @@ def renewal_time(certificate: x509.Certificate) -> float:
     return start + (certificate.not_valid_after_utc.timestamp() - start) * 2 / 3
 
 
+def reason_to_replace(
+    certificate: x509.Certificate, issuer: x509.Certificate, names: Names, *, now: float, life_s: float
+) -> str | None:
+    """Why a certificate is to be issued anew by `issuer`, with `names` and a life of `life_s`; None when it is good."""
+    if not is_issued_by(certificate, issuer):
+        return "by another authority"
+    if names_of(certificate) != names:
+        return "for other names"
+    if not certificate.not_valid_before_utc.timestamp() <= now < renewal_time(certificate):
+        return "two thirds of its life are over"
+    if certificate.not_valid_after_utc.timestamp() > now + life_s + BACKDATE_S:
+        return "longer-lived than the settings say"
+    return None
+
+
 def build_path(chain: Sequence[x509.Certificate], roots: Iterable[x509.Certificate]) -> bool:
     """Whether `chain`, leaf first, leads to one of `roots`, signature by signature."""
     if not all(is_issued_by(certificate, issuer) for certificate, issuer in pairwise(chain)):

@@ -64,6 +64,9 @@ class PkiFolder:
         """
         try:
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as exc:
+            message = f"{self.path}: there is no certificate authority yet; run: helixflow pki init"
+            raise UserError(message, ExitCode.CONFIG) from exc
         except OSError as exc:
             raise UserError(f"{self._lock}: cannot be opened: {exc.strerror}", ExitCode.STORAGE) from exc
         try:

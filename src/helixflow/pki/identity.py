@@ -10,7 +10,7 @@ import structlog
 
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.pki.certificates import KeyPair, names_of, parse_certificates
+from helixflow.pki.certificates import KeyPair, build_path, names_of, parse_certificates
 from helixflow.pki.files import PkiFolder, Version, read_public, read_secret, version_of
 from helixflow.pki.names import spiffe_id
 from helixflow.pki.register import Register
@@ -108,6 +108,8 @@ class ServiceIdentity:
         if wanted not in names_of(pair.certificate).uris:
             raise UserError(f"{path}: the certificate is not that of {wanted}; replace it", ExitCode.CONFIG)
         roots = read_roots(roots_path)
+        if not build_path(pair.chain, parse_certificates(roots)):
+            raise UserError(f"{path}: the certificate does not lead to one in {roots_path}", ExitCode.CONFIG)
         return Credential(pair.key_pem(), pair.chain_pem(), roots, expires_at)
 
 

@@ -17,15 +17,12 @@ from helixflow.pki.authority import (
     write_authority,
 )
 from helixflow.pki.certificates import (
-    BACKDATE_S,
     KeyPair,
     Usage,
     build_path,
     create_leaf,
     fingerprint,
-    is_issued_by,
-    names_of,
-    renewal_time,
+    reason_to_replace,
 )
 from helixflow.pki.files import PkiFolder, write_atomically
 from helixflow.pki.identity import ServiceIdentity, read_pair
@@ -34,7 +31,8 @@ from helixflow.pki.register import Issued, Register
 from helixflow.settings.tree import Settings
 
 # What `helixflow serve` runs, and the identity that asks for health.
-NODE_SERVICES: Final = ("gateway", "control", "console", "monitoring")
+NODE_SERVICES: Final = ("gateway", "control", "console", "monitoring", HTTPS)
+_MISSING: Final = "missing"
 
 log = structlog.get_logger("helixflow.pki")
 
@@ -49,12 +47,13 @@ class Issuance:
         self.register = Register(self.folder)
 
     def ensure(self, services: Iterable[str] = NODE_SERVICES) -> list[str]:
-        """Makes sure that these services have usable certificates, and HTTPS unless the settings name files for it.
+        """Makes sure that these services have usable certificates; HTTPS only if the settings name no files for it.
 
         Returns what was issued. With an authority elsewhere (`ca.crt` without `ca.key`) nothing is issued, and what is
         missing or expired is an error.
         """
-        wanted = [*services, *([HTTPS] if self._settings.gateway.certificate_file is None else [])]
+        has_own = self._settings.gateway.certificate_file is not None
+        wanted = [service for service in services if not (service == HTTPS and has_own)]
         self.folder.prepare()
         if self.is_elsewhere():
             self._check_provided(wanted)
@@ -90,12 +89,12 @@ class Issuance:
         return services
 
     def trust_successor(
-        self, certificate_file: Path | None, key_file: Path | None, *, use: Callable[[], None]
+        self, certificate_file: Path | None, key_file: Path | None, *, settle: Callable[[], None]
     ) -> list[str]:
         """Changes to a new authority, made here or taken over from the files, and issues everything anew.
 
-        It is trusted at once and signs when `use` returns, for whoever has to learn of it before. The old one stays
-        trusted until the last certificate from it has expired. Returns what was issued.
+        It is trusted at once, and signs once `settle` has returned: until then everybody has to learn of it. The old
+        one stays trusted until the last certificate from it has expired. Returns what was issued.
         """
         now = self._clock.now()
         with self.folder.locked():
@@ -103,7 +102,7 @@ class Issuance:
             new = self._new_authority(certificate_file, key_file, now)
             both = Authority(old.issuer, tuple(dict.fromkeys((*new.roots, *old.roots))))
             write_authority(self.folder, both)
-        use()
+        settle()
         with self.folder.locked():
             write_authority(self.folder, Authority(new.issuer, both.roots))
             now = self._clock.now()
@@ -117,8 +116,7 @@ class Issuance:
 
     def issue_elsewhere(self, service: str, names: Names, hours: float | None = None) -> bytes:
         """A certificate for another node: PEM of key and chain, that is kept nowhere here."""
-        if service != HTTPS and service not in SERVICES:
-            raise UserError(f"{service!r} is no service; there are {', '.join((*SERVICES, HTTPS))}", ExitCode.USAGE)
+        _check_service(service)
         if service == HTTPS and not names.dns and not names.addresses:
             raise UserError("give the names of the other node (--name)", ExitCode.USAGE)
         with self.folder.locked():
@@ -127,8 +125,7 @@ class Issuance:
 
     def issue(self, service: str) -> None:
         """A new certificate for a service of this node."""
-        if service != HTTPS and service not in SERVICES:
-            raise UserError(f"{service!r} is no service; there are {', '.join((*SERVICES, HTTPS))}", ExitCode.USAGE)
+        _check_service(service)
         with self.folder.locked():
             self._issue_here(self._authority(), service)
 
@@ -170,9 +167,9 @@ class Issuance:
             log.info("authority.created", fingerprint=fingerprint(authority.issuer.certificate))
         if authority.issuer.certificate.not_valid_after_utc.timestamp() <= now:
             message = (
-                f"{self.folder.ca_certificate}: the certificate authority has expired; move {self.folder.path} away"
+                f"{self.folder.ca_certificate}: the authority has expired; move {self.folder.path} away, start again"
             )
-            raise UserError(f"{message} and start again", ExitCode.CONFIG)
+            raise UserError(message, ExitCode.CONFIG)
         return authority
 
     def _new_authority(self, certificate_file: Path | None, key_file: Path | None, now: float) -> Authority:
@@ -192,33 +189,39 @@ class Issuance:
         return left
 
     def _issue_due(self, authority: Authority, services: Iterable[str]) -> list[str]:
+        """One file that cannot be judged does not keep the others from being renewed; then it is raised."""
         revoked = self.register.revoked_serials()
-        issued = []
+        issued: list[str] = []
+        failure: UserError | None = None
         for service in services:
-            reason = self._reason_to_issue(authority, service, revoked)
+            try:
+                reason = self._reason_to_issue(authority, service, revoked)
+            except UserError as exc:
+                failure = failure or exc
+                continue
             if reason is not None:
                 self._issue_here(authority, service)
-                log.info("certificate.issued", peer=service, reason=reason)
+                note = log.debug if reason == _MISSING else log.info
+                note("certificate.issued", peer=service, reason=reason)
                 issued.append(service)
+        if failure is not None:
+            raise failure
         return issued
 
     def _reason_to_issue(self, authority: Authority, service: str, revoked: frozenset[int]) -> str | None:
         path = self.folder.service_file(service)
         if not path.exists():
-            return "missing"
+            return _MISSING
         certificate = read_pair(path).certificate
-        now = self._clock.now()
-        if not is_issued_by(certificate, authority.issuer.certificate):
-            return "by another authority"
         if certificate.serial_number in revoked:
             return "revoked"
-        if names_of(certificate) != self._names(service):
-            return "for other names"
-        if not certificate.not_valid_before_utc.timestamp() <= now < renewal_time(certificate):
-            return "two thirds of its life are over"
-        if certificate.not_valid_after_utc.timestamp() > now + self._life_s + BACKDATE_S:
-            return "longer-lived than pki.certificate_hours"
-        return None
+        return reason_to_replace(
+            certificate,
+            authority.issuer.certificate,
+            self._names(service),
+            now=self._clock.now(),
+            life_s=self._life_s,
+        )
 
     def _replace_revoked(self, authority: Authority, serials: set[str]) -> None:
         for service in self._present():
@@ -278,6 +281,12 @@ def _entry(service: str, certificate: x509.Certificate, authority: Authority) ->
         not_after=certificate.not_valid_after_utc.timestamp(),
         issuer=fingerprint(authority.issuer.certificate),
     )
+
+
+def _check_service(service: str) -> None:
+    known = (*SERVICES, HTTPS)
+    if service not in known:
+        raise UserError(f"{service!r} is no service; there are {', '.join(known)}", ExitCode.USAGE)
 
 
 def _parse_serial(text: str) -> str | None:

@@ -13,13 +13,15 @@ from helixflow.settings.tree import Settings
 
 @dataclass(frozen=True, slots=True)
 class ChildArguments:
-    """File descriptors on the command line of a child. `listen_fd` is a listening TCP socket, gateways only.
+    """File descriptors on the command line of a child. `listen_fd` and `tls_listen_fd` are listening TCP sockets, for
+    gateways only: plain HTTP, and HTTPS.
 
     All but `settings_fd` are optional, so that a process can be started by hand or by a test.
     """
 
     settings_fd: int
     listen_fd: int | None = None
+    tls_listen_fd: int | None = None
     life_fd: int | None = None
     ready_fd: int | None = None
     name: str = ""
@@ -30,10 +32,10 @@ class ChildArguments:
         parser = argparse.ArgumentParser(description="A process of HelixFlow; started by `helixflow serve`.")
         parser.add_argument("--name", default="", help="this process's name in logs")
         parser.add_argument("--settings-fd", type=int, required=True)
-        for option in ("--listen-fd", "--life-fd", "--ready-fd"):
+        for option in ("--listen-fd", "--tls-listen-fd", "--life-fd", "--ready-fd"):
             parser.add_argument(option, type=int, default=None)
         given = parser.parse_args(argv)
-        return cls(given.settings_fd, given.listen_fd, given.life_fd, given.ready_fd, given.name)
+        return cls(given.settings_fd, given.listen_fd, given.tls_listen_fd, given.life_fd, given.ready_fd, given.name)
 
     def arm(self) -> None:
         """Ties this process's life to the launcher's. Call first."""

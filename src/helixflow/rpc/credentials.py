@@ -1,7 +1,8 @@
 """Mutual TLS of gRPC from a `ServiceIdentity`: what both sides show, and whom they believe.
 
 Between our own processes TLS 1.3 is negotiated. grpcio offers no way to forbid 1.2, which BoringSSL then restricts to
-ECDHE with AEAD; `rpc.peers` refuses calls that came over it.
+ECDHE with AEAD; `rpc.peers` refuses calls that came over it. Nor can a client look up revocations: what protects it
+from a server with a stolen key is the certificate's short life.
 """
 
 from typing import Any

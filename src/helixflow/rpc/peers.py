@@ -11,11 +11,13 @@ from typing import Any, Final
 
 import grpc
 import structlog
+from cryptography import x509
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.pki.certificates import names_of
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.names import parse_spiffe_id
 
@@ -52,10 +54,6 @@ def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
 @lru_cache(maxsize=256)
 def _read_peer(pem: bytes) -> Peer:
     """Cached: a peer makes all its calls with one certificate. Raises `ValueError`."""
-    from cryptography import x509
-
-    from helixflow.pki.certificates import names_of
-
     certificate = x509.load_pem_x509_certificate(pem)
     uris = names_of(certificate).uris
     if len(uris) != 1:

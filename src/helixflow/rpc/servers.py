@@ -19,10 +19,14 @@ from helixflow.rpc.errors import ErrorInterceptor
 from helixflow.rpc.peers import PeerInterceptor, Policy
 from helixflow.rpc.sockets import clear_stale_socket
 
+HANDSHAKE_TIMEOUT_S = 10
+
 _SERVER: tuple[tuple[str, int | str], ...] = (
     *COMMON_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_S * 500),
     ("grpc.so_reuseport", 0),
+    # Who connects and then shows nothing does not stay for the default of two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
 )
 
 

@@ -1,8 +1,10 @@
 """What the two kinds of database have in common, as far as the rest of the room sees it."""
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 # How long a statement waits for another process that writes, seconds.
@@ -12,17 +14,30 @@ MIGRATION_LOCK_TIMEOUT_S: Final = 60.0
 
 
 class Access(Enum):
-    """What a connection is for; an execution option of that name tells the engine's listeners."""
+    """What a transaction is for."""
 
-    # One SELECT outside a transaction.
-    SINGLE = "single"
     # One view of everything.
     READING = "reading"
     # Alone in writing from the first statement.
     WRITING = "writing"
 
 
+# The execution option that tells the listeners of an engine.
 ACCESS: Final = "helixflow_access"
+
+Parameters = Mapping[str, Any] | None
+
+
+class Lookups(Protocol):
+    """Single SELECTs outside transactions, in the cheapest way that the database has."""
+
+    async def fetch_all(self, statement: Executable, parameters: Parameters) -> Sequence[Row[Any]]:
+        """All rows. Fails as the driver does."""
+        ...
+
+    async def close(self) -> None:
+        """Gives back what only look-ups use. Idempotent."""
+        ...
 
 
 class Location(Protocol):
@@ -34,8 +49,8 @@ class Location(Protocol):
         ...
 
     @property
-    def remote(self) -> bool:
-        """Whether it may come up later than we do."""
+    def absent(self) -> bool:
+        """Whether it is known, without asking anybody, that there is nothing yet."""
         ...
 
     def prepare(self) -> None:
@@ -50,5 +65,9 @@ class Location(Protocol):
         ...
 
     def with_access(self, engine: AsyncEngine, access: Access) -> AsyncEngine:
-        """The same engine and pool, for one kind of access."""
+        """The same engine and pool, for one kind of transaction."""
+        ...
+
+    def create_lookups(self, engine: AsyncEngine) -> Lookups:
+        """Look-ups in the same database; may use the connections of `engine`."""
         ...

@@ -1,17 +1,18 @@
 """PostgreSQL: sessions with deadlines that depend on no default of the server, user or database."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import Connection, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import Connection, Executable, Row, event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from helixflow.storage.address import Address
 from helixflow.storage.connector import Connector
-from helixflow.storage.location import ACCESS, LOCK_TIMEOUT_S, MIGRATION_LOCK_TIMEOUT_S, Access
+from helixflow.storage.location import ACCESS, LOCK_TIMEOUT_S, MIGRATION_LOCK_TIMEOUT_S, Access, Parameters
 
 _POOL_TIMEOUT_S: Final = 3.0
 _PING_TIMEOUT_S: Final = 3.0
@@ -39,8 +40,8 @@ class PostgresqlServer:
         return self.address.name
 
     @property
-    def remote(self) -> bool:
-        return True
+    def absent(self) -> bool:
+        return False
 
     def prepare(self) -> None:
         """Nothing: whoever runs the server makes the database."""
@@ -79,8 +80,6 @@ class PostgresqlServer:
 
     def with_access(self, engine: AsyncEngine, access: Access) -> AsyncEngine:
         match access:
-            case Access.SINGLE:
-                return engine.execution_options(**{ACCESS: access}, isolation_level="AUTOCOMMIT")
             case Access.READING:
                 return engine.execution_options(
                     **{ACCESS: access}, isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -88,6 +87,9 @@ class PostgresqlServer:
             case Access.WRITING:
                 # Each statement sees what was committed before it: so all that was written before the lock came.
                 return engine.execution_options(**{ACCESS: access}, isolation_level="READ COMMITTED")
+
+    def create_lookups(self, engine: AsyncEngine) -> "PooledLookups":
+        return PooledLookups(engine)
 
     def _connector(self, migrating: bool) -> Connector:
         lock_timeout_s = MIGRATION_LOCK_TIMEOUT_S if migrating else LOCK_TIMEOUT_S
@@ -113,3 +115,26 @@ class PostgresqlServer:
         }
         command_timeout_s = None if migrating else _COMMAND_TIMEOUT_S
         return Connector(self.address, self.password, session, command_timeout_s=command_timeout_s)
+
+
+class PooledLookups:
+    """Look-ups on the connections of the pool, one message there and back: no BEGIN, no ROLLBACK."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def fetch_all(self, statement: Executable, parameters: Parameters) -> Sequence[Row[Any]]:
+        """Asked again, on a fresh connection, when the first one turns out to be lost."""
+        try:
+            return await self._fetch_all(statement, parameters)
+        except DBAPIError as exc:
+            if not exc.connection_invalidated:
+                raise
+        return await self._fetch_all(statement, parameters)
+
+    async def close(self) -> None:
+        """The pool belongs to the engine."""
+
+    async def _fetch_all(self, statement: Executable, parameters: Parameters) -> Sequence[Row[Any]]:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement, parameters)).all()

@@ -13,7 +13,7 @@ from helixflow.core.errors import ExitCode, UserError
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import locate
 from helixflow.storage.failures import Unreachable, failures_for_people
-from helixflow.storage.location import Access, Location
+from helixflow.storage.location import Access
 from helixflow.storage.revisions import alembic_config, refuse_newer
 
 # How long a start waits for a PostgreSQL that is not up yet, seconds.
@@ -41,11 +41,6 @@ async def downgrade(settings: Settings, revision: str) -> None:
 async def _migrate(settings: Settings, revision: str, *, down: bool, wait_s: float) -> None:
     location = await asyncio.to_thread(locate, settings)
     await asyncio.to_thread(location.prepare)
-    # In a thread with an event loop of its own: loading the steps blocks a loop for a while.
-    await asyncio.to_thread(lambda: asyncio.run(_migrate_at(location, revision, down, wait_s)))
-
-
-async def _migrate_at(location: Location, revision: str, down: bool, wait_s: float) -> None:
     engine = location.create_engine(migrating=True)
     try:
         with failures_for_people(location.name):

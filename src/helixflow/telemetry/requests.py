@@ -17,7 +17,10 @@ _FLUSH_AT_BYTES = 16 * 1024
 
 
 class RequestRecord(Struct, kw_only=True, gc=False):
-    """What is known of a request once it is over; never prompts, answers or keys. Times in seconds."""
+    """What is known of a request once it is over; never prompts, answers, keys or tokens. Times in seconds.
+
+    `scheme` tells the listener; `key_id` is the id of the key, or of the account behind an access token.
+    """
 
     timestamp: str
     level: str = "info"
@@ -27,6 +30,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     call_id: str
     operation: str
     status: int
+    scheme: str = "http"
     duration_s: float
     key_id: str | None = None
     project: str | None = None

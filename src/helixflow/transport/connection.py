@@ -40,8 +40,8 @@ class ConnectionOwner(Protocol):
 class HttpResponse:
     """A response whose head has arrived. One reader at a time.
 
-    `headers` has lower-case names, the last of equal names wins; those before it are in `repeated`. When the body ends the connection goes back to its
-    pool by itself; `close` before that aborts it.
+    `headers` has lower-case names, the last of equal names wins; those before it are in `repeated`. When the body ends
+    the connection goes back to its pool by itself; `close` before that aborts it.
     """
 
     __slots__ = (

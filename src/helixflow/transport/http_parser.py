@@ -16,8 +16,9 @@ class ResponseParser:
 
     `start` before each request; then `feed` what arrives, and `finish` at the end of the stream. After each call the
     attributes tell the state: `head_complete` (`status` and `headers` are valid; names in lower case, the last of equal
-    names wins, those before it are in `repeated`), `pieces` (decoded body since `start`, to be emptied by the reader), `complete` (the response ended) and
-    `reusable` (the connection may carry another request). Interim responses (1xx) are skipped.
+    names wins, those before it are in `repeated`), `pieces` (decoded body since `start`, to be emptied by the reader),
+    `complete` (the response ended) and `reusable` (the connection may carry another request). Interim responses (1xx)
+    are skipped.
     """
 
     __slots__ = (

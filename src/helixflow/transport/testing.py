@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, cast
 
 from helixflow.transport.origin import Origin
@@ -78,15 +79,22 @@ class RecordedConnection:
 
 
 class ScriptedUpstream:
-    """Listens on a free loopback port while used as an async context manager.
+    """Listens on a free loopback port, or on the Unix socket at `path`, while used as an async context manager.
 
     Each request, on whatever connection, plays the next of `scripts`; a request beyond them gets a 500. `requests` and
     `connections` record what came. Understands bodies with `content-length` only.
     """
 
-    def __init__(self, scripts: Iterable[Sequence[Step]], *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        scripts: Iterable[Sequence[Step]],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        path: Path | None = None,
+    ) -> None:
         self._scripts = [list(script) for script in scripts]
         self._ssl_context = ssl_context
+        self._path = path
         self._server: asyncio.Server | None = None
         self._players: set[_Player] = set()
         self._arrived = asyncio.Condition()
@@ -95,7 +103,10 @@ class ScriptedUpstream:
 
     async def __aenter__(self) -> "ScriptedUpstream":
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Player(self), "127.0.0.1", 0, ssl=self._ssl_context)
+        if self._path is not None:
+            self._server = await loop.create_unix_server(lambda: _Player(self), str(self._path))
+        else:
+            self._server = await loop.create_server(lambda: _Player(self), "127.0.0.1", 0, ssl=self._ssl_context)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -113,6 +124,8 @@ class ScriptedUpstream:
 
     @property
     def origin(self) -> Origin:
+        if self._path is not None:
+            return Origin.unix(self._path)
         return Origin("https" if self._ssl_context else "http", "127.0.0.1", self.port)
 
     @property

@@ -18,6 +18,7 @@ from helixflow.core.keys import is_well_formed
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
+from tests.harness.pki import Pki, allow
 
 COMMAND = (sys.executable, "-m", "helixflow.cli.main")
 TIMEOUT_S = 60
@@ -28,11 +29,12 @@ async def control_running(data_dir: Path) -> AsyncIterator[None]:
     settings = Settings(data_dir=data_dir)
     prepare_run_dir(settings.run_dir)
     services = await create_auth(settings, None)
-    server = create_server()
+    identity = Pki(data_dir).identity("control")
+    server = create_server(identity, allow(SERVICE_NAME))
     try:
         services.register(server)
         await add_health_and_reflection(server, [SERVICE_NAME])
-        await listen(server, socket_path(settings.run_dir, "control"))
+        await listen(server, socket_path(settings.run_dir, "control"), identity)
         await server.start()
         yield
     finally:

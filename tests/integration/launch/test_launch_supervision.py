@@ -31,6 +31,7 @@ from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.rpc.servers import create_server, listen
 from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, Settings
 from helixflow.transport.client import HttpClient
+from tests.harness.pki import Pki, allow
 from tests.integration.launch.conftest import Running
 
 POLICY = HealthPolicy(interval_s=0.05, deadline_s=0.5, failures=3)
@@ -192,9 +193,7 @@ async def test_a_binary_that_is_no_llama_server_fails(launcher: Running, chat_mo
         assert (await pool.until(is_failed)).detail == "ended with status 1"
 
 
-async def test_watchers_follow_over_grpc(
-    launcher: Running, chat_model: StoredModel, server: Path, pki: Pki
-) -> None:
+async def test_watchers_follow_over_grpc(launcher: Running, chat_model: StoredModel, server: Path, pki: Pki) -> None:
     async with supervised(launcher, chat_model, binary=server, load="first_use") as pool:
         identity = pki.identity("control")
         rpc = create_server(identity, allow("helixflow.pool.v1.PoolService"))

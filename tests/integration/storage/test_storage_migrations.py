@@ -56,9 +56,9 @@ async def fill_0001(sql: Sql) -> None:
     ]
     for number, (key_id, expires_at, revoked_at, bootstrap) in enumerate(keys):
         await sql(
-            "INSERT INTO api_keys (id, hash, hint, name, organisation_id, project_id, created_at, expires_at, revoked_at,"
-            " superseded, bootstrap) VALUES (:id, :hash, 'hfk_…', 'n', 'o1', 'p1', 120, :expires, :revoked, :superseded,"
-            " :bootstrap)",
+            "INSERT INTO api_keys (id, hash, hint, name, organisation_id, project_id, created_at, expires_at,"
+            " revoked_at, superseded, bootstrap)"
+            " VALUES (:id, :hash, 'hfk_…', 'n', 'o1', 'p1', 120, :expires, :revoked, :superseded, :bootstrap)",
             id=key_id,
             hash=bytes([number]) * 32,
             expires=expires_at,

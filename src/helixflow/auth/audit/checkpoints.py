@@ -15,12 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.chain import Head
 from helixflow.auth.audit.lines import Checkpoint, signature_of
-from helixflow.auth.audit.signatures import SigningKey, key_id, public_der
+from helixflow.auth.audit.signatures import SigningKey, key_id, public_der, public_pem
 from helixflow.auth.sealing import Sealer
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import audit_checkpoints, audit_heads, signing_keys
 
 PURPOSE: Final = "audit"
+_SEALED_AS: Final = "audit-signing-key"
 EVERY_S: Final = 600
 EVERY_RECORDS: Final = 1000
 # Chains that are signed in one transaction: 3 ms of ECDSA.
@@ -71,12 +72,10 @@ class Checkpoints:
 
     async def signing_key(self, connection: AsyncConnection, now: int) -> SigningKey:
         """The key in use; made when there is none, so the transaction must be alone in writing."""
-        query = select(signing_keys).where(
-            signing_keys.c.purpose == PURPOSE, signing_keys.c.private_key.is_not(None)
-        )
+        query = select(signing_keys).where(signing_keys.c.purpose == PURPOSE, signing_keys.c.private_key.is_not(None))
         row = (await connection.execute(query.order_by(signing_keys.c.created_at.desc()).limit(1))).first()
         if row is not None:
-            private = load_der_private_key(self._sealer.open(_sealed_as(), row.private_key, row.kid), None)
+            private = load_der_private_key(self._sealer.open(_SEALED_AS, row.private_key, row.kid), None)
             if not isinstance(private, ec.EllipticCurvePrivateKey):
                 raise TypeError("a signing key of the audit log is not one of ECDSA")
             return SigningKey(row.kid, private)
@@ -88,7 +87,7 @@ class Checkpoints:
                 kid=key.kid,
                 purpose=PURPOSE,
                 public_key=public_der(private.public_key()),
-                private_key=self._sealer.seal(_sealed_as(), der, key.kid),
+                private_key=self._sealer.seal(_SEALED_AS, der, key.kid),
                 created_at=now,
                 active_at=now,
                 expires_at=None,
@@ -103,6 +102,13 @@ async def last_signed(connection: AsyncConnection, organisation_id: str) -> int:
     return int((await connection.execute(query)).scalar_one() or 0)
 
 
+async def public_keys(connection: AsyncConnection) -> dict[str, str]:
+    """Every public key that ever signed, in PEM, by key id."""
+    query = select(signing_keys.c.kid, signing_keys.c.public_key).where(signing_keys.c.purpose == PURPOSE)
+    rows = await connection.execute(query.order_by(signing_keys.c.created_at))
+    return {row.kid: public_pem(row.public_key) for row in rows}
+
+
 async def _find_due(connection: AsyncConnection, now: int) -> Sequence[Row[Any]]:
     earlier = audit_checkpoints.alias()
     # One look into the primary key for each chain, however many checkpoints there are.
@@ -115,6 +121,7 @@ async def _find_due(connection: AsyncConnection, now: int) -> Sequence[Row[Any]]
     signed = audit_checkpoints.c
     query = (
         select(audit_heads)
+        .select_from(audit_heads)
         .outerjoin(
             audit_checkpoints,
             and_(signed.organisation_id == audit_heads.c.organisation_id, signed.sequence == last),
@@ -142,7 +149,3 @@ async def _insert(connection: AsyncConnection, key: SigningKey, organisation_id:
             signature=signature,
         )
     )
-
-
-def _sealed_as() -> str:
-    return "audit signing key"

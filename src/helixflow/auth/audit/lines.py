@@ -1,7 +1,7 @@
 """The lines of an export: a header, records with checkpoints after those that they cover, an end.
 
-Each is canonical JSON (see `record`) and a line feed, byte for byte: what differs has been changed. Checkpoint and end are
-signed over their own line without `signature`. docs/reference/audit-log.md describes the format.
+Each is canonical JSON (see `record`) and a line feed, byte for byte: what differs has been changed. Checkpoint and end
+are signed over their own line without `signature`. docs/reference/audit-log.md describes the format.
 """
 
 from typing import Final

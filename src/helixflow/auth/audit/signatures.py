@@ -9,7 +9,12 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
 
 _KEY_ID_CHARS: Final = 32
 _ALGORITHM: Final = ec.ECDSA(SHA256())
@@ -33,6 +38,10 @@ def key_id(public: ec.EllipticCurvePublicKey) -> str:
 
 def public_der(public: ec.EllipticCurvePublicKey) -> bytes:
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_pem(der: bytes) -> str:
+    return load_der_public_key(der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def is_signed(public: ec.EllipticCurvePublicKey, message: bytes, signature: bytes) -> bool:

@@ -84,7 +84,7 @@ class RecoveryCodes(Shown):
 class Session(Shown):
     """One signing-in."""
 
-    id: str = Field(description="Its id.", examples=["sess_0cc175b9c0f1b6a8"])
+    id: str = Field(description="Its id.", examples=["ses_0cc175b9c0f1b6a8"])
     account_id: str = Field(description="Who signed in.", examples=["user_6b86b273ff34fce1"])
     organisation_id: str = Field(description="Where.", examples=["org_5d41402abc4b2a76"])
     project_id: OptionalId = Field(description="The project of its tokens.")
@@ -95,6 +95,10 @@ class Session(Shown):
     refreshed_at: Moment = Field(description="When its tokens were last renewed.")
     expires_at: Moment = Field(description="When it ends unless it is renewed.")
     current: bool = Field(description="Whether this very request belongs to it.", examples=[True])
+
+
+class SessionPage(Page[Session]):
+    """One page of sessions."""
 
 
 @endpoint("GET", "/me", SESSIONS["GetSelf"], Self)
@@ -109,7 +113,7 @@ def change_password(body: PasswordChange) -> sessions_pb2.ChangePasswordRequest:
     return sessions_pb2.ChangePasswordRequest(**body.given())
 
 
-@endpoint("GET", "/me/sessions", SESSIONS["ListOwnSessions"], Page[Session])
+@endpoint("GET", "/me/sessions", SESSIONS["ListOwnSessions"], SessionPage)
 def list_own_sessions() -> sessions_pb2.ListOwnSessionsRequest:
     """The caller's own sessions that have not ended, newest first, all on one page."""
     return sessions_pb2.ListOwnSessionsRequest()
@@ -117,7 +121,7 @@ def list_own_sessions() -> sessions_pb2.ListOwnSessionsRequest:
 
 @endpoint("DELETE", "/me/sessions/{id}", SESSIONS["EndOwnSession"])
 def end_own_session(
-    id: Annotated[Identifier, Path(description="The session.", examples=["sess_0cc175b9c0f1b6a8"])],
+    id: Annotated[Identifier, Path(description="The session.", examples=["ses_0cc175b9c0f1b6a8"])],
 ) -> sessions_pb2.EndOwnSessionRequest:
     """Ends one of the caller's own sessions."""
     return sessions_pb2.EndOwnSessionRequest(session_id=id)

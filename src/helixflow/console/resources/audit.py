@@ -6,15 +6,21 @@ from fastapi import Query
 from pydantic import Field
 
 from helixflow.console.endpoint import ADMIN, endpoint
-from helixflow.console.fields import Action, GivenMoment, Hash, Identifier, JsonObject, Moment, OptionalText
+from helixflow.console.fields import Action, GivenFlag, GivenMoment, Hash, Identifier, JsonObject, Moment, OptionalText
 from helixflow.console.models import Page, Shown
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
 _EXPORT_TIMEOUT_S = 600.0
+ActorId = Annotated[
+    Identifier | None, Query(description="Only what they did.", examples=["user_6b86b273ff34fce19d6b804e"])
+]
+TargetId = Annotated[
+    Identifier | None, Query(description="Only what was done to it.", examples=["proj_37913d99a1ae28e3195d7a1f"])
+]
 Since = Annotated[GivenMoment | None, Query(description="Only records at or after this time.")]
 Until = Annotated[GivenMoment | None, Query(description="Only records before this time.")]
 Installation = Annotated[
-    bool, Query(description="Records of the installation instead of the organisation's; for operators.")
+    GivenFlag, Query(description="Records of the installation instead of the organisation's; for operators.")
 ]
 
 
@@ -44,11 +50,15 @@ class AuditRecord(Shown):
     hash: Hash = Field(description="SHA-256 of this record, hexadecimal.")
 
 
-@endpoint("GET", "/audit/records", ADMIN["ListAuditRecords"], Page[AuditRecord])
+class AuditRecordPage(Page[AuditRecord]):
+    """One page of records."""
+
+
+@endpoint("GET", "/audit/records", ADMIN["ListAuditRecords"], AuditRecordPage)
 def list_audit_records(
-    actor_id: Annotated[Identifier | None, Query(description="Only what they did.")] = None,
+    actor_id: ActorId = None,
     action: Annotated[Action | None, Query(description="Only this.")] = None,
-    target_id: Annotated[Identifier | None, Query(description="Only what was done to it.")] = None,
+    target_id: TargetId = None,
     outcome: Annotated[Literal["done", "denied"] | None, Query(description="Only what was done, or denied.")] = None,
     since: Since = None,
     until: Until = None,

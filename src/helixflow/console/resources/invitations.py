@@ -6,7 +6,7 @@ from fastapi import Path
 from pydantic import Field
 
 from helixflow.console.endpoint import ADMIN, endpoint
-from helixflow.console.fields import Email, Identifier, Moment, OptionalId, RoleName
+from helixflow.console.fields import Email, Identifier, Moment, OptionalId, OptionalProject, RoleName
 from helixflow.console.models import Given, Page, Shown
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
@@ -25,12 +25,16 @@ class Invitation(Shown):
     invited_by: str = Field(description="Id of who made it.", examples=["user_6b86b273ff34fce19d6b804e"])
 
 
+class InvitationPage(Page[Invitation]):
+    """One page of invitations."""
+
+
 class NewInvitation(Given):
     """An invitation to be made."""
 
     email: Email = Field(description="Who is invited.")
     role: RoleName = Field(description="The role that it gives; not more than the caller may do.")
-    project_id: Identifier | None = Field(None, description="Where it gives the role; null: in the organisation.")
+    project_id: OptionalProject = Field(None, description="Where it gives the role; null: in the organisation.")
 
 
 class CreatedInvitation(Shown):
@@ -40,7 +44,7 @@ class CreatedInvitation(Shown):
     token: str = Field(description="What the invited person redeems; shown once.", examples=["hft_0123456789"])
 
 
-@endpoint("GET", "/invitations", ADMIN["ListInvitations"], Page[Invitation])
+@endpoint("GET", "/invitations", ADMIN["ListInvitations"], InvitationPage)
 def list_invitations() -> admin_pb2.ListRequest:
     """The invitations that have not been redeemed, newest first."""
     return admin_pb2.ListRequest()

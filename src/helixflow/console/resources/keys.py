@@ -16,6 +16,7 @@ from helixflow.console.fields import (
     Network,
     OptionalId,
     OptionalMoment,
+    OptionalProject,
     OptionalText,
     PermissionName,
     Texts,
@@ -26,6 +27,7 @@ from helixflow.rpc.generated.auth_v1 import admin_pb2
 MAX_OVERLAP_S = 30 * 86_400
 _ID = ["key_37913d99a1ae28e3195d7a1f"]
 Id = Annotated[Identifier, Path(description="The key.", examples=_ID)]
+Expiry = Annotated[GivenMoment | None, Field(examples=["2027-01-31T00:00:00Z"])]
 Scopes = Annotated[list[PermissionName], Field(max_length=MAX_LIST, examples=[["models:read", "models:use"]])]
 Models = Annotated[list[ModelName], Field(max_length=MAX_LIST, examples=[["smollm2-135m-instruct"]])]
 Networks = Annotated[list[Network], Field(max_length=MAX_LIST, examples=[["203.0.113.0/24"]])]
@@ -60,11 +62,15 @@ class Key(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class KeyPage(Page[Key]):
+    """One page of keys."""
+
+
 class NewKey(Given):
     """A key to be made."""
 
     name: Name = Field(description="What it is for.", examples=["laptop"])
-    project_id: Identifier | None = Field(None, description="Its project; null: that of the caller's credential.")
+    project_id: OptionalProject = Field(None, description="Its project; null: that of the caller's credential.")
     owner_id: Identifier | None = Field(
         None,
         description="Whom it acts for: the caller's own id or a service account; null: a key of the project itself.",
@@ -75,7 +81,7 @@ class NewKey(Given):
     )
     models: Models = Field([], description="Models that it may use; empty: all.")
     networks: Networks = Field([], description="Networks that it may be used from; empty: all.")
-    expires_at: GivenMoment | None = Field(None, description="Until when it works; null: for good.")
+    expires_at: Expiry = Field(None, description="Until when it works; null: for good.")
 
 
 class KeyChanges(Changes):
@@ -85,7 +91,7 @@ class KeyChanges(Changes):
     scopes: Scopes = absent("What it may be used for, all of it.")
     models: Models = absent("Models that it may use; empty: all.")
     networks: Networks = absent("Networks that it may be used from; empty: all.")
-    expires_at: GivenMoment | None = absent("Until when it works; null: for good.")
+    expires_at: Expiry = absent("Until when it works; null: for good.")
 
 
 class Rotation(Given):
@@ -109,10 +115,10 @@ class RotatedKey(CreatedKey):
     replaced: Key
 
 
-@endpoint("GET", "/keys", ADMIN["ListKeys"], Page[Key])
+@endpoint("GET", "/keys", ADMIN["ListKeys"], KeyPage)
 def list_keys(
     project_id: Annotated[
-        Identifier | None, Query(description="Only those of this project; none: all that the caller may read.")
+        OptionalProject, Query(description="Only those of this project; none: all that the caller may read.")
     ] = None,
 ) -> admin_pb2.ListInProjectRequest:
     """Keys, newest first, revoked and expired ones too."""

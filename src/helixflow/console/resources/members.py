@@ -6,13 +6,13 @@ from fastapi import Path, Query
 from pydantic import Field
 
 from helixflow.console.endpoint import ADMIN, endpoint
-from helixflow.console.fields import Identifier, Moment, OptionalId, RoleName
+from helixflow.console.fields import Identifier, Moment, OptionalId, OptionalProject, RoleName
 from helixflow.console.models import Given, Page, Shown
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
 _ID = ["user_6b86b273ff34fce19d6b804e"]
 UserId = Annotated[Identifier, Path(description="The user.", examples=_ID)]
-ProjectId = Annotated[Identifier | None, Query(description="In which project; none: in the organisation itself.")]
+ProjectId = Annotated[OptionalProject, Query(description="In which project; none: in the organisation itself.")]
 
 
 class Member(Shown):
@@ -27,13 +27,17 @@ class Member(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class MemberPage(Page[Member]):
+    """One page of members."""
+
+
 class MemberRole(Given):
     """The role to give."""
 
     role: RoleName = Field(description="Its name; not more than the caller may do there.")
 
 
-@endpoint("GET", "/members", ADMIN["ListMembers"], Page[Member])
+@endpoint("GET", "/members", ADMIN["ListMembers"], MemberPage)
 def list_members(project_id: ProjectId = None) -> admin_pb2.ListMembersRequest:
     """The members of the organisation itself, or of one project."""
     return admin_pb2.ListMembersRequest(project_id=project_id or "")

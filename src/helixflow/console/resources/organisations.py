@@ -1,9 +1,9 @@
 """Organisations."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Path
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from helixflow.console.endpoint import ADMIN, endpoint
 from helixflow.console.fields import Email, Identifier, Moment, Name
@@ -12,6 +12,19 @@ from helixflow.console.resources.invitations import Invitation
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
 _ID = ["org_5d41402abc4b2a76b9719d91"]
+
+
+def _check_retention(days: int) -> int:
+    if days != 0 and not 30 <= days <= 3650:
+        raise ValueError("must be 0, or 30 to 3650")
+    return days
+
+
+Retention = Annotated[
+    int,
+    AfterValidator(_check_retention),
+    WithJsonSchema({"type": "integer", "anyOf": [{"const": 0}, {"minimum": 30, "maximum": 3650}], "examples": [365]}),
+]
 Id = Annotated[Identifier, Path(description="The organisation.", examples=_ID)]
 
 
@@ -26,6 +39,10 @@ class Organisation(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class OrganisationPage(Page[Organisation]):
+    """One page of organisations."""
+
+
 class NewOrganisation(Given):
     """An organisation to be made, and who owns it."""
 
@@ -37,13 +54,7 @@ class OrganisationChanges(Changes):
     """What changes; the rest stays."""
 
     name: Name = absent("Its name.")
-    audit_retention_days: Annotated[
-        int,
-        Field(json_schema_extra=lambda schema: schema.update(_RETENTION), ge=0, le=3650),
-    ] = absent("Days that audit records are kept: 30 to 3650, or 0 for ever.")
-
-
-_RETENTION: dict[str, Any] = {"anyOf": [{"const": 0}, {"minimum": 30, "maximum": 3650}], "examples": [365]}
+    audit_retention_days: Retention = absent("Days that audit records are kept: 30 to 3650, or 0 for ever.")
 
 
 class CreatedOrganisation(Shown):
@@ -54,7 +65,7 @@ class CreatedOrganisation(Shown):
     invitation_token: str = Field(description="What the owner redeems; shown once.", examples=["hft_0123456789"])
 
 
-@endpoint("GET", "/organisations", ADMIN["ListOrganisations"], Page[Organisation])
+@endpoint("GET", "/organisations", ADMIN["ListOrganisations"], OrganisationPage)
 def list_organisations() -> admin_pb2.ListRequest:
     """All organisations of the installation, by name."""
     return admin_pb2.ListRequest()

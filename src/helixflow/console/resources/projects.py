@@ -25,6 +25,10 @@ class Project(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class ProjectPage(Page[Project]):
+    """One page of projects."""
+
+
 class NewProject(Given):
     """A project to be made."""
 
@@ -37,7 +41,7 @@ class ProjectChanges(Changes):
     name: Name = absent("Its name.")
 
 
-@endpoint("GET", "/projects", ADMIN["ListProjects"], Page[Project])
+@endpoint("GET", "/projects", ADMIN["ListProjects"], ProjectPage)
 def list_projects() -> admin_pb2.ListRequest:
     """The projects that the caller may read, newest first."""
     return admin_pb2.ListRequest()

@@ -36,6 +36,10 @@ class Role(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class RolePage(Page[Role]):
+    """One page of roles."""
+
+
 class NewRole(Given):
     """A role to be made."""
 
@@ -51,7 +55,7 @@ class RoleChanges(Changes):
     permissions: Permissions = absent("What it permits, all of it.")
 
 
-@endpoint("GET", "/roles", ADMIN["ListRoles"], Page[Role])
+@endpoint("GET", "/roles", ADMIN["ListRoles"], RolePage)
 def list_roles() -> admin_pb2.ListRequest:
     """All roles: built-in ones first, then by name."""
     return admin_pb2.ListRequest()

@@ -6,7 +6,7 @@ from fastapi import Path, Query
 from pydantic import Field
 
 from helixflow.console.endpoint import ADMIN, endpoint
-from helixflow.console.fields import Identifier, Moment, Name, OptionalId, RoleName
+from helixflow.console.fields import Identifier, Moment, Name, OptionalId, OptionalProject, RoleName
 from helixflow.console.models import Changes, Given, Page, Shown, absent
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
@@ -27,11 +27,15 @@ class ServiceAccount(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class ServiceAccountPage(Page[ServiceAccount]):
+    """One page of service accounts."""
+
+
 class NewServiceAccount(Given):
     """A service account to be made."""
 
     name: Name = Field(description="Its name.", examples=["nightly-report"])
-    project_id: Identifier | None = Field(None, description="Where its role holds; null: in the organisation.")
+    project_id: OptionalProject = Field(None, description="Where its role holds; null: in the organisation.")
     role: RoleName = Field(description="Its role; not more than the caller may do there.")
 
 
@@ -43,10 +47,10 @@ class ServiceAccountChanges(Changes):
     suspended: Annotated[bool, Field(examples=[True])] = absent("Whether its keys are stopped.")
 
 
-@endpoint("GET", "/service-accounts", ADMIN["ListServiceAccounts"], Page[ServiceAccount])
+@endpoint("GET", "/service-accounts", ADMIN["ListServiceAccounts"], ServiceAccountPage)
 def list_service_accounts(
     project_id: Annotated[
-        Identifier | None, Query(description="Only those of this project; none: all that the caller may read.")
+        OptionalProject, Query(description="Only those of this project; none: all that the caller may read.")
     ] = None,
 ) -> admin_pb2.ListInProjectRequest:
     """Service accounts, newest first."""

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from helixflow.console.endpoint import PASSWORD_TIMEOUT_S, SESSIONS, endpoint
-from helixflow.console.fields import AnyEmail, Code, Identifier, Name, Password, Token
+from helixflow.console.fields import AnyEmail, Code, Identifier, Name, OptionalProject, Password, Token
 from helixflow.console.models import Given, Shown
 from helixflow.rpc.generated.auth_v1 import sessions_pb2
 
@@ -20,7 +20,7 @@ class Credentials(Given):
     organisation_id: Identifier | None = Field(
         None, description="Which of the account's organisations; null: its own.", examples=["org_5d41402abc4b2a76"]
     )
-    project_id: Identifier | None = Field(None, description="Which project the token is for; null: none in particular.")
+    project_id: OptionalProject = Field(None, description="Which project the token is for; null: none in particular.")
 
 
 class MfaAnswer(Given):
@@ -37,7 +37,7 @@ class RefreshToken(Given):
     organisation_id: Identifier | None = Field(
         None, description="Changes the organisation; null: as before.", examples=["org_5d41402abc4b2a76"]
     )
-    project_id: Identifier | None = Field(None, description="Changes the project; null: as before.")
+    project_id: OptionalProject = Field(None, description="Changes the project; null: as before.")
 
 
 class SessionEnd(Given):
@@ -51,7 +51,9 @@ class Redemption(Given):
 
     token: Token = Field(description="`token` of the invitation or reset.")
     password: Password | None = Field(
-        None, description="The new password; for an account that has one already: that one, or null."
+        None,
+        description="The new password; for an account that has one already: that one, or null.",
+        examples=["four random words"],
     )
     name: Name | None = Field(None, description="Only for a new account.", examples=["Ada Lovelace"])
 
@@ -64,7 +66,7 @@ class Tokens(Shown):
     expires_in: int = Field(description="Seconds until the access token expires.", examples=[3600])
     refresh_token: str = Field(description="To be used once, for new tokens.", examples=["hfr_0123456789"])
     refresh_expires_in: int = Field(description="Seconds until the refresh token expires.", examples=[86400])
-    session_id: str = Field(description="The session.", examples=["sess_0cc175b9c0f1b6a8"])
+    session_id: str = Field(description="The session.", examples=["ses_0cc175b9c0f1b6a8"])
 
 
 class MfaChallenge(Shown):

@@ -17,7 +17,7 @@ from helixflow.console.fields import (
     RoleName,
 )
 from helixflow.console.models import Changes, Given, Page, Shown, absent
-from helixflow.console.resources.account import Session
+from helixflow.console.resources.account import SessionPage
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
 _ID = ["user_6b86b273ff34fce19d6b804e"]
@@ -46,13 +46,19 @@ class User(Shown):
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
 
+class UserPage(Page[User]):
+    """One page of users."""
+
+
 class NewUser(Given):
     """An account to be made."""
 
     email: Email = Field(description="Its e-mail, to sign in with.")
     name: Name | None = Field(None, description="The person's name.", examples=["Ada Lovelace"])
-    password: Password | None = Field(None, description="Its password; null: the answer has a token that sets it.")
-    role: RoleName | None = Field(None, description="Its role in the organisation; null: none.")
+    password: Password | None = Field(
+        None, description="Its password; null: the answer has a token that sets it.", examples=["four random words"]
+    )
+    role: RoleName | None = Field(None, description="Its role in the organisation; null: none.", examples=["developer"])
     operator: bool = Field(
         False, description="Whether it may administer the installation. Only operators can make operators."
     )
@@ -89,7 +95,7 @@ class EndedSessions(Shown):
     ended: int = Field(description="Their number.", examples=[2])
 
 
-@endpoint("GET", "/users", ADMIN["ListUsers"], Page[User])
+@endpoint("GET", "/users", ADMIN["ListUsers"], UserPage)
 def list_users(
     email: Annotated[Email | None, Query(description="Only the user with exactly this e-mail.")] = None,
 ) -> admin_pb2.ListUsersRequest:
@@ -141,7 +147,7 @@ def reset_user(id: Id) -> admin_pb2.ChangeRequest:
     return admin_pb2.ChangeRequest(id=id)
 
 
-@endpoint("GET", "/users/{id}/sessions", ADMIN["ListUserSessions"], Page[Session])
+@endpoint("GET", "/users/{id}/sessions", ADMIN["ListUserSessions"], SessionPage)
 def list_user_sessions(id: Id) -> admin_pb2.ListUserSessionsRequest:
     """A user's sessions in this organisation that have not ended, newest first."""
     return admin_pb2.ListUserSessionsRequest(user_id=id)

@@ -1,15 +1,19 @@
 import asyncio
 import timeit
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
 
 import grpc
 import pytest
 
-from helixflow.clients.auth import MAX_NEGATIVE, KeyResolver
+from helixflow.clients.changes import ChangeWatch
+from helixflow.clients.keys import MAX_NEGATIVE, KeyResolver
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.permissions import DEFAULT_SCOPES
 from helixflow.rpc.errors import to_status
-from helixflow.rpc.generated.auth_v1 import auth_pb2
+from helixflow.rpc.generated.auth_v1 import identity_pb2 as pb
+from tests.harness.tokens import change, snapshot
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 
@@ -24,12 +28,14 @@ class FakeAuth:
 
     def __init__(self) -> None:
         self.expiry: dict[bytes, int] = {}
+        self.models: list[str] = []
+        self.networks: list[str] = []
         self.failure: ErrorKind | None = None
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.asked = 0
 
     def unary_unary(self, method: str, **_: object) -> Callable[..., Awaitable[object]]:
-        async def call(request: auth_pb2.ResolveKeyRequest, timeout: float) -> auth_pb2.ResolveKeyResponse:
+        async def call(request: pb.ResolveKeyRequest, timeout: float) -> pb.ResolveKeyResponse:
             assert timeout == 2.0
             self.asked += 1
             expires_at = self.expiry.get(request.key_hash)
@@ -40,12 +46,16 @@ class FakeAuth:
             if expires_at is None:
                 raise _rpc_error(ErrorKind.NOT_FOUND)
             name = request.key_hash[:1].decode()
-            return auth_pb2.ResolveKeyResponse(
+            return pb.ResolveKeyResponse(
                 key_id=f"key_{name}",
                 key_name=name,
                 organisation_id="o",
-                project_id="p",
+                project_id=f"p_{name}",
+                owner_id="" if name == "c" else f"acc_{name}",
                 expires_at=expires_at,
+                permissions=["models:read", "models:use", "galaxies:rule"],
+                models=self.models,
+                networks=self.networks,
             )
 
         return call
@@ -59,16 +69,26 @@ class Bench:
         self.clock = FakeClock()
         self.auth = FakeAuth()
         self.auth.expiry = {A: 0, B: 0, C: 0}
+        self.watch = ChangeWatch(self.auth, clock=self.clock)  # type: ignore[arg-type]
         self.resolver = KeyResolver(
             self.auth,  # type: ignore[arg-type]
+            self.watch,
             size=size,
             ttl_s=ttl_s,
             grace_s=grace_s,
             clock=self.clock,
         )
 
-    def told(self, revision: int, key_hash: bytes = b"", *, first: bool = False) -> None:
-        self.resolver._on_revocation(auth_pb2.WatchRevocationsResponse(revision=revision, key_hash=key_hash), first)
+    def begins(self, revision: int) -> None:
+        """The watch stands, with a snapshot."""
+        self.watch._on_message(snapshot(revision), True)
+
+    def told(self, revision: int, key_hash: bytes = b"", *, kind: int = pb.CHANGE_KIND_KEY, of: str = "") -> None:
+        self.watch._on_message(change(revision, kind, of, key_hash=key_hash), False)
+
+    def kept(self) -> str:
+        """The names of the keys that are cached."""
+        return "".join(key[:1].decode() for key in (A, B, C) if self.resolver.cached(key) is not None)
 
     async def refused(self, key_hash: bytes) -> ErrorKind:
         with pytest.raises(HelixError) as caught:
@@ -79,7 +99,7 @@ class Bench:
 async def test_a_resolved_key_is_cached_until_its_time_is_up() -> None:
     bench = Bench()
     principal = await bench.resolver.resolve(A)
-    assert (principal.key_id, principal.organisation_id) == ("key_a", "o")
+    assert (principal.id, principal.organisation_id) == ("key_a", "o")
     assert bench.resolver.cached(A) is principal
     bench.clock.advance(59.9)
     assert bench.resolver.cached(A) is principal
@@ -102,7 +122,7 @@ async def test_callers_with_one_key_share_one_question_and_one_may_leave() -> No
     callers[0].cancel()
     await asyncio.gather(callers[0], return_exceptions=True)
     gate.set()
-    assert {principal.key_id for principal in await asyncio.gather(*callers[1:])} == {"key_a"}
+    assert {principal.id for principal in await asyncio.gather(*callers[1:])} == {"key_a"}
     assert bench.auth.asked == 1
 
 
@@ -114,7 +134,7 @@ async def test_an_unknown_key_is_remembered_for_five_seconds() -> None:
     assert bench.auth.asked == 1
     bench.clock.advance(5)
     bench.auth.expiry[unknown] = 0
-    assert (await bench.resolver.resolve(unknown)).key_id == "key_u"
+    assert (await bench.resolver.resolve(unknown)).id == "key_u"
 
 
 async def test_a_flood_of_unknown_keys_takes_bounded_memory() -> None:
@@ -151,11 +171,11 @@ async def test_without_auth_a_stale_key_works_through_the_grace_and_no_longer(fa
     await bench.resolver.resolve(A)
     bench.auth.failure = failure
     bench.clock.advance(61)
-    assert (await bench.resolver.resolve(A)).key_id == "key_a"
+    assert (await bench.resolver.resolve(A)).id == "key_a"
     asked = bench.auth.asked
     assert bench.resolver.cached(A) is not None
     bench.clock.advance(236)
-    assert (await bench.resolver.resolve(A)).key_id == "key_a"
+    assert (await bench.resolver.resolve(A)).id == "key_a"
     assert bench.auth.asked == asked + 1
     bench.clock.advance(3)
     assert bench.resolver.cached(A) is None
@@ -165,32 +185,32 @@ async def test_without_auth_a_stale_key_works_through_the_grace_and_no_longer(fa
 
 async def test_while_the_watch_stands_the_grace_begins_with_the_outage() -> None:
     bench = Bench(ttl_s=60, grace_s=300)
-    bench.told(7, first=True)
+    bench.begins(7)
     await bench.resolver.resolve(A)
     bench.clock.advance(3600)
-    bench.resolver._on_watch_lost()
+    bench.watch._on_lost()
     bench.auth.failure = ErrorKind.UNAVAILABLE
     bench.clock.advance(299)
-    assert (await bench.resolver.resolve(A)).key_id == "key_a"
+    assert (await bench.resolver.resolve(A)).id == "key_a"
     bench.clock.advance(1)
     assert await bench.refused(A) is ErrorKind.UNAVAILABLE
 
 
 async def test_an_auth_that_hangs_with_its_watch_open_does_not_extend_the_grace_for_ever() -> None:
     bench = Bench(ttl_s=60, grace_s=300)
-    bench.told(7, first=True)
+    bench.begins(7)
     await bench.resolver.resolve(A)
     bench.auth.failure = ErrorKind.DEADLINE
     bench.clock.advance(60)
     for _ in range(30):
-        assert (await bench.resolver.resolve(A)).key_id == "key_a"
+        assert (await bench.resolver.resolve(A)).id == "key_a"
         bench.clock.advance(10)
     assert await bench.refused(A) is ErrorKind.UNAVAILABLE
 
 
 async def test_a_pushed_revocation_takes_the_key_at_once_and_no_other() -> None:
     bench = Bench()
-    bench.told(0, first=True)
+    bench.begins(0)
     await bench.resolver.resolve(A)
     await bench.resolver.resolve(B)
     bench.told(1, A)
@@ -200,27 +220,80 @@ async def test_a_pushed_revocation_takes_the_key_at_once_and_no_other() -> None:
 
 async def test_a_gap_in_revisions_forgets_everything() -> None:
     bench = Bench()
-    bench.told(0, first=True)
+    bench.begins(0)
     await bench.resolver.resolve(A)
     await bench.resolver.resolve(B)
-    bench.told(2, A)
-    assert bench.resolver.cached(B) is None
+    with pytest.raises(HelixError, match="missed"):
+        bench.told(2, A)
+    assert bench.kept() == ""
+    assert not bench.watch._standing
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "kept"),
+    [
+        (pb.CHANGE_KIND_OWNER, "acc_a", "bc"),
+        (pb.CHANGE_KIND_OWNER, "p_a", "abc"),
+        (pb.CHANGE_KIND_PROJECT, "p_b", "ac"),
+        (pb.CHANGE_KIND_ORGANISATION, "o", ""),
+        (pb.CHANGE_KIND_ORGANISATION, "other", "abc"),
+        (pb.CHANGE_KIND_SESSION, "acc_a", "abc"),
+        (pb.CHANGE_KIND_SIGNING_KEYS, "", "abc"),
+        (99, "what only a newer service knows", ""),
+    ],
+)
+async def test_a_change_forgets_the_keys_that_it_concerns(kind: int, subject: str, kept: str) -> None:
+    bench = Bench()
+    bench.begins(0)
+    for key in (A, B, C):
+        await bench.resolver.resolve(key)
+    bench.told(1, kind=kind, of=subject)
+    assert bench.kept() == kept
+
+
+async def test_a_snapshot_in_parts_counts_once_it_is_whole() -> None:
+    bench = Bench()
+    bench.watch._on_message(pb.WatchChangesResponse(revision=3, more=True), True)
+    assert not bench.watch.has_watched
+    bench.watch._on_message(snapshot(3), False)
+    assert bench.watch.has_watched
+    await bench.resolver.resolve(A)
+    bench.told(4, A)
+    assert bench.kept() == ""
+
+
+async def test_what_a_key_is_restricted_to_comes_with_it() -> None:
+    bench = Bench()
+    principal = await bench.resolver.resolve(A)
+    assert (principal.models, principal.networks) == (None, None)
+    assert principal.permissions == DEFAULT_SCOPES
+    bench.auth.models, bench.auth.networks = ["m"], ["10.0.0.0/8", "2001:db8::/32"]
+    principal = await bench.resolver.resolve(B)
+    assert principal.models == {"m"}
+    assert principal.networks == (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+
+
+@pytest.mark.parametrize("broken", ["10.0.0.0/33", "everywhere", "", "10.0.0.1/8"])
+async def test_a_network_that_cannot_be_read_makes_the_key_usable_from_nowhere(broken: str) -> None:
+    bench = Bench()
+    bench.auth.networks = ["0.0.0.0/0", broken]
+    assert (await bench.resolver.resolve(A)).networks == ()
 
 
 @pytest.mark.parametrize(("revision", "kept"), [(4, True), (5, False), (3, False)])
 async def test_after_a_break_the_cache_is_kept_only_if_nothing_was_revoked(revision: int, kept: bool) -> None:
     bench = Bench()
-    bench.told(4, first=True)
+    bench.begins(4)
     await bench.resolver.resolve(A)
-    bench.resolver._on_watch_lost()
+    bench.watch._on_lost()
     assert bench.resolver.cached(A) is not None
-    bench.told(revision, first=True)
+    bench.begins(revision)
     assert (bench.resolver.cached(A) is not None) is kept
 
 
 async def test_a_revocation_that_overtakes_an_answer_is_not_lost() -> None:
     bench = Bench()
-    bench.told(0, first=True)
+    bench.begins(0)
 
     async def revoke_meanwhile() -> None:
         bench.auth.before_answer = None

@@ -1,0 +1,83 @@
+"""Answers that are remembered, so that a request that is sent twice is done once."""
+
+import hashlib
+import re
+from typing import Final
+
+from sqlalchemy import and_, delete, insert, select
+
+from helixflow.auth.sealing import Sealer
+from helixflow.auth.unit import Unit
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.storage.schema import idempotency_keys
+
+KEEP_S: Final = 24 * 3600
+_FORM: Final = re.compile(r"[!-~]{1,255}")
+_PURPOSE: Final = "idempotency"
+
+
+class Idempotency:
+    """Remembers answers for a day, by caller and key. They may hold secrets: they are stored sealed.
+
+    Within a writing unit: of two requests with one key the second waits, and finds the answer of the first.
+    """
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    async def find(self, unit: Unit, key: str, fingerprint: bytes) -> bytes | None:
+        """What was answered to the same caller, key and request; None when it is new.
+
+        `fingerprint` has 32 bytes and tells requests apart. Raises `HelixError` UNPROCESSABLE for a malformed key, or
+        with code `idempotency_key_reused` for one that came with another request.
+        """
+        if not _FORM.fullmatch(key):
+            message = "An idempotency key has 1 to 255 visible ASCII characters."
+            raise HelixError(ErrorKind.UNPROCESSABLE, message, param="Idempotency-Key")
+        query = select(idempotency_keys).where(
+            idempotency_keys.c.caller_id == unit.caller.subject_id,
+            idempotency_keys.c.key == key,
+            idempotency_keys.c.created_at > unit.now - KEEP_S,
+        )
+        row = (await unit.connection.execute(query)).first()
+        if row is None:
+            return None
+        if row.request_hash != _in_place(unit, fingerprint):
+            raise HelixError(
+                ErrorKind.UNPROCESSABLE,
+                "This idempotency key was used for another request. Take a new one for each request.",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+        return self._sealer.open(_PURPOSE, row.response, _context(row.caller_id, key))
+
+    async def keep(self, unit: Unit, key: str, fingerprint: bytes, answer: bytes) -> None:
+        """Remembers what was answered to a request for which `find` gave None."""
+        caller_id = unit.caller.subject_id
+        same = and_(idempotency_keys.c.caller_id == caller_id, idempotency_keys.c.key == key)
+        # An old answer that has not been pruned yet.
+        await unit.connection.execute(delete(idempotency_keys).where(same))
+        await unit.connection.execute(
+            insert(idempotency_keys).values(
+                caller_id=caller_id,
+                key=key,
+                request_hash=_in_place(unit, fingerprint),
+                response=self._sealer.seal(_PURPOSE, answer, _context(caller_id, key)),
+                created_at=unit.now,
+            )
+        )
+
+    async def prune(self, unit: Unit) -> None:
+        """Forgets what is older than a day."""
+        old = idempotency_keys.c.created_at <= unit.now - KEEP_S
+        await unit.connection.execute(delete(idempotency_keys).where(old))
+
+
+def _in_place(unit: Unit, fingerprint: bytes) -> bytes:
+    """The same request means something else with a credential for another organisation or project."""
+    place = f"{unit.caller.organisation_id}\0{unit.caller.project_id}"
+    return hashlib.sha256(fingerprint + place.encode()).digest()
+
+
+def _context(caller_id: str, key: str) -> str:
+    return f"{caller_id}\0{key}"

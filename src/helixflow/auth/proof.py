@@ -1,0 +1,134 @@
+"""Whether somebody knows the password of an account: counted before it is tried, recorded when it is wrong."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
+from helixflow.auth.caller import CallerKind
+from helixflow.auth.dispatch import Invocation
+from helixflow.auth.lockout import Attempt, Lockout
+from helixflow.auth.passwords import Passwords, check_length
+from helixflow.auth.texts import MAX_EMAIL_CHARS, email_key
+from helixflow.auth.unit import Unit
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.storage.schema import accounts
+
+_WRONG: Final = "The e-mail or the password is wrong."
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The account, as it was, and the attempt that was counted. In the transaction that follows, `recheck` it, and take
+    the attempt back.
+    """
+
+    account: Row[Any]
+    attempt: Attempt
+
+
+class PasswordProof:
+    """Takes the same time and gives the same answer for an e-mail without an account, an account without a password and a
+    wrong password.
+    """
+
+    def __init__(self, passwords: Passwords, lockout: Lockout) -> None:
+        self._passwords = passwords
+        self._lockout = lockout
+
+    async def by_email(self, invocation: Invocation, email: str, password: str) -> Proof:
+        """Raises `HelixError`: INVALID_CREDENTIALS, TOO_MANY_ATTEMPTS, UNPROCESSABLE for what is too long."""
+        if len(email) > MAX_EMAIL_CHARS:
+            raise HelixError(ErrorKind.UNPROCESSABLE, "This e-mail is too long.", param="email")
+        check_length(password)
+        async with invocation.writing() as unit:
+            account = await find_account_by_email(unit.connection, email)
+            attempt = await self._lockout.count(unit, email)
+        return await self._verify(invocation, account, email, attempt, password, "password", _WRONG)
+
+    async def of_caller(self, invocation: Invocation, password: str, param: str = "current_password") -> Proof:
+        """The caller's own password. Raises as `by_email`, and PERMISSION_DENIED for who is no account."""
+        check_length(password, param)
+        async with invocation.writing() as unit:
+            account = await find_own_account(unit)
+            attempt = await self._lockout.count(unit, account.email)
+        return await self._verify(
+            invocation, account, account.email, attempt, password, param, "The password is wrong."
+        )
+
+    async def _verify(
+        self,
+        invocation: Invocation,
+        account: Row[Any] | None,
+        email: str,
+        attempt: Attempt,
+        password: str,
+        param: str,
+        message: str,
+    ) -> Proof:
+        try:
+            right = await self._passwords.verify(
+                password, account.password_hash if account is not None else None, param
+            )
+        except HelixError:
+            # It was not tried.
+            async with invocation.writing() as unit:
+                await self._lockout.take_back(unit, attempt)
+            raise
+        if account is None or not right:
+            async with invocation.writing() as unit:
+                record_failure(unit, invocation.action, account, attempt, email)
+            raise HelixError(ErrorKind.INVALID_CREDENTIALS, message, param=param if param != "password" else None)
+        return Proof(account, attempt)
+
+
+async def recheck(unit: Unit, account: Row[Any]) -> Row[Any]:
+    """The account as it is now. Raises `HelixError` INVALID_CREDENTIALS if its password has changed since."""
+    row = await find_account(unit.connection, account.id)
+    if row is None or row.password_hash != account.password_hash:
+        raise HelixError(ErrorKind.INVALID_CREDENTIALS, "The password has changed meanwhile.")
+    return row
+
+
+def record_failure(unit: Unit, action: str, account: Row[Any] | None, attempt: Attempt, email: str = "") -> None:
+    """Into the audit log of the account's home; without an account, into that of the installation."""
+    chain, target = (account.home_organisation_id, account.id) if account is not None else (INSTALLATION, mask(email))
+    after = {"failures": attempt.failures, "locked_s": attempt.locked_s}
+    record_denial(unit, action, chain, target, ErrorKind.INVALID_CREDENTIALS, after)
+
+
+def record_denial(
+    unit: Unit, action: str, chain: str, target_id: str, kind: ErrorKind, after: dict[str, Any] | None = None
+) -> None:
+    """An attempt to be the user `target_id` that was refused."""
+    denied = AuditEntry(
+        chain, unit.caller, action, "user", target_id, None, after, outcome=Outcome.DENIED, reason=kind.value
+    )
+    unit.entries.append(denied)
+
+
+async def find_account(connection: AsyncConnection, account_id: str) -> Row[Any] | None:
+    """Its row, unless it is deleted."""
+    query = select(accounts).where(accounts.c.id == account_id, accounts.c.deleted_at.is_(None))
+    return (await connection.execute(query)).first()
+
+
+async def find_account_by_email(connection: AsyncConnection, email: str) -> Row[Any] | None:
+    """The row of the account with that e-mail, in whatever case; deleted ones have none."""
+    return (await connection.execute(select(accounts).where(accounts.c.email_key == email_key(email)))).first()
+
+
+async def find_own_account(unit: Unit) -> Row[Any]:
+    """The caller's row. Raises `HelixError` PERMISSION_DENIED for keys and service accounts."""
+    row = await find_account(unit.connection, unit.caller.id) if unit.caller.kind is CallerKind.ACCOUNT else None
+    if row is None:
+        raise HelixError(ErrorKind.PERMISSION_DENIED, "Not permitted: only who has signed in can do this.")
+    return row
+
+
+def mask(email: str) -> str:
+    """What is kept of an e-mail without an account: somebody may have typed a password there."""
+    local, at, domain = email.partition("@")
+    return f"{local[:1]}…@{domain[:1]}…" if at else "…"

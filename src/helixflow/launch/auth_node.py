@@ -1,0 +1,80 @@
+"""The auth service and the admin API on top of it, as parts of one process: the control process, or `helixflow auth`."""
+
+import asyncio
+from typing import Final
+
+import grpc
+
+from helixflow.auth.service import AuthServices, create_auth
+from helixflow.console.app import create_app
+from helixflow.console.server import SOCKET_NAME, AdminServer
+from helixflow.pki.identity import ServiceIdentity
+from helixflow.rpc.channels import create_channel
+from helixflow.rpc.peers import Policy
+from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
+from helixflow.rpc.sockets import socket_path
+from helixflow.settings.tree import Settings
+
+_STOP_GRACE_S: Final = 1.0
+# Who may call what here. A gateway resolves keys; only the admin API administers.
+_POLICY: Final[Policy] = {
+    "helixflow.auth.v1.IdentityService": frozenset({"gateway", "console"}),
+    "helixflow.auth.v1.SessionService": frozenset({"console"}),
+    "helixflow.auth.v1.AdminService": frozenset({"console"}),
+}
+
+
+class AuthNode:
+    """Listens on `run/control.sock` and `auth.host:auth.port` (gRPC) and on `run/admin.sock` (HTTP).
+
+    `identity` is what it shows to its callers. `start`, then `run` for as long as it serves, then `close`.
+    """
+
+    def __init__(self, settings: Settings, identity: ServiceIdentity, bootstrap_key: str | None) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._bootstrap_key = bootstrap_key
+        self._services: AuthServices | None = None
+        self._server: grpc.aio.Server | None = None
+        self._console: ServiceIdentity | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._admin: AdminServer | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the database and the listeners. Raises `UserError`; what was begun is to be closed."""
+        settings = self._settings
+        socket = socket_path(settings.run_dir, "control")
+        self._services = await create_auth(settings, self._bootstrap_key)
+        self._server = create_server(self._identity, _POLICY)
+        self._services.register(self._server)
+        self._health = await add_health_and_reflection(self._server, self._services.names)
+        await listen(self._server, socket, self._identity)
+        self.port = await listen_tcp(self._server, settings.auth.host, settings.auth.port, self._identity)
+        await self._server.start()
+        self._console = await asyncio.to_thread(ServiceIdentity.open, settings, "console")
+        self._channel = create_channel(socket, self._console, self._identity.service)
+        self._admin = AdminServer(create_app(self._channel), socket_path(settings.run_dir, SOCKET_NAME))
+        await self._admin.start()
+
+    async def run(self) -> None:
+        """What goes on beside answering: telling of changes, housekeeping. Until cancelled."""
+        assert self._services is not None
+        assert self._console is not None
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._services.run(), name="auth")
+            tasks.create_task(self._console.follow(), name="console identity")
+
+    async def close(self) -> None:
+        """Answers what is under way, for a moment, and ends. Idempotent."""
+        if self._admin is not None:
+            await self._admin.close()
+        if self._channel is not None:
+            await self._channel.close()
+        if self._server is not None:
+            await self._health.enter_graceful_shutdown()
+        if self._services is not None:
+            await self._services.close()
+        if self._server is not None:
+            await self._server.stop(_STOP_GRACE_S)
+        self._admin = self._channel = self._server = self._services = None

@@ -1,0 +1,341 @@
+"""The auth service without sockets: operations run through the real dispatcher, on a fresh database, at a fake time.
+
+`Installation` makes organisations, projects and people directly in the tables and calls RPCs as any of them:
+
+    auth = Installation(database)
+    acme = await auth.add_organisation("Acme")
+    project = await auth.add_project(acme, "Search")
+    ada = await auth.add_person(acme, roles={"": "owner"})
+    bob = await auth.add_person(acme, roles={project: "developer"})
+    made = await auth.call(ada, "CreateProject", pb.CreateProjectRequest(name="New"))
+
+Sessions are rows as a sign-in makes them, and access tokens their claims as JSON: signatures are the token tests' matter.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import msgspec
+import pytest
+from google.protobuf.message import Message
+from sqlalchemy import Row, Table, insert, select
+
+from helixflow.auth import (
+    dissolution,
+    invitations,
+    keys,
+    members,
+    organisations,
+    projects,
+    roles,
+    service_accounts,
+    user_status,
+    users,
+)
+from helixflow.auth.authentication import Authentication
+from helixflow.auth.changes import ChangeFeed
+from helixflow.auth.common_passwords import CommonPasswords
+from helixflow.auth.dispatch import Dispatcher, Operation
+from helixflow.auth.idempotency import Idempotency
+from helixflow.auth.password_rules import PasswordRules
+from helixflow.auth.passwords import Passwords
+from helixflow.auth.sealing import KEY_BYTES, Sealer
+from helixflow.auth.texts import email_key
+from helixflow.auth.unit import Unit, Units
+from helixflow.core.claims import AccessClaims
+from helixflow.core.clock import FakeClock
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.keys import generate_key, hash_key, mask_key
+from helixflow.rpc.access import AUTHORIZATION, IDEMPOTENCY_KEY, REQUEST_ID
+from helixflow.rpc.generated.auth_v1 import admin_pb2
+from helixflow.storage.engine import Database
+from helixflow.storage.schema import (
+    accounts,
+    api_keys,
+    audit_records,
+    changes,
+    memberships,
+    sessions,
+)
+from helixflow.storage.schema import organisations as organisation_rows
+from helixflow.storage.schema import projects as project_rows
+
+TOKEN_LIFE_S = 72 * 3600
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+# A real argon2id hash takes 25 ms; that there is one is all that matters to administration.
+SOME_HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAA"
+REQUEST = "req_test"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """An account with an open session in `organisation_id`. `credential` is its access token."""
+
+    id: str
+    email: str
+    organisation_id: str
+    credential: str
+
+
+class Installation:
+    """What AdminService consists of, but the transport. `clock` moves when told to."""
+
+    def __init__(self, database: Database, clock: FakeClock | None = None) -> None:
+        self.database = database
+        self.clock = clock or FakeClock()
+        self.units = Units(database, self.clock, ChangeFeed(database, self.clock))
+        self.sealer = Sealer(bytes(KEY_BYTES))
+        self.authentication = Authentication(self._read_token, self.clock)
+        self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer))
+        self.passwords = Passwords(PasswordRules(12, CommonPasswords()), self.clock, workers=1)
+        self._handler = self.dispatcher.handler(ADMIN_SERVICE, self._operations())
+
+    @property
+    def now(self) -> int:
+        return int(self.clock.now())
+
+    async def close(self) -> None:
+        await self.dispatcher.finish()
+        self.passwords.close()
+
+    async def call(
+        self, caller: "Person | str | None", rpc: str, request: Message, *, idempotency_key: str = ""
+    ) -> Any:
+        """The answer to an RPC of AdminService. `caller` is a person, a credential, or None for nobody.
+
+        Raises what the RPC does, `HelixError` for instance.
+        """
+        credential = caller.credential if isinstance(caller, Person) else caller
+        metadata = [(REQUEST_ID, REQUEST)]
+        if credential:
+            metadata.append((AUTHORIZATION, f"Bearer {credential}"))
+        if idempotency_key:
+            metadata.append((IDEMPOTENCY_KEY, idempotency_key))
+        details = _Details(f"/{ADMIN_SERVICE.full_name}/{rpc}", tuple(metadata))
+        handler = self._handler.service(cast(grpc.HandlerCallDetails, details))
+        assert handler is not None, f"{rpc} is no RPC of AdminService"
+        context = _Context(tuple(metadata))
+        if handler.response_streaming:
+            return [message async for message in handler.unary_stream(request, context)]  # type: ignore[misc]
+        # Over the wire and back, as a client's would go.
+        arrived = handler.request_deserializer(request.SerializeToString())
+        return await handler.unary_unary(arrived, context)  # type: ignore[misc]
+
+    async def add_organisation(self, name: str = "Acme", *, organisation_id: str = "") -> str:
+        organisation_id = organisation_id or _id("org")
+        await self._insert(
+            organisation_rows, id=organisation_id, name=name, audit_retention_days=0, **self._stamps()
+        )
+        return organisation_id
+
+    async def add_project(self, organisation_id: str, name: str = "Search", *, project_id: str = "") -> str:
+        project_id = project_id or _id("proj")
+        await self._insert(
+            project_rows, id=project_id, organisation_id=organisation_id, name=name, **self._stamps()
+        )
+        return project_id
+
+    async def add_person(
+        self,
+        organisation_id: str,
+        *,
+        roles: Mapping[str, str] | None = None,
+        email: str = "",
+        home: str = "",
+        operator: bool = False,
+        password: bool = True,
+        suspended: bool = False,
+    ) -> Person:
+        """An account of that organisation, or of `home`, with `roles` by project id ('' in the organisation)."""
+        account_id = _id("user")
+        email = email or f"{account_id}@example.com"
+        await self._insert(
+            accounts,
+            id=account_id,
+            email=email,
+            email_key=email_key(email),
+            name="Somebody",
+            password_hash=SOME_HASH if password else None,
+            home_organisation_id=home or organisation_id,
+            operator=operator,
+            totp_used=0,
+            suspended_at=self.now if suspended else None,
+            **self._stamps(),
+        )
+        for project_id, role in (roles or {}).items():
+            await self.add_membership(account_id, organisation_id, role, project_id)
+        return Person(account_id, email, organisation_id, await self.sign_in(account_id, organisation_id))
+
+    async def add_membership(self, account_id: str, organisation_id: str, role: str, project_id: str = "") -> None:
+        await self._insert(
+            memberships,
+            account_id=account_id,
+            organisation_id=organisation_id,
+            project_id=project_id,
+            role=role,
+            **self._stamps(),
+        )
+
+    async def sign_in(self, account_id: str, organisation_id: str, project_id: str = "") -> str:
+        """An access token of a new session."""
+        session_id = _id("ses")
+        await self._insert(
+            sessions,
+            id=session_id,
+            account_id=account_id,
+            organisation_id=organisation_id,
+            project_id=project_id,
+            method="password",
+            address="192.0.2.1",
+            user_agent="test",
+            created_at=self.now,
+            refreshed_at=self.now,
+            expires_at=self.now + 86_400,
+        )
+        claims = AccessClaims(
+            iss="helixflow",
+            sub=account_id,
+            aud="helixflow",
+            exp=self.now + 3600,
+            iat=self.now,
+            nbf=self.now,
+            jti=secrets.token_hex(8),
+            org=organisation_id,
+            project=project_id,
+            roles=[],
+            scope="",
+            sid=session_id,
+            rev=0,
+        )
+        return msgspec.json.encode(claims).decode()
+
+    async def add_key(
+        self,
+        organisation_id: str,
+        project_id: str,
+        *,
+        scopes: Sequence[str] = (),
+        owner_id: str = "",
+        bootstrap: bool = False,
+    ) -> tuple[str, str]:
+        """The id of a new key, and the key."""
+        secret, key_id = generate_key(), _id("key")
+        await self._insert(
+            api_keys,
+            id=key_id,
+            hash=hash_key(secret),
+            hint=mask_key(secret),
+            name="a key",
+            organisation_id=organisation_id,
+            project_id=project_id,
+            owner_id=owner_id,
+            scopes=sorted(scopes),
+            models=[],
+            networks=[],
+            created_by="",
+            superseded=False,
+            bootstrap=bootstrap,
+            **self._stamps(),
+        )
+        return key_id, secret
+
+    async def rows(self, table: Table, **where: Any) -> Sequence[Row[Any]]:
+        """The rows of a table with those values, in the order of its key."""
+        query = select(table).order_by(*table.primary_key)
+        return await self.database.fetch_all(query.where(*(table.c[name] == value for name, value in where.items())))
+
+    async def audited(self, organisation_id: str, **where: Any) -> list[Row[Any]]:
+        """The audit records of an organisation ('' of the installation), oldest first."""
+        return list(await self.rows(audit_records, organisation_id=organisation_id, **where))
+
+    async def told(self) -> list[tuple[int, str, str]]:
+        """Kind, subject and organisation of what gateways have been told, oldest first."""
+        return [(row.kind, row.subject_id, row.organisation_id) for row in await self.rows(changes)]
+
+    def _stamps(self) -> dict[str, int]:
+        return {"created_at": self.now, "updated_at": self.now, "version": 1}
+
+    async def _insert(self, table: Table, **values: Any) -> None:
+        async with self.database.writing() as connection:
+            await connection.execute(insert(table).values(**values))
+
+    def _operations(self) -> Mapping[str, Operation]:
+        served: dict[str, Operation] = {
+            **organisations.operations(TOKEN_LIFE_S),
+            **projects.OPERATIONS,
+            **dissolution.OPERATIONS,
+            **users.operations(self.passwords, TOKEN_LIFE_S),
+            **user_status.operations(TOKEN_LIFE_S),
+            **invitations.operations(TOKEN_LIFE_S),
+            **members.OPERATIONS,
+            **roles.OPERATIONS,
+            **service_accounts.OPERATIONS,
+            **keys.OPERATIONS,
+        }
+        return served | {method.name: Operation(_elsewhere) for method in ADMIN_SERVICE.methods if method.name not in served}
+
+    @staticmethod
+    def _read_token(token: str) -> AccessClaims:
+        try:
+            return msgspec.json.decode(token, type=AccessClaims)
+        except msgspec.MsgspecError as exc:
+            raise HelixError(ErrorKind.INVALID_TOKEN, "Not an access token of these tests.") from exc
+
+
+class Rehearsal(Database):
+    """A database whose writes are all undone: a thousand calls can begin from the same state."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.name = database.name
+        self.fetch_all = database.fetch_all  # type: ignore[method-assign]
+        self.reading = database.reading  # type: ignore[method-assign]
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Any]:
+        try:
+            async with self._database.writing() as connection:
+                yield connection
+                raise _Undone
+        except _Undone:
+            return
+
+
+@asynccontextmanager
+async def refused(kind: ErrorKind, param: str | None = None) -> AsyncIterator[None]:
+    """Expects a `HelixError` of that kind, about that field."""
+    with pytest.raises(HelixError) as caught:
+        yield
+    assert (caught.value.kind, caught.value.param) == (kind, param), caught.value.message
+
+
+class _Undone(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    method: str
+    invocation_metadata: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """As much of a gRPC context as the dispatcher looks at."""
+
+    metadata: tuple[tuple[str, str], ...]
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self.metadata
+
+
+async def _elsewhere(unit: Unit, request: Message) -> Message:
+    raise AssertionError("this operation is tested with what it belongs to")
+
+
+def _id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
