@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.cli_page import write_cli_page
+from tools.common_passwords import write_common_passwords
 from tools.errors_page import write_errors_page
 from tools.protos import GENERATED, write_stubs
 from tools.settings_page import write_settings_page
@@ -22,6 +23,7 @@ GENERATORS: tuple[Callable[[Path], None], ...] = (
     write_settings_page,
     write_cli_page,
     write_errors_page,
+    write_common_passwords,
 )
 # Folders in which every file is generated: what is there and is not generated any more is stale too.
 OWNED_FOLDERS = (GENERATED,)

@@ -1,7 +1,6 @@
 """Audit logs to look at: in a database, and as exports that were never in one."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -10,12 +9,13 @@ from msgspec.structs import replace
 from helixflow.auth.audit.checkpoints import Checkpoints
 from helixflow.auth.audit.entry import AuditEntry
 from helixflow.auth.audit.export import AuditExport
-from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, render, signature_of
+from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, header_hash, render, signature_of
+from helixflow.auth.audit.operations import audit_operations
 from helixflow.auth.audit.record import NO_HASH, Record, hash_of
 from helixflow.auth.audit.signatures import SigningKey, key_id, public_der, public_pem
 from helixflow.auth.caller import Caller, CallerKind, Source
 from helixflow.auth.changes import ChangeFeed
-from helixflow.auth.dispatch import Invocation
+from helixflow.auth.dispatch import Invocation, Operation
 from helixflow.auth.sealing import Sealer
 from helixflow.auth.unit import Units
 from helixflow.core.clock import FakeClock
@@ -32,6 +32,7 @@ ALICE = Caller(
     ORGANISATION,
     source=Source("203.0.113.7", "req_1", "curl/8"),
 )
+_READ = Access(Level.ORGANISATION, Permission.AUDIT_READ, False, False)
 _EXPORT = Access(Level.ORGANISATION, Permission.AUDIT_EXPORT, True, False)
 
 
@@ -61,9 +62,20 @@ class AuditLog:
         return b"".join(await self.export_messages(caller, **request)).splitlines(keepends=True)
 
     async def export_messages(self, caller: Caller = ALICE, **request: Any) -> list[bytes]:
+        return [message async for message in self.stream_export(caller, **request)]
+
+    async def stream_export(self, caller: Caller = ALICE, **request: Any) -> AsyncIterator[bytes]:
         invocation = Invocation(caller, _EXPORT, "export_audit_log", self.units)
-        stream = AuditExport(self.checkpoints)(invocation, pb.ExportAuditLogRequest(**request))
-        return [message.lines async for message in stream]
+        async for message in AuditExport(self.checkpoints)(invocation, pb.ExportAuditLogRequest(**request)):
+            yield message.lines
+
+    async def list_records(self, caller: Caller = ALICE, **request: Any) -> pb.ListAuditRecordsResponse:
+        operation = audit_operations(self.checkpoints)["ListAuditRecords"]
+        assert isinstance(operation, Operation)
+        async with self.units.reading(caller, _READ, "list_audit_records") as unit:
+            answer = await operation.run(unit, pb.ListAuditRecordsRequest(**request))
+        assert isinstance(answer, pb.ListAuditRecordsResponse)
+        return answer
 
 
 def new_key() -> SigningKey:
@@ -115,6 +127,5 @@ def build_export(records: Sequence[Record], key: SigningKey, *, checkpoints: Seq
             lines.append(render(replace(checkpoint, signature=signature_of(checkpoint, key).hex())))
     last, last_hash = (records[-1].sequence, records[-1].hash) if records else (0, NO_HASH.hex())
     signed = len(lines) - 1 - len(records)
-    header_hash = hashlib.sha256(lines[0]).hexdigest()
-    end = End(ORGANISATION, last, last_hash, len(records), signed, header_hash, 1_700_000_901, key.kid)
+    end = End(ORGANISATION, last, last_hash, len(records), signed, header_hash(header), 1_700_000_901, key.kid)
     return [*lines, render(replace(end, signature=signature_of(end, key).hex()))]

@@ -30,12 +30,14 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import asyncpg
+import psutil
 
 from helixflow.settings.tree import DatabaseSettings
 
 ROLE = "helixflow"
 _SUPERUSER = "superuser"
 _START_TIMEOUT_S = 30.0
+_PREFIX = "hf-pg-"
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     # Commits survive kill -9, not a power cut.
@@ -65,7 +67,8 @@ class PostgresServer:
     @classmethod
     def create(cls) -> Self:
         # Not below pytest's own folders: they are closed to the user that the server runs as.
-        folder = Path(tempfile.mkdtemp(prefix="hf-pg-"))
+        _remove_leftovers()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         server = cls(folder, find_binaries())
         try:
             server._initialise()
@@ -203,8 +206,8 @@ class PostgresServer:
         if process is None or process.poll() is not None:
             return
         # Backends notice that their postmaster is gone, but a start must not meet one that has not noticed yet.
-        below = _children(process.pid) if number is signal.SIGKILL else []
-        for pid in (process.pid, *below):
+        below = psutil.Process(process.pid).children() if number is signal.SIGKILL else []
+        for pid in (process.pid, *(child.pid for child in below)):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -270,12 +273,16 @@ def _as_owner(death_signal: str | None = None) -> list[str]:
     return ["setpriv", *words, "--"] if words else []
 
 
+def _remove_leftovers() -> None:
+    """What runs left behind that were killed; their servers went with them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _spawn(words: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=log, stderr=log, cwd="/")
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _free_port() -> int:

@@ -56,9 +56,10 @@ async def current_revision(connection: AsyncConnection) -> int:
     return int((await connection.execute(_LATEST)).scalar_one())
 
 
-async def prune_changes(connection: AsyncConnection, now: int) -> None:
-    """Forgets changes that no unexpired token can be older than. For housekeeping; `now` is since the epoch."""
-    await connection.execute(delete(changes).where(changes.c.at < now - KEEP_S))
+async def prune_changes(database: Database, now: int) -> None:
+    """Forgets changes that no unexpired token can be older than. For housekeeping; `now` is seconds since the epoch."""
+    async with database.writing() as connection:
+        await connection.execute(delete(changes).where(changes.c.at < now - KEEP_S))
 
 
 class ChangeFeed:

@@ -1,4 +1,4 @@
-"""Forgets what is of no use any more: sessions and tokens long over, failures of yesterday, signing keys of no token."""
+"""Forgets what is of no use any more: sessions and tokens long over, failures of yesterday, old signing keys."""
 
 from typing import Any, Final
 

@@ -9,6 +9,7 @@ from sqlalchemy import and_, delete, insert, select
 from helixflow.auth.sealing import Sealer
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.storage.engine import Database
 from helixflow.storage.schema import idempotency_keys
 
 KEEP_S: Final = 24 * 3600
@@ -67,10 +68,11 @@ class Idempotency:
             )
         )
 
-    async def prune(self, unit: Unit) -> None:
-        """Forgets what is older than a day."""
-        old = idempotency_keys.c.created_at <= unit.now - KEEP_S
-        await unit.connection.execute(delete(idempotency_keys).where(old))
+
+async def prune_idempotency_keys(database: Database, now: int) -> None:
+    """Forgets what is older than a day. For housekeeping; `now` is seconds since the epoch."""
+    async with database.writing() as connection:
+        await connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at <= now - KEEP_S))
 
 
 def _in_place(unit: Unit, fingerprint: bytes) -> bytes:

@@ -36,7 +36,7 @@ def lock_s(failures: int, threshold: int) -> int:
 class Attempt:
     """One attempt that has been counted, with the end of the lock that it set for each subject.
 
-    `failures` on the e-mail so far, this one included; `locked_s`: how long the next one has to wait, if this one fails.
+    `failures` on the e-mail so far, this one included. `locked_s`: how long the next one has to wait if this one fails.
     """
 
     locks: tuple[tuple[bytes, int], ...]

@@ -34,8 +34,8 @@ class MasterKey:
 def load_master_key(settings: Settings) -> MasterKey:
     """From the file or variable that the settings name, otherwise from `data_dir/master.key`, made when missing.
 
-    Touches the disk. Raises `UserError`: CONFIG for one that is missing, malformed or open to others, STORAGE when a file
-    cannot be read or made.
+    Touches the disk. Raises `UserError`: CONFIG for one that is missing, malformed or open to others, STORAGE when a
+    file cannot be read or made.
     """
     auth = settings.auth
     if auth.master_key_env is not None:

@@ -1,6 +1,6 @@
 """What people do with their own second factor: begin, confirm, renew recovery codes, turn off."""
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Row
 
@@ -14,7 +14,7 @@ from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 
-_WRONG_CODE = "The code is wrong or was used."
+_WRONG_CODE: Final = "The code is wrong or was used."
 
 
 class Mfa:

@@ -38,8 +38,8 @@ async def issue(
 ) -> tuple[str, str]:
     """The id of a new token, and the token itself, which is not kept. It works for `life_s` seconds.
 
-    An invitation is for `email` and gives `role` in the organisation or in the project. A reset is for `account_id`; the
-    account's earlier resets end with it.
+    An invitation is for `email` and gives `role` in the organisation or in the project. A reset is for `account_id`;
+    the account's earlier resets end with it.
     """
     token_id, token = _ID_PREFIXES[purpose] + secrets.token_hex(12), generate_key(_PREFIXES[purpose])
     if purpose is Purpose.RESET:

@@ -1,5 +1,7 @@
 """What callers see of themselves and do with their own sessions and password."""
 
+from typing import Final
+
 from sqlalchemy import select, update
 
 from helixflow.auth.caller import CallerKind
@@ -8,7 +10,7 @@ from helixflow.auth.lockout import Lockout
 from helixflow.auth.one_time_tokens import end_of_account
 from helixflow.auth.passwords import Passwords
 from helixflow.auth.places import organisations_of
-from helixflow.auth.proof import PasswordProof, find_account, find_own_account, recheck
+from helixflow.auth.proof import PasswordProof, find_account, recheck
 from helixflow.auth.sessions import EndReason, describe_session, end_session, end_sessions, find_session, is_open
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
@@ -17,7 +19,7 @@ from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, sessions
 
 # Nobody signs in that often within a day and means it.
-_MOST_SESSIONS = 100
+_MOST_SESSIONS: Final = 100
 
 
 async def get_self(unit: Unit, _request: pb.GetSelfRequest) -> pb.Self:

@@ -38,8 +38,8 @@ _T = TypeVar("_T")
 class Passwords:
     """Hashes and verifies in threads of lower priority, at most one for two cores. `close` it.
 
-    Passwords are compared after NFKC (NIST SP 800-63B, 3.1.1.2), so that the same characters typed on another system are
-    the same password.
+    Passwords are compared after NFKC (NIST SP 800-63B, 3.1.1.2), so that the same characters typed on another system
+    are the same password.
     """
 
     def __init__(self, rules: PasswordRules, clock: Clock, *, workers: int | None = None) -> None:
@@ -71,8 +71,8 @@ class Passwords:
         return await self._in_thread(lambda: self._hasher.hash(_normalise(password)))
 
     async def verify(self, password: str, stored: str | None, param: str = "password") -> bool:
-        """Whether `password` is the one with that hash. None, for no such account or none with a password, is false after
-        the same work. Raises `HelixError` UNPROCESSABLE (`param`) for one that is too long, TOO_MANY_ATTEMPTS when too
+        """Whether `password` is the one with that hash. None, for want of an account or of a password, is false after
+        the same work. Raises `HelixError`: UNPROCESSABLE (`param`) for one that is too long, TOO_MANY_ATTEMPTS when too
         many wait.
         """
         check_length(password, param)

@@ -29,8 +29,8 @@ async def find_place(connection: AsyncConnection, account: Row[Any], organisatio
     """The place that was asked for; by default the account's home, or where it became a member first, and there the
     oldest project in which it may use models.
 
-    Raises `HelixError`: NOT_FOUND for an organisation or project that is not there or not for this account, which is the
-    same; PERMISSION_DENIED when it is a member nowhere.
+    Raises `HelixError`: NOT_FOUND for an organisation or project that is not there or not for this account, which is
+    the same; PERMISSION_DENIED when it is a member nowhere.
     """
     joined = await organisations_of(connection, account.id)
     if organisation_id and organisation_id not in joined:

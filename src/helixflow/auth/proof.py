@@ -30,8 +30,8 @@ class Proof:
 
 
 class PasswordProof:
-    """Takes the same time and gives the same answer for an e-mail without an account, an account without a password and a
-    wrong password.
+    """Takes the same time and gives the same answer for an e-mail without an account, an account without a password and
+    a wrong password.
     """
 
     def __init__(self, passwords: Passwords, lockout: Lockout) -> None:

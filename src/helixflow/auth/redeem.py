@@ -40,7 +40,7 @@ class _Found:
 
 
 class Redeem:
-    """Looks the token up, does what takes long, then looks it up again and uses it: of two at once, one finds it used."""
+    """Looks the token up, does what takes long, looks it up again and uses it: of two at once, one finds it used."""
 
     def __init__(self, passwords: Passwords, proof: PasswordProof, lockout: Lockout) -> None:
         self._passwords = passwords

@@ -1,6 +1,6 @@
 """Refresh and Logout: what is done with a refresh token, which works once.
 
-One that comes a second time has been stolen, or its answer was lost: which of the two, nobody can tell. Its session ends.
+One that comes a second time has been stolen, or its answer was lost: nobody can tell which. Its session ends.
 """
 
 from contextlib import suppress

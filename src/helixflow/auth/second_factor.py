@@ -1,5 +1,6 @@
 """The second factor of an account, as the database has it: an authenticator's secret, and recovery codes."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Row, delete, insert, update
@@ -56,9 +57,7 @@ class SecondFactor:
 
     async def confirm(self, unit: Unit, account_id: str) -> None:
         """From now on it is asked for."""
-        await unit.connection.execute(
-            update(accounts).where(accounts.c.id == account_id).values(totp_confirmed_at=unit.now)
-        )
+        await self._set(unit, account_id, {"totp_confirmed_at": unit.now})
 
     async def renew_recovery_codes(self, unit: Unit, account_id: str) -> list[str]:
         """New ones, which are not kept; the old ones end."""
@@ -71,8 +70,12 @@ class SecondFactor:
     async def remove(self, unit: Unit, account_id: str) -> None:
         """The password alone is enough from now on."""
         await self._forget_recovery_codes(unit, account_id)
-        values = {"totp_secret": None, "totp_confirmed_at": None, "totp_used": 0}
-        await unit.connection.execute(update(accounts).where(accounts.c.id == account_id).values(values))
+        await self._set(unit, account_id, {"totp_secret": None, "totp_confirmed_at": None, "totp_used": 0})
+
+    async def _set(self, unit: Unit, account_id: str, values: Mapping[str, Any]) -> None:
+        """What others see of the account changes with it."""
+        stamps = {"updated_at": unit.now, "version": accounts.c.version + 1}
+        await unit.connection.execute(update(accounts).where(accounts.c.id == account_id).values({**values, **stamps}))
 
     async def _forget_recovery_codes(self, unit: Unit, account_id: str) -> None:
         await unit.connection.execute(delete(recovery_codes).where(recovery_codes.c.account_id == account_id))

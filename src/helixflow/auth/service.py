@@ -1,127 +1,151 @@
-"""AuthService of proto/helixflow/auth/v1 over the directory, and what the control process starts."""
+"""The auth service, put together: what the control process opens, serves, runs and closes."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Mapping
+from typing import Final
 
 import grpc
 
+from helixflow.auth import (
+    dissolution,
+    invitations,
+    keys,
+    members,
+    organisations,
+    projects,
+    roles,
+    service_accounts,
+    user_status,
+    users,
+)
+from helixflow.auth.audit import retention
+from helixflow.auth.audit.checkpoints import Checkpoints
+from helixflow.auth.audit.operations import audit_operations
+from helixflow.auth.authentication import Authentication
 from helixflow.auth.bootstrap import ensure_bootstrap_key
-from helixflow.auth.keys import KeyDirectory, KeyRecord
-from helixflow.auth.revocations import RevocationFeed
+from helixflow.auth.changes import ChangeFeed, prune_changes
+from helixflow.auth.chores import Chore, Chores
+from helixflow.auth.common_passwords import CommonPasswords
+from helixflow.auth.dispatch import Conversation, Dispatcher, Flow, Operation
+from helixflow.auth.housekeeping import SessionHousekeeping
+from helixflow.auth.idempotency import Idempotency, prune_idempotency_keys
+from helixflow.auth.identity_service import IdentityService
+from helixflow.auth.master_key import MasterKey, check_master_key, load_master_key
+from helixflow.auth.organisations import ensure_defaults
+from helixflow.auth.password_rules import PasswordRules
+from helixflow.auth.passwords import Passwords
+from helixflow.auth.sealing import Sealer
+from helixflow.auth.session_service import session_operations, signing_key_operations
+from helixflow.auth.signing_key_rotation import SigningKeyRotation
+from helixflow.auth.signing_keys import SigningKeys
+from helixflow.auth.tokens import AccessTokens
+from helixflow.auth.unit import Units
 from helixflow.core.clock import Clock, SystemClock
-from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
-from helixflow.rpc.generated.auth_v1 import auth_pb2, auth_pb2_grpc
+from helixflow.core.errors import ExitCode, HelixError, UserError
+from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2, identity_pb2_grpc, sessions_pb2
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database, open_database
 from helixflow.storage.upgrade import upgrade
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-SERVICE_NAME = auth_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name
-_HASH_BYTES = 32
-
-
-class AuthService(auth_pb2_grpc.AuthServiceServicer):
-    """The gRPC face of `KeyDirectory`. Errors are `HelixError`s; the server's interceptor renders them."""
-
-    def __init__(self, directory: KeyDirectory, feed: RevocationFeed) -> None:
-        self._directory = directory
-        self._feed = feed
-        # Revocations are published in the order of their revisions.
-        self._revoking = asyncio.Lock()
-        self._revocations: set[asyncio.Task[KeyRecord]] = set()
-
-    async def ResolveKey(self, request: auth_pb2.ResolveKeyRequest, context: _Context) -> auth_pb2.ResolveKeyResponse:
-        if len(request.key_hash) != _HASH_BYTES:
-            raise HelixError(ErrorKind.INVALID_VALUE, "A key hash has 32 bytes.", param="key_hash")
-        principal, expires_at = await self._directory.resolve(request.key_hash)
-        return auth_pb2.ResolveKeyResponse(
-            key_id=principal.key_id,
-            key_name=principal.key_name,
-            organisation_id=principal.organisation_id,
-            project_id=principal.project_id,
-            expires_at=expires_at,
-        )
-
-    async def WatchRevocations(
-        self, request: auth_pb2.WatchRevocationsRequest, context: _Context
-    ) -> AsyncIterator[auth_pb2.WatchRevocationsResponse]:
-        async for revocation in self._feed.watch():
-            yield auth_pb2.WatchRevocationsResponse(revision=revocation.revision, key_hash=revocation.key_hash)
-
-    async def CreateKey(self, request: auth_pb2.CreateKeyRequest, context: _Context) -> auth_pb2.CreateKeyResponse:
-        record, secret = await self._directory.create(request.name, request.expires_at)
-        return auth_pb2.CreateKeyResponse(key=_to_proto(record), secret=secret)
-
-    async def ListKeys(self, request: auth_pb2.ListKeysRequest, context: _Context) -> auth_pb2.ListKeysResponse:
-        return auth_pb2.ListKeysResponse(keys=[_to_proto(record) for record in await self._directory.list_keys()])
-
-    async def RevokeKey(self, request: auth_pb2.RevokeKeyRequest, context: _Context) -> auth_pb2.RevokeKeyResponse:
-        # A client that hangs up must not keep a stored revocation from being told.
-        task = asyncio.create_task(self._revoke(request.key_id), name="revocation")
-        self._revocations.add(task)
-        task.add_done_callback(self._revocations.discard)
-        record = await asyncio.shield(task)
-        return auth_pb2.RevokeKeyResponse(key=_to_proto(record))
-
-    async def finish(self) -> None:
-        """Waits for revocations under way, which the database bounds by its busy timeout."""
-        await asyncio.gather(*self._revocations, return_exceptions=True)
-
-    async def _revoke(self, key_id: str) -> KeyRecord:
-        async with self._revoking:
-            record, revocation = await self._directory.revoke(key_id)
-            if revocation is not None:
-                self._feed.publish(revocation)
-        return record
+_ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_SESSIONS: Final = sessions_pb2.DESCRIPTOR.services_by_name["SessionService"]
+_IDENTITY: Final = identity_pb2.DESCRIPTOR.services_by_name["IdentityService"]
 
 
 class AuthServices:
-    """Everything the auth service consists of in this process. Close it before the server stops."""
+    """AdminService, SessionService and IdentityService over one database.
 
-    def __init__(self, database: Database, service: AuthService, feed: RevocationFeed, bootstrap_key: str) -> None:
+    `register` it, `run` it for as long as it serves, and `close` it before the server stops. Times come from `clock`.
+    """
+
+    def __init__(self, settings: Settings, database: Database, master_key: MasterKey, clock: Clock) -> None:
+        sealer = Sealer(master_key.key)
         self._database = database
-        self._service = service
-        self._feed = feed
-        self.bootstrap_key = bootstrap_key
+        self._feed = ChangeFeed(database, clock)
+        self.units = Units(database, clock, self._feed)
+        self._passwords = Passwords(PasswordRules(settings.auth.password_min_length, CommonPasswords()), clock)
+        signing_keys = SigningKeys(database, sealer, clock)
+        self._rotation = SigningKeyRotation(self.units, signing_keys, sealer)
+        tokens = AccessTokens(signing_keys, clock, issuer=settings.auth.issuer, audience=settings.auth.audience)
+        checkpoints = Checkpoints(database, sealer)
+        self._dispatcher = Dispatcher(self.units, Authentication(tokens.read, clock), Idempotency(sealer))
+        token_life_s = settings.auth.invitation_hours * 3600
+        admin_operations: Mapping[str, Operation | Conversation | Flow] = {
+            **organisations.operations(token_life_s),
+            **projects.OPERATIONS,
+            **dissolution.OPERATIONS,
+            **users.operations(self._passwords, token_life_s),
+            **user_status.operations(token_life_s),
+            **invitations.operations(token_life_s),
+            **members.OPERATIONS,
+            **roles.OPERATIONS,
+            **service_accounts.OPERATIONS,
+            **keys.OPERATIONS,
+            **audit_operations(checkpoints),
+            **signing_key_operations(self._rotation),
+        }
+        self._handlers = (
+            self._dispatcher.handler(_ADMIN, admin_operations),
+            self._dispatcher.handler(_SESSIONS, session_operations(self._passwords, sealer, signing_keys, tokens)),
+        )
+        self._identity = IdentityService(database, self._feed, clock, signing_keys.public_keys, settings.auth)
+        session_housekeeping = SessionHousekeeping(self.units, self._rotation)
+        self._chores = Chores(
+            (
+                Chore("checkpoints", 60, checkpoints.sign_due),
+                Chore("sessions", 300, lambda _now: session_housekeeping.run_once()),
+                Chore("changes", 600, lambda now: prune_changes(database, now)),
+                Chore("idempotency keys", 600, lambda now: prune_idempotency_keys(database, now)),
+                Chore("audit log", 3600, lambda now: retention.prune(database, now)),
+            ),
+            clock,
+        )
+        # Set by `create_auth`.
+        self.bootstrap_key = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full names of the services, for health and reflection."""
+        return tuple(service.full_name for service in (_ADMIN, _SESSIONS, _IDENTITY))
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds the service to `server`, whose full name is `SERVICE_NAME`."""
-        auth_pb2_grpc.add_AuthServiceServicer_to_server(self._service, server)
+        """Adds the services to a server that has not been started."""
+        server.add_generic_rpc_handlers(self._handlers)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(self._identity, server)
+
+    async def run(self) -> None:
+        """Tells the gateways of changes, keeps signing keys and tidies up, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._feed.run(), name="changes")
+            tasks.create_task(self._rotation.run(), name="signing keys")
+            tasks.create_task(self._chores.run(), name="chores")
 
     async def close(self) -> None:
-        """Ends all watches, which else never end, and closes the database. Idempotent."""
+        """Ends all watches, which else never end, waits for writes under way and closes the database. Idempotent."""
         self._feed.close()
-        await self._service.finish()
+        await self._dispatcher.finish()
+        self._passwords.close()
         await self._database.close()
 
 
 async def create_auth(settings: Settings, bootstrap_env: str | None, clock: Clock | None = None) -> AuthServices:
-    """Opens and upgrades the database and makes sure of the bootstrap key. Raises `UserError` with one line."""
+    """Opens and upgrades the database, makes the first organisation and makes sure of the bootstrap key.
+
+    `bootstrap_env` is the key that the environment gives, if any. Raises `UserError` with one line.
+    """
     clock = clock if clock is not None else SystemClock()
-    database = await asyncio.to_thread(open_database, settings.data_dir)
+    master_key = await asyncio.to_thread(load_master_key, settings)
+    database = await asyncio.to_thread(open_database, settings)
     try:
-        await upgrade(database.path)
-        directory = KeyDirectory(database, clock)
-        await directory.ensure_defaults()
-        bootstrap_key = await ensure_bootstrap_key(directory, database, clock, settings.data_dir, bootstrap_env)
-        feed = RevocationFeed(await directory.revision())
+        await upgrade(settings)
+        await check_master_key(database, master_key)
+        await ensure_defaults(database, int(clock.now()))
+        services = AuthServices(settings, database, master_key, clock)
+        services.bootstrap_key = await ensure_bootstrap_key(services.units, settings.data_dir, bootstrap_env)
     except HelixError as exc:
         await database.close()
-        raise UserError(f"{database.path}: {exc.message}", ExitCode.STORAGE) from exc
+        raise UserError(f"{database.name}: {exc.message}", ExitCode.STORAGE) from exc
     except BaseException:
         await database.close()
         raise
-    return AuthServices(database, AuthService(directory, feed), feed, bootstrap_key)
-
-
-def _to_proto(record: KeyRecord) -> auth_pb2.Key:
-    return auth_pb2.Key(
-        key_id=record.key_id,
-        name=record.name,
-        hint=record.hint,
-        created_at=record.created_at,
-        expires_at=record.expires_at,
-        revoked_at=record.revoked_at,
-        bootstrap=record.bootstrap,
-    )
+    return services

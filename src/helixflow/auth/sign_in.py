@@ -32,7 +32,7 @@ class SignIn:
         self._tokens = tokens
 
     async def open(self, unit: Unit, account: Row[Any], place: Place, method: str) -> Admission:
-        """A new session of `account`, recorded at its home and where it signs in. The unit's caller becomes the account."""
+        """A new session of `account`, recorded at its home and where it signs in. The unit then acts in its name."""
         session_id, refresh_token, life_s = await open_session(
             unit, account.id, place.organisation_id, place.project_id, method
         )

@@ -94,7 +94,7 @@ class SigningKeyRotation:
     async def rotate(
         self, unit: Unit, _request: admin_pb2.RotateSigningKeyRequest
     ) -> admin_pb2.RotateSigningKeyResponse:
-        """The key that was prepared signs in a few seconds; those before it are accepted until their tokens have ended."""
+        """The key that was prepared signs in a few seconds; those before it are accepted as long as their tokens."""
         active_at = unit.now + ANNOUNCED_S
         expires_at = active_at + ACCESS_LIFE_S + LEEWAY_S + _SLACK_S
         await unit.connection.execute(
@@ -108,7 +108,7 @@ class SigningKeyRotation:
         return admin_pb2.RotateSigningKeyResponse(kid=kid, others_expire_at=expires_at)
 
     async def retire(self, unit: Unit) -> None:
-        """Erases private halves that sign no more, and forgets keys whose tokens have all ended. Call it now and then."""
+        """Erases private halves that sign no more, and forgets keys whose tokens have all ended."""
         settled = (await unit.connection.execute(signing(unit.now - _SLACK_S))).first()
         if settled is not None:
             await unit.connection.execute(

@@ -45,7 +45,10 @@ class SigningKeys:
         """
         try:
             async with asyncio.timeout(_FIRST_KEY_WAIT_S):
-                while await self._database.fetch_one(signing(int(self._clock.now()))) is None:
+                # Another process may be the one that makes it: only the database knows.
+                while True:
+                    if await self._database.fetch_one(signing(int(self._clock.now()))) is not None:
+                        return
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as exc:
             raise _no_key() from exc

@@ -1,6 +1,6 @@
 """The greeting after a start: one real question through the gateway, then how to connect.
 
-    python -m helixflow.cli.welcome --base-url URL --key-file FILE [--chat-model NAME] [--embedding-model NAME]
+    python -m helixflow.cli.welcome --base-url URL --https-url URL --key-file FILE [--chat-model NAME] [--embedding-model NAME]
 
 A process of its own, started by the launcher once everything serves: what goes wrong here never touches the service.
 """
@@ -29,6 +29,7 @@ _POLL_S = 0.05
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helixflow.cli.welcome", description=__doc__)
     parser.add_argument("--base-url", required=True)
+    parser.add_argument("--https-url", required=True)
     parser.add_argument("--key-file", type=Path, required=True)
     parser.add_argument("--chat-model")
     parser.add_argument("--embedding-model")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = ExitCode.OK
         if given.chat_model is not None:
             code = asyncio.run(ask(given.base_url, key, given.chat_model))
-        print_lines(*connection_lines(given.base_url, key, given.chat_model, given.embedding_model))
+        print_lines(*connection_lines(given.base_url, given.https_url, key, given.chat_model, given.embedding_model))
         return code
 
     return int(run_guarded(greet, Invocation()))
@@ -86,9 +87,10 @@ def figures(answer: Answer) -> str:
     return f"Time to first token {first}, then {speed} ({answer.completion_tokens} tokens in {answer.total_s:.2f} s)."
 
 
-def connection_lines(base_url: str, key: str, chat: str | None, embedding: str | None) -> list[str]:
+def connection_lines(base_url: str, https_url: str, key: str, chat: str | None, embedding: str | None) -> list[str]:
     """How to connect, to be copied as it stands. Model names and keys hold no character that quoting minds."""
     lines = ["", f"Base URL  {base_url}", f"API key   {key}"]
+    lines.append(f"HTTPS     {https_url} (how to trust its certificate: helixflow pki show)")
     if chat is not None:
         lines += [
             "",

@@ -1,4 +1,4 @@
-"""The auth service and the admin API on top of it, as parts of one process: the control process, or `helixflow auth`."""
+"""The auth service and the admin API on top of it, as part of the control process or of `helixflow auth`."""
 
 import asyncio
 from typing import Final
@@ -53,7 +53,7 @@ class AuthNode:
         self.port = await listen_tcp(self._server, settings.auth.host, settings.auth.port, self._identity)
         await self._server.start()
         self._console = await asyncio.to_thread(ServiceIdentity.open, settings, "console")
-        self._channel = create_channel(socket, self._console, self._identity.service)
+        self._channel = create_channel(socket, self._console, "auth")
         self._admin = AdminServer(create_app(self._channel), socket_path(settings.run_dir, SOCKET_NAME))
         await self._admin.start()
 

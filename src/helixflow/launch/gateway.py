@@ -63,8 +63,8 @@ class Gateway:
         self._settings = settings
         self._clock = SystemClock()
         self._identity = ServiceIdentity.open(settings, "gateway")
-        self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "control")
-        self._pool_channel = create_channel(socket_path(settings.run_dir, "pool"), self._identity, "control")
+        self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "auth")
+        self._pool_channel = create_channel(socket_path(settings.run_dir, "pool"), self._identity, "pool")
         self._pool = PoolWatch(self._pool_channel, self._on_pool_change)
         self._changes = ChangeWatch(self._channel, clock=self._clock)
         self._keys = KeyResolver(

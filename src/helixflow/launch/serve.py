@@ -6,21 +6,26 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from shlex import quote
 from typing import NoReturn
+
+import structlog
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import CONTROL_SOCKETS, HTTPS_URL_NAME, SOCKET_NAME, URL_NAME
 from helixflow.launch.lock import lock_data_dir
 from helixflow.launch.ports import Listeners, base_url, open_listeners
 from helixflow.launch.pulling import pull_all
+from helixflow.pki.files import PkiFolder
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.plan import PlannedDeployment, fill_from_catalogue, plan_deployments
 from helixflow.pool.store import ModelStore
-from helixflow.rpc.sockets import prepare_run_dir, socket_path
+from helixflow.rpc.sockets import check_port, prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
+
+log = structlog.get_logger("helixflow.serve")
 
 
 def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> NoReturn:
@@ -40,6 +45,7 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     prepare_run_dir(settings.run_dir)
     lock_fd = lock_data_dir(settings.run_dir)
     ensure_pki(settings)
+    check_port(settings.auth.host, settings.auth.port)
     listeners = open_listeners(settings.gateway)
     # A port of 0 was a wish; what was got is what everybody must know.
     ports = {"http_port": listeners.http.getsockname()[1], "https_port": listeners.https.getsockname()[1]}
@@ -48,12 +54,25 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     # One name, one file: `plan_deployments` sees to it.
     wanted = {one.spec.name: one.spec for one in planned if one.settings.load == "start"}
     pull_all(ModelStore(settings.models_dir), wanted.values())
-    url = base_url(listeners.http)
-    (settings.run_dir / HTTPS_URL_NAME).write_text(base_url(listeners.https, "https"))
+    url, https_url = base_url(listeners.http), base_url(listeners.https, "https")
+    (settings.run_dir / HTTPS_URL_NAME).write_text(https_url)
     # The last of both: who waits for it finds the other as well.
     (settings.run_dir / URL_NAME).write_text(url)
-    welcome = [part.replace("{base_url}", url) for part in welcome_argv or ()]
+    _tell_trust(settings, https_url)
+    welcome = [part.replace("{base_url}", url).replace("{https_url}", https_url) for part in welcome_argv or ()]
     _become_launcher(settings, listeners, lock_fd, welcome)
+
+
+def _tell_trust(settings: Settings, https_url: str) -> None:
+    """How clients come to trust our own certificate; the operator's needs no words."""
+    if settings.gateway.certificate_file is None:
+        ca = PkiFolder(settings.pki_dir).ca_certificate
+        log.info(
+            "https.trust",
+            curl=f"curl --cacert {quote(str(ca))} {https_url}/health",
+            python=f"export SSL_CERT_FILE={quote(str(ca))}",
+            others="helixflow pki show",
+        )
 
 
 def _become_launcher(settings: Settings, listeners: Listeners, lock_fd: int, welcome: Sequence[str]) -> NoReturn:

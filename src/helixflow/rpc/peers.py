@@ -138,7 +138,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
                     try:
                         await _run(behaviour(request, context), context)
                     finally:
-                        del self._streams[scope]
+                        self._streams.pop(scope, None)
             except TimeoutError as exc:
                 if not scope.expired():
                     raise
@@ -150,9 +150,11 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
     def _cut_off_revoked(self) -> None:
         """Ends the streams of peers that were revoked while they ran."""
         now = asyncio.get_running_loop().time()
-        for scope, peer in self._streams.items():
-            if peer.serial in self._identity.revoked:
-                scope.reschedule(now)
+        revoked = [scope for scope, peer in self._streams.items() if peer.serial in self._identity.revoked]
+        for scope in revoked:
+            # Once: a scope that ends already takes no new deadline.
+            del self._streams[scope]
+            scope.reschedule(now)
 
 
 async def _run(answers: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:

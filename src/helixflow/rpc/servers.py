@@ -1,9 +1,6 @@
 """Servers of our own services, all with the same limits: mutual TLS on Unix sockets and TCP ports, nothing else."""
 
 import asyncio
-import errno
-import os
-import socket as sockets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from helixflow.rpc.channels import COMMON_OPTIONS, KEEPALIVE_S, target_of
 from helixflow.rpc.credentials import server_credentials
 from helixflow.rpc.errors import ErrorInterceptor
 from helixflow.rpc.peers import PeerInterceptor, Policy
-from helixflow.rpc.sockets import clear_stale_socket
+from helixflow.rpc.sockets import check_port, clear_stale_socket
 
 HANDSHAKE_TIMEOUT_S = 10
 
@@ -56,7 +53,7 @@ async def listen_tcp(server: grpc.aio.Server, host: str, port: int, identity: Se
 
     Raises `UserError`: PORT_BUSY when another program has it, CONFIG when this machine has no such address.
     """
-    await asyncio.to_thread(_check_bindable, host, port)
+    await asyncio.to_thread(check_port, host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return server.add_secure_port(address, server_credentials(identity))
@@ -75,22 +72,3 @@ async def add_health_and_reflection(server: grpc.aio.Server, services: Sequence[
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return servicer
-
-
-def _check_bindable(host: str, port: int) -> None:
-    """gRPC does not tell why it cannot bind: ask the operating system first."""
-    try:
-        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            with sockets.socket(family, kind, protocol) as probe:
-                probe.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
-                if family == sockets.AF_INET6:
-                    probe.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, 1)
-                probe.bind(address)
-    except OSError as exc:
-        if isinstance(exc, sockets.gaierror):
-            raise UserError(f"{host}: there is no such address", ExitCode.CONFIG) from exc
-        if exc.errno == errno.EADDRINUSE:
-            message = f"{host} port {port}: another program listens there; stop it or choose another port"
-            raise UserError(message, ExitCode.PORT_BUSY) from exc
-        raise UserError(f"{host} port {port}: {os.strerror(exc.errno or 0)}", ExitCode.CONFIG) from exc

@@ -1,5 +1,6 @@
-"""The Unix sockets of running services: one file a service, in a folder that only their owner can enter."""
+"""The Unix sockets of running services: one file a service, in a folder that only their owner can enter. And ports."""
 
+import errno
 import os
 import socket
 import stat
@@ -76,3 +77,25 @@ def is_listening(path: Path) -> bool:
         except (TimeoutError, BlockingIOError):
             return True
     return True
+
+
+def check_port(host: str, port: int) -> None:
+    """Whether a TCP port can be bound: gRPC does not tell why it cannot, so the operating system is asked first.
+
+    Raises `UserError`: PORT_BUSY when another program has it, CONFIG when this machine has no such address.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as exc:
+        if isinstance(exc, socket.gaierror):
+            raise UserError(f"{host}: there is no such address", ExitCode.CONFIG) from exc
+        if exc.errno == errno.EADDRINUSE:
+            message = f"{host} port {port}: another program listens there; stop it or choose another port"
+            raise UserError(message, ExitCode.PORT_BUSY) from exc
+        raise UserError(f"{host} port {port}: {os.strerror(exc.errno or 0)}", ExitCode.CONFIG) from exc

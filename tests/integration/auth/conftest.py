@@ -6,6 +6,7 @@ import pytest
 
 from helixflow.storage.engine import Database
 from tests.harness.auth import Installation
+from tests.harness.sessions import SignIns
 
 
 @pytest.fixture
@@ -14,3 +15,11 @@ async def auth(database: Database) -> AsyncIterator[Installation]:
     installation = Installation(database)
     yield installation
     await installation.close()
+
+
+@pytest.fixture
+async def door(database: Database) -> AsyncIterator[SignIns]:
+    """SessionService on an empty database, with a signing key."""
+    door = await SignIns.open(database)
+    yield door
+    await door.close()

@@ -235,8 +235,7 @@ async def test_pruning_keeps_what_an_unexpired_token_may_be_older_than(process: 
     process.clock.advance(10)
     await process.tell("new")
     process.clock.advance(KEEP_S - 5)
-    async with process.database.writing() as connection:
-        await prune_changes(connection, int(process.clock.now()))
+    await prune_changes(process.database, int(process.clock.now()))
     rows = await process.database.fetch_all(changes.select())
     assert [row.subject_id for row in rows] == ["new"]
     async with process.running(), aclosing(process.feed.watch()) as watch:

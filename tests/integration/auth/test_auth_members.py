@@ -146,7 +146,9 @@ LAST_OWNER = (
 
 
 @pytest.mark.parametrize(("rpc", "request_for"), LAST_OWNER, ids=[rpc for rpc, _ in LAST_OWNER])
-async def test_an_organisation_keeps_an_owner_who_can_sign_in(auth: Installation, rpc: str, request_for: object) -> None:
+async def test_an_organisation_keeps_an_owner_who_can_sign_in(
+    auth: Installation, rpc: str, request_for: object
+) -> None:
     assert callable(request_for)
     ada = await owner(auth)
     acme = ada.organisation_id

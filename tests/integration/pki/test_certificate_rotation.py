@@ -188,3 +188,15 @@ async def test_https_serves_the_new_certificate_and_keeps_open_connections(own_p
         assert await reader.readline() == b"still here\n"
         writer.close()
         await writer.wait_closed()
+
+
+async def test_closing_ends_what_runs_on_older_certificates_too(own_pki: Pki) -> None:
+    async with talking(own_pki) as (channel, _, client):
+        watch = channel.unary_stream("/test.Identity/Write")(b"")
+        assert await watch.read() == b"begun"
+        own_pki.issuance.rotate()
+        await eventually(lambda: client.version == 1)
+        await serial(channel)
+        async with asyncio.timeout(CALL_S):
+            await channel.close()
+            assert await watch.code() is grpc.StatusCode.CANCELLED

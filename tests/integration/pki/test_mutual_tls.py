@@ -14,13 +14,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from helixflow.core.errors import ErrorKind, ExitCode, UserError
 from helixflow.pki.certificates import KeyPair, Usage, create_leaf
 from helixflow.pki.identity import ServiceIdentity
+from helixflow.pki.issuing import Issuance
 from helixflow.pki.names import HTTPS, Names, service_names
 from helixflow.rpc.channels import create_blocking_channel, create_channel
 from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.servers import create_server, listen_tcp
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
+from helixflow.settings.tree import Settings
 from tests.harness.pki import Pki
 from tests.integration.pki.conftest import serving
+from tests.unit.pki.conftest import create_signer
 
 CALL_S = 10.0
 HANDSHAKE_BAR_S = 0.03
@@ -244,6 +247,20 @@ def http2_call(path: bytes) -> bytes:
         + frame(1, 4, 1, block)
         + frame(0, 1, 1, b"\x00\x00\x00\x00\x00")
     )
+
+
+async def test_an_operators_authority_with_intermediates(tmp_path: Path) -> None:
+    now = time.time()
+    root = create_signer("root", now)
+    middle = create_signer("middle", now, by=root)
+    issuing = create_signer("issuing", now, by=middle, signs=True, depth=0)
+    (tmp_path / "chain.pem").write_bytes(issuing.pem() + middle.pem() + root.pem())
+    (tmp_path / "issuing.key").write_bytes(issuing.key_pem())
+    issuance = Issuance(Settings(data_dir=tmp_path / "data"))
+    issuance.init(tmp_path / "chain.pem", tmp_path / "issuing.key")
+    own = Pki(tmp_path / "data")
+    async with serving(own.identity("control")) as address:
+        assert (await ask(address, own.identity("gateway")))[:2] == ["gateway", "TLSv1.3"]
 
 
 async def test_a_handshake_is_quick(pki: Pki, address: str) -> None:

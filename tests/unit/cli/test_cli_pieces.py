@@ -91,7 +91,7 @@ def test_speed_counts_what_comes_after_the_first_token() -> None:
 
 @pytest.mark.parametrize(("chat", "embedding"), [("m/1:a", "e"), (None, "e")])
 def test_the_printed_curl_line_and_snippet_are_whole(chat: str | None, embedding: str) -> None:
-    lines = connection_lines("http://127.0.0.1:1/v1", "hfk_k", chat, embedding)
+    lines = connection_lines("http://127.0.0.1:1/v1", "https://127.0.0.1:2/v1", "hfk_k", chat, embedding)
     curl = shlex.split(next(line for line in lines if line.startswith("curl ")))
     assert "Authorization: Bearer hfk_k" in curl
     assert json.loads(curl[-1])["model"] == (chat or embedding)

@@ -43,7 +43,6 @@ def connector(clock: FakeClock) -> Connector:
         (ConnectionResetError(104, "reset"), "closed the connection", True),
         (ConnectionError('PostgreSQL server at "h" rejected SSL upgrade'), "offers no TLS", False),
         (PermissionError(13, "denied"), "permissions of the socket's folder", False),
-        (ssl.SSLCertVerificationError(1, "self-signed certificate"), "not trusted", False),
         (ssl.SSLError(1, "handshake"), "TLS failed", False),
         (asyncpg.InvalidPasswordError("for user u with the-password"), "password was refused", False),
         (asyncpg.InvalidAuthorizationSpecificationError("pg_hba"), "pg_hba.conf", False),

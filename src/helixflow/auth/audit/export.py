@@ -1,7 +1,6 @@
 """Streams one chain, or the part of it from a range of time, as lines that can be verified without the database."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from helixflow.auth.audit.chain import Head, record_of
 from helixflow.auth.audit.checkpoints import Checkpoints, last_signed, public_keys
 from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
-from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, render, signature_of
+from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, header_hash, render, signature_of
 from helixflow.auth.audit.signatures import SigningKey
 from helixflow.auth.dispatch import Invocation
 from helixflow.core.errors import ErrorKind, HelixError
@@ -35,7 +34,7 @@ class _Span:
     # Up to where there must be records: beyond `last` where a checkpoint says so.
     extent: int
     key: SigningKey
-    header: bytes
+    header: Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class AuditExport:
         await _record_act(invocation, organisation_id, request)
         async with invocation.writing() as unit:
             span = await self._open(unit.connection, organisation_id, request, unit.now)
-        yield pb.ExportAuditLogResponse(lines=span.header)
+        yield pb.ExportAuditLogResponse(lines=render(span.header))
         records = checkpoints = 0
         position: int | None = span.after.sequence
         while position is not None:
@@ -98,7 +97,7 @@ class AuditExport:
             after_hash=after.hash.hex(),
             keys=await public_keys(connection),
         )
-        return _Span(organisation_id, after, last, extent, key, render(header))
+        return _Span(organisation_id, after, last, extent, key, header)
 
 
 async def _record_act(invocation: Invocation, organisation_id: str, request: pb.ExportAuditLogRequest) -> None:
@@ -217,7 +216,7 @@ def _end(span: _Span, records: int, checkpoints: int, now: int) -> bytes:
         hash=span.last.hash.hex(),
         records=records,
         checkpoints=checkpoints,
-        header_hash=hashlib.sha256(span.header).hexdigest(),
+        header_hash=header_hash(span.header),
         at=now,
         kid=span.key.kid,
     )

@@ -4,6 +4,7 @@ Each is canonical JSON (see `record`) and a line feed, byte for byte: what diffe
 are signed over their own line without `signature`. docs/reference/audit-log.md describes the format.
 """
 
+import hashlib
 from typing import Final
 
 import msgspec
@@ -45,7 +46,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="end"):
-    """Nothing is missing: the last record, how many lines there were of each kind, the SHA-256 of the header's line."""
+    """Nothing is missing: the last record, how many lines there were of each kind, the SHA-256 of the header."""
 
     organisation_id: str
     sequence: int
@@ -69,6 +70,11 @@ def signed_bytes(line: Signed) -> bytes:
 
 def signature_of(line: Signed, key: SigningKey) -> bytes:
     return key.sign(signed_bytes(line))
+
+
+def header_hash(header: Header) -> str:
+    """As the end has it: SHA-256, hexadecimal."""
+    return hashlib.sha256(canonical(header)).hexdigest()
 
 
 def render(line: Line) -> bytes:

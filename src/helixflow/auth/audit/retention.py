@@ -6,7 +6,7 @@ stays and vouches for the beginning of what is left. Nothing else ever deletes a
 
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, delete, select, update
+from sqlalchemy import BigInteger, Row, Select, cast, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.chain import Head, append
@@ -54,7 +54,7 @@ def _find_due(now: int) -> "Select[Any]":
         .join(organisations, organisations.c.id == audit_heads.c.organisation_id)
         .where(
             organisations.c.audit_retention_days > 0,
-            next_signed_at < now - _SLACK_S - organisations.c.audit_retention_days * DAY_S,
+            next_signed_at + cast(organisations.c.audit_retention_days, BigInteger) * DAY_S < now - _SLACK_S,
         )
     )
 

@@ -3,7 +3,6 @@
 Whatever the lines say, they are only compared: an export from elsewhere can be fed in.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
@@ -11,7 +10,7 @@ from typing import BinaryIO, Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, Line, Signed, signed_bytes
+from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, Line, Signed, header_hash, signed_bytes
 from helixflow.auth.audit.record import Record, canonical, hash_of
 from helixflow.auth.audit.signatures import is_signed, parse_public_keys
 
@@ -79,7 +78,7 @@ class Verifier:
         state = self._state
         match parsed:
             case Header() if state is None:
-                self._state = self._begin(parsed, line)
+                self._state = self._begin(parsed)
             case Header():
                 raise Broken(self._line, None, "a second header")
             case _ if state is None:
@@ -128,7 +127,7 @@ class Verifier:
             raise Broken(self._line, sequence, "changed: not written as an export writes it")
         return parsed
 
-    def _begin(self, header: Header, line: bytes) -> "_State":
+    def _begin(self, header: Header) -> "_State":
         if header.format != FORMAT or header.version != VERSION:
             raise Broken(self._line, None, f"format {header.format!r}, version {header.version}, is not known here")
         keys: dict[str, EllipticCurvePublicKey] = {}
@@ -141,7 +140,7 @@ class Verifier:
                 raise Broken(self._line, None, f"the key {kid!r} is another one than its id says")
             keys |= own
         trusted = keys if self._pinned is None else self._pinned
-        return _State(header, trusted, hashlib.sha256(line).hexdigest(), header.after, header.after_hash)
+        return _State(header, trusted, header.after, header.after_hash)
 
     def _check_record(self, state: "_State", record: Record) -> None:
         expected = state.sequence + 1
@@ -173,7 +172,7 @@ class Verifier:
 
     def _check_end(self, state: "_State", end: End) -> None:
         self._check_signature(state, end)
-        if end.header_hash != state.header_hash:
+        if end.header_hash != header_hash(state.header):
             raise Broken(1, None, "the header was changed: the end is signed for another one")
         self._check_place(state, end, "the end")
         if (end.records, end.checkpoints) != (state.records, state.checkpoints):
@@ -216,7 +215,6 @@ class _State:
 
     header: Header
     keys: Mapping[str, EllipticCurvePublicKey]
-    header_hash: str
     # The last record, and its hash.
     sequence: int
     hash: str

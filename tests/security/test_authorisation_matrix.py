@@ -1,0 +1,263 @@
+"""Every RPC of AdminService, for every role, at every place: allowed exactly where the declarations and the table of
+roles say so.
+
+Each call names things of one organisation and one project in it (`Scene`). All writes are undone, so that each call begins
+from the same state.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+from google.protobuf.message import Message
+
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
+from helixflow.rpc.access import Access, Level, declared_access
+from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
+from helixflow.storage.engine import Database
+from tests.harness.auth import ADMIN_SERVICE, Installation, Person, Rehearsal
+
+ACCESS = {method.name: access for method, access in declared_access(ADMIN_SERVICE)}
+# What somebody may do who has no role at all, beside those with one.
+NO_ROLE = "no role"
+OPERATOR = "operator"
+WHO = (*ROLES, NO_ROLE, OPERATOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the calls are about."""
+
+    organisation: str
+    project: str
+    other_project: str
+    other_organisation: str
+    user: Person
+    invitation: str
+    role: str
+    program: str
+    key: str
+
+
+# As little as possible is given or taken, so that only the declared permission decides. None: names nothing, and so
+# acts in the caller's own organisation, whatever that is.
+REQUESTS: dict[str, Callable[[Scene], Message]] = {
+    "CreateOrganisation": lambda s: pb.CreateOrganisationRequest(name="New", owner_email="o@example.com"),
+    "ListOrganisations": lambda s: pb.ListRequest(),
+    "GetOrganisation": lambda s: pb.GetRequest(id=s.organisation),
+    "UpdateOrganisation": lambda s: pb.UpdateOrganisationRequest(id=s.organisation, name="New"),
+    "DeleteOrganisation": lambda s: pb.DeleteRequest(id=s.organisation),
+    "CreateProject": lambda s: pb.CreateProjectRequest(name="New"),
+    "ListProjects": lambda s: pb.ListRequest(),
+    "GetProject": lambda s: pb.GetRequest(id=s.project),
+    "UpdateProject": lambda s: pb.UpdateProjectRequest(id=s.project, name="New"),
+    "DeleteProject": lambda s: pb.DeleteRequest(id=s.project),
+    "CreateUser": lambda s: pb.CreateUserRequest(email="new@example.com", name="New"),
+    "InviteUser": lambda s: pb.InviteUserRequest(email="new@example.com", role="billing", project_id=s.project),
+    "ListInvitations": lambda s: pb.ListRequest(),
+    "RevokeInvitation": lambda s: pb.DeleteRequest(id=s.invitation),
+    "ListUsers": lambda s: pb.ListUsersRequest(),
+    "GetUser": lambda s: pb.GetRequest(id=s.user.id),
+    "UpdateUser": lambda s: pb.UpdateUserRequest(id=s.user.id, name="New"),
+    "SuspendUser": lambda s: pb.ChangeRequest(id=s.user.id),
+    "ReinstateUser": lambda s: pb.ChangeRequest(id=s.user.id),
+    "DeleteUser": lambda s: pb.DeleteRequest(id=s.user.id),
+    "ResetUser": lambda s: pb.ChangeRequest(id=s.user.id),
+    "ListUserSessions": lambda s: pb.ListUserSessionsRequest(user_id=s.user.id),
+    "EndUserSessions": lambda s: pb.EndUserSessionsRequest(user_id=s.user.id),
+    "ListMembers": lambda s: pb.ListMembersRequest(project_id=s.project),
+    "SetMember": lambda s: pb.SetMemberRequest(user_id=s.user.id, project_id=s.project, role="billing"),
+    "RemoveMember": lambda s: pb.RemoveMemberRequest(user_id=s.user.id, project_id=s.project),
+    "CreateRole": lambda s: pb.CreateRoleRequest(name="new"),
+    "ListRoles": lambda s: pb.ListRequest(),
+    "GetRole": lambda s: pb.GetRequest(id=s.role),
+    "UpdateRole": lambda s: pb.UpdateRoleRequest(id=s.role, description="New"),
+    "DeleteRole": lambda s: pb.DeleteRequest(id=s.role),
+    "CreateServiceAccount": lambda s: pb.CreateServiceAccountRequest(name="New", project_id=s.project, role="billing"),
+    "ListServiceAccounts": lambda s: pb.ListInProjectRequest(project_id=s.project),
+    "GetServiceAccount": lambda s: pb.GetRequest(id=s.program),
+    "UpdateServiceAccount": lambda s: pb.UpdateServiceAccountRequest(id=s.program, name="New"),
+    "DeleteServiceAccount": lambda s: pb.DeleteRequest(id=s.program),
+    "CreateKey": lambda s: pb.CreateKeyRequest(name="New", project_id=s.project, scopes=["projects:read"]),
+    "ListKeys": lambda s: pb.ListInProjectRequest(project_id=s.project),
+    "GetKey": lambda s: pb.GetRequest(id=s.key),
+    "UpdateKey": lambda s: pb.UpdateKeyRequest(id=s.key, name="New"),
+    "RotateKey": lambda s: pb.RotateKeyRequest(id=s.key),
+    "RevokeKey": lambda s: pb.ChangeRequest(id=s.key),
+    "ListAuditRecords": lambda s: pb.ListAuditRecordsRequest(),
+    "ExportAuditLog": lambda s: pb.ExportAuditLogRequest(),
+    "RotateSigningKey": lambda s: pb.RotateSigningKeyRequest(),
+}
+# They name nothing: the caller's own organisation is meant, whichever that is.
+UNNAMED = {
+    *("CreateOrganisation", "ListOrganisations", "CreateProject", "ListProjects", "CreateUser", "ListInvitations"),
+    *("ListUsers", "CreateRole", "ListRoles", "ListAuditRecords", "ExportAuditLog", "RotateSigningKey"),
+}
+
+
+@pytest.fixture
+async def auth(database: Database) -> AsyncIterator[Installation]:
+    installation = Installation(Rehearsal(database))
+    yield installation
+    await installation.close()
+
+
+@pytest.fixture
+async def stage(database: Database) -> AsyncIterator[Installation]:
+    """Where the scene is set, for good."""
+    installation = Installation(database)
+    yield installation
+    await installation.close()
+
+
+async def set_scene(stage: Installation) -> Scene:
+    acme, other = await stage.add_organisation("Acme"), await stage.add_organisation("Other")
+    project, other_project = await stage.add_project(acme, "P"), await stage.add_project(acme, "Q")
+    owner = await stage.add_person(acme, roles={"": "owner"})
+    invited = await stage.call(owner, "InviteUser", pb.InviteUserRequest(email="i@example.com", role="billing"))
+    role = await stage.call(owner, "CreateRole", pb.CreateRoleRequest(name="reader"))
+    program = await stage.call(
+        owner, "CreateServiceAccount", pb.CreateServiceAccountRequest(name="CI", project_id=project, role="billing")
+    )
+    key, _ = await stage.add_key(acme, project, scopes=["projects:read"])
+    return Scene(
+        organisation=acme,
+        project=project,
+        other_project=other_project,
+        other_organisation=other,
+        user=await stage.add_person(acme, roles={project: "billing"}),
+        invitation=invited.invitation.id,
+        role=role.id,
+        program=program.id,
+        key=key,
+    )
+
+
+async def outcome(auth: Installation, caller: Person | None, rpc: str, scene: Scene) -> ErrorKind | None:
+    """None when it was done. Whatever else is wrong with a request is a mistake of this test."""
+    try:
+        await auth.call(caller, rpc, REQUESTS[rpc](scene))
+    except HelixError as exc:
+        return exc.kind
+    return None
+
+
+def roles_at(who: str, project: str) -> dict[str, str]:
+    return {project: who} if who in ROLES else {}
+
+
+def holds(who: str, access: Access) -> bool:
+    """Whether the role has the permission, wherever it holds."""
+    return who in ROLES and access.permission in ROLES[who]
+
+
+def expected_in_organisation(who: str, access: Access) -> ErrorKind | None:
+    if access.level is Level.INSTALLATION:
+        return None if who == OPERATOR else ErrorKind.PERMISSION_DENIED
+    return None if holds(who, access) else ErrorKind.PERMISSION_DENIED
+
+
+def expected_in_project(who: str, access: Access) -> ErrorKind | None:
+    return (
+        expected_in_organisation(who, access) if access.level is not Level.ORGANISATION else ErrorKind.PERMISSION_DENIED
+    )
+
+
+def expected_in_other_project(who: str, access: Access, rpc: str) -> ErrorKind | None:
+    """A list without a project has what the caller may see: here that of the other project."""
+    if access.level is Level.PROJECT and rpc not in UNNAMED:
+        return ErrorKind.PERMISSION_DENIED
+    return expected_in_project(who, access)
+
+
+def expected_elsewhere(who: str, access: Access, rpc: str) -> ErrorKind | None:
+    """With the same role in another organisation: refused without it, otherwise there is no such thing."""
+    allowed = expected_in_organisation(who, access)
+    return allowed if allowed is not None or rpc in UNNAMED else ErrorKind.NOT_FOUND
+
+
+def test_no_rpc_is_forgotten() -> None:
+    assert set(REQUESTS) == set(ACCESS)
+    assert {rpc for rpc, access in ACCESS.items() if access.level is Level.INSTALLATION} == {
+        rpc for rpc, access in ACCESS.items() if access.permission in INSTALLATION_PERMISSIONS
+    }
+    assert {access.level for access in ACCESS.values()} == {Level.PROJECT, Level.ORGANISATION, Level.INSTALLATION}
+
+
+def test_what_writes_says_so() -> None:
+    reads = {rpc for rpc, access in ACCESS.items() if not access.writes}
+    assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List"))}
+    assert {rpc for rpc, access in ACCESS.items() if access.idempotent} == {
+        *(rpc for rpc in ACCESS if rpc.startswith("Create")),
+        *("InviteUser", "RotateKey"),
+    }
+
+
+@pytest.mark.parametrize("place", ["organisation", "project", "other project", "other organisation"])
+async def test_what_each_role_may_do(stage: Installation, auth: Installation, place: str) -> None:
+    scene = await set_scene(stage)
+    wrong = []
+    for who in WHO:
+        organisation = scene.other_organisation if place == "other organisation" else scene.organisation
+        where = {"project": scene.project, "other project": scene.other_project}.get(place, "")
+        roles = roles_at(who, where)
+        if not roles:
+            # A member all the same, of something that is of no matter: without that there is no session.
+            roles = {await stage.add_project(organisation, f"of {who}"): "reader"}
+        caller = await stage.add_person(organisation, roles=roles, operator=who == OPERATOR)
+        for rpc, access in ACCESS.items():
+            expected = {
+                "organisation": lambda: expected_in_organisation(who, access),
+                "project": lambda: expected_in_project(who, access),
+                "other project": lambda: expected_in_other_project(who, access, rpc),
+                "other organisation": lambda: expected_elsewhere(who, access, rpc),
+            }[place]()
+            found = await outcome(auth, caller, rpc, scene)
+            if found is not expected:
+                wrong.append((who, rpc, f"expected {expected}, found {found}"))
+    assert wrong == []
+
+
+async def test_nothing_is_permitted_to_the_suspended_the_unknown_and_the_anonymous(
+    stage: Installation, auth: Installation
+) -> None:
+    scene = await set_scene(stage)
+    suspended = await stage.add_person(scene.organisation, roles={"": "owner"}, operator=True, suspended=True)
+    left = await stage.add_person(scene.organisation, operator=True)
+    for caller in (suspended, left, None):
+        for rpc in ACCESS:
+            assert await outcome(auth, caller, rpc, scene) is ErrorKind.INVALID_TOKEN, (caller, rpc)
+
+
+async def test_lists_show_nothing_of_another_organisation(stage: Installation, auth: Installation) -> None:
+    scene = await set_scene(stage)
+    stranger = await stage.add_person(scene.other_organisation, roles={"": "owner"})
+    secret = (
+        *(scene.organisation, scene.project, scene.other_project, scene.user.id, scene.user.email, scene.invitation),
+        *(scene.role, scene.program, scene.key),
+    )
+    for rpc in UNNAMED:
+        if ACCESS[rpc].level is not Level.INSTALLATION and not ACCESS[rpc].idempotent:
+            answer = str(await auth.call(stranger, rpc, REQUESTS[rpc](scene)))
+            assert not [found for found in secret if found in answer], rpc
+    both = pb.ListInProjectRequest()
+    for rpc in ("ListKeys", "ListServiceAccounts"):
+        assert not str(await auth.call(stranger, rpc, both))
+
+
+async def test_every_refusal_of_somebody_known_is_recorded(stage: Installation) -> None:
+    scene = await set_scene(stage)
+    caller = await stage.add_person(scene.organisation, roles={scene.other_project: "billing"})
+    before = {chain: len(await stage.audited(chain)) for chain in ("", scene.organisation)}
+    expected: dict[str, list[str]] = {"": [], scene.organisation: []}
+    for rpc, access in ACCESS.items():
+        if await outcome(stage, caller, rpc, scene) is not None:
+            action = "".join(f"_{char.lower()}" if char.isupper() else char for char in rpc).lstrip("_")
+            expected["" if access.level is Level.INSTALLATION else scene.organisation].append(action)
+    for chain, actions in expected.items():
+        records = (await stage.audited(chain))[before[chain] :]
+        assert [row.action for row in records] == actions
+        assert {(row.outcome, row.reason, row.actor_id) for row in records} == {
+            ("denied", "permission_denied", caller.id)
+        }
