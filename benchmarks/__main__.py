@@ -18,9 +18,10 @@ BARS = (
     "nginx",
     "startup",
     "engine_efficiency",
+    "key_resolution",
 )
 # These use all cores as a user's machine would; the others are pinned.
-_UNPINNED = frozenset({"startup", "engine_efficiency"})
+_UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution"})
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from tools.cli_page import write_cli_page
 from tools.common_passwords import write_common_passwords
 from tools.errors_page import write_errors_page
 from tools.protos import GENERATED, write_stubs
+from tools.roles_page import write_roles_page
 from tools.settings_page import write_settings_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ GENERATORS: tuple[Callable[[Path], None], ...] = (
     write_settings_page,
     write_cli_page,
     write_errors_page,
+    write_roles_page,
     write_common_passwords,
 )
 # Folders in which every file is generated: what is there and is not generated any more is stale too.

@@ -9,7 +9,7 @@
     bob = await auth.add_person(acme, roles={project: "developer"})
     made = await auth.call(ada, "CreateProject", pb.CreateProjectRequest(name="New"))
 
-Sessions are rows as a sign-in makes them, and access tokens their claims as JSON: signatures are the token tests' matter.
+Sessions are rows as a sign-in makes them. Access tokens are their claims as JSON: signatures are tested elsewhere.
 """
 
 import secrets

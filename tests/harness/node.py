@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helixflow.core.capacity import Replica
 from helixflow.core.keys import generate_key
+from helixflow.pki.files import PkiFolder
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pool.manifest import StoredModel
 from helixflow.rpc.channels import create_blocking_channel
@@ -95,11 +97,12 @@ class Node:
         self._seen: dict[int, psutil.Process] = {}
 
     def find_port(self) -> None:
-        """Waits for the port that it listens on."""
+        """Waits for the ports that it listens on."""
         url = self.data_dir / "run" / "gateway.url"
         until(lambda: self.process.poll() is not None or (url.exists() and url.read_text()), READY_S)
         assert self.process.poll() is None, self.err.read_text()
         self.port = int(url.read_text().rpartition(":")[2])
+        self.https_port = int(url.with_name("gateway.https_url").read_text().rpartition(":")[2])
 
     def wait_ready(self) -> "Node":
         self.find_port()
@@ -116,6 +119,15 @@ class Node:
 
     async def connect(self) -> Wire:
         return await Wire.connect(self.port)
+
+    @property
+    def ca_file(self) -> Path:
+        """What clients of the HTTPS port trust."""
+        return PkiFolder(self.data_dir / "pki").ca_certificate
+
+    async def connect_tls(self) -> Wire:
+        """Over HTTPS, as a client that trusts this node's authority."""
+        return await Wire.connect(self.https_port, ssl.create_default_context(cafile=self.ca_file))
 
     def request(self, path: str, body: Mapping[str, Any], key: str | None = None) -> bytes:
         return request("POST", path, msgspec.json.encode(body), key or self.key)

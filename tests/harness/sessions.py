@@ -1,9 +1,9 @@
 """SessionService without sockets, on top of `tests.harness.auth`: real passwords, real tokens, a fake clock.
 
-    door = await SignIns.open(database)
-    ada = await door.add_account("ada@example.com")
-    answer = await door.login("ada@example.com")
-    me = await door.ask(answer.access_token, "GetSelf", pb.GetSelfRequest())
+door = await SignIns.open(database)
+ada = await door.add_account("ada@example.com")
+answer = await door.login("ada@example.com")
+me = await door.ask(answer.access_token, "GetSelf", pb.GetSelfRequest())
 """
 
 import base64
@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import grpc
+import jwt
 from argon2 import PasswordHasher
 from google.protobuf.message import Message
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from helixflow.auth.authentication import Authentication
+from helixflow.auth.caller import Caller, CallerKind
 from helixflow.auth.dispatch import Dispatcher
 from helixflow.auth.idempotency import Idempotency
 from helixflow.auth.session_service import session_operations
+from helixflow.auth.sign_in import SignIn, place_of
 from helixflow.auth.signing_key_rotation import FIRST_ANNOUNCED_S, SigningKeyRotation
 from helixflow.auth.signing_keys import SigningKeys
 from helixflow.auth.tokens import AccessTokens
 from helixflow.auth.totp import STEP_S, code_at
 from helixflow.core.clock import FakeClock
-from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, CLIENT_SOFTWARE, REQUEST_ID
+from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, CLIENT_SOFTWARE, REQUEST_ID, Access, Level
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.engine import Database
-from helixflow.storage.schema import accounts, organisations
+from helixflow.storage.schema import accounts, one_time_tokens, organisations
 from tests.harness.auth import REQUEST, Installation, Person
 from tests.harness.tokens import signing_key
 
@@ -49,9 +52,7 @@ class SignIns(Installation):
             self.units, self.keys, self.sealer, generate=lambda: signing_key(self.next_key, 4096)
         )
         self.tokens = AccessTokens(self.keys, self.clock, issuer=ISSUER, audience=AUDIENCE)
-        self.sessions = Dispatcher(
-            self.units, Authentication(self.tokens.read, self.clock), Idempotency(self.sealer)
-        )
+        self.sessions = Dispatcher(self.units, Authentication(self.tokens.read, self.clock), Idempotency(self.sealer))
         operations = session_operations(self.passwords, self.sealer, self.keys, self.tokens)
         self._session_handler = self.sessions.handler(SESSION_SERVICE, operations)
         self._hash = ""
@@ -86,10 +87,21 @@ class SignIns(Installation):
         request = pb.LoginRequest(email=email, password=password, **more)
         return cast(pb.LoginResponse, await self.ask(None, "Login", request, address=address))
 
+    async def enter(self, person: Person, organisation_id: str = "") -> pb.LoginResponse:
+        """What a sign-in gives, without the password and the time that it takes."""
+        sign_in = SignIn(self.tokens)
+        async with self.system() as unit:
+            (account,) = (await unit.connection.execute(select(accounts).where(accounts.c.id == person.id))).all()
+            place = await place_of(unit, account, organisation_id, "")
+            admission = await sign_in.open(unit, account, place, "password")
+        return await sign_in.answer(admission)
+
     async def refresh(self, token: str, **more: str) -> pb.LoginResponse:
         return cast(pb.LoginResponse, await self.ask(None, "Refresh", pb.RefreshRequest(refresh_token=token, **more)))
 
-    async def add_account(self, email: str = "ada@example.com", *, roles: dict[str, str] | None = None, **more: Any) -> Person:
+    async def add_account(
+        self, email: str = "ada@example.com", *, roles: dict[str, str] | None = None, **more: Any
+    ) -> Person:
         """An owner of a new organisation with `PASSWORD`, unless told otherwise."""
         if "organisation_id" in more:
             organisation_id = more.pop("organisation_id")
@@ -106,6 +118,23 @@ class SignIns(Installation):
     async def set(self, person: Person, **values: Any) -> None:
         async with self.database.writing() as connection:
             await connection.execute(update(accounts).where(accounts.c.id == person.id).values(**values))
+
+    def system(self) -> Any:
+        """A writing unit of nobody in particular."""
+        return self.units.writing(Caller(CallerKind.SYSTEM), Access(Level.SERVICE, None, True, False), "rotate")
+
+    @staticmethod
+    def kid(answer: pb.LoginResponse) -> str:
+        return str(jwt.get_unverified_header(answer.access_token)["kid"])
+
+    @staticmethod
+    def claims(answer: pb.LoginResponse) -> dict[str, Any]:
+        return jwt.decode(answer.access_token, options={"verify_signature": False})
+
+    async def rename_role_of_invitations(self, role: str) -> None:
+        """As if theirs were gone; the operations prevent that."""
+        async with self.database.writing() as connection:
+            await connection.execute(update(one_time_tokens).values(role=role))
 
     async def delete_organisation(self, organisation_id: str) -> None:
         async with self.database.writing() as connection:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.caller import ANONYMOUS, Caller, CallerKind, Source
-from helixflow.auth.grants import ALL, NOTHING, Held, grants_of_account, grants_of_role, parse_scopes
+from helixflow.auth.grants import ALL, NOTHING, Held, Reader, grants_of_account, grants_of_role, parse_scopes
 from helixflow.core.claims import AccessClaims
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
@@ -102,33 +102,35 @@ def _is_within(address: str, networks: Iterable[str]) -> bool:
         return False
 
 
-async def find_key(connection: AsyncConnection, key_hash: bytes) -> Row[Any] | None:
+# Built once: making a statement takes longer than to run it.
+_FIND_KEY: Final = (
+    select(
+        api_keys,
+        projects.c.deleted_at.label("project_deleted_at"),
+        organisations.c.deleted_at.label("organisation_deleted_at"),
+        service_accounts.c.id.label("service_account_id"),
+        service_accounts.c.project_id.label("service_account_project_id"),
+        service_accounts.c.role.label("service_account_role"),
+        service_accounts.c.suspended_at.label("service_account_suspended_at"),
+        service_accounts.c.deleted_at.label("service_account_deleted_at"),
+        accounts.c.id.label("account_id"),
+        accounts.c.suspended_at.label("account_suspended_at"),
+        accounts.c.deleted_at.label("account_deleted_at"),
+    )
+    .join(projects, projects.c.id == api_keys.c.project_id)
+    .join(organisations, organisations.c.id == api_keys.c.organisation_id)
+    .outerjoin(service_accounts, service_accounts.c.id == api_keys.c.owner_id)
+    .outerjoin(accounts, accounts.c.id == api_keys.c.owner_id)
+    .where(api_keys.c.hash == bindparam("key_hash"))
+)
+
+
+async def find_key(reader: Reader, key_hash: bytes) -> Row[Any] | None:
     """The row of a key with all that decides whether it works: project, organisation, service account, account."""
-    return (
-        await connection.execute(
-            select(
-                api_keys,
-                projects.c.deleted_at.label("project_deleted_at"),
-                organisations.c.deleted_at.label("organisation_deleted_at"),
-                service_accounts.c.id.label("service_account_id"),
-                service_accounts.c.project_id.label("service_account_project_id"),
-                service_accounts.c.role.label("service_account_role"),
-                service_accounts.c.suspended_at.label("service_account_suspended_at"),
-                service_accounts.c.deleted_at.label("service_account_deleted_at"),
-                accounts.c.id.label("account_id"),
-                accounts.c.suspended_at.label("account_suspended_at"),
-                accounts.c.deleted_at.label("account_deleted_at"),
-            )
-            .join(projects, projects.c.id == api_keys.c.project_id)
-            .join(organisations, organisations.c.id == api_keys.c.organisation_id)
-            .outerjoin(service_accounts, service_accounts.c.id == api_keys.c.owner_id)
-            .outerjoin(accounts, accounts.c.id == api_keys.c.owner_id)
-            .where(api_keys.c.hash == key_hash)
-        )
-    ).first()
+    return (await reader.execute(_FIND_KEY, {"key_hash": key_hash})).first()
 
 
-async def held_by_key(connection: AsyncConnection, row: Row[Any], now: float) -> Held | None:
+async def held_by_key(reader: Reader, row: Row[Any], now: float) -> Held | None:
     """What the key of a row from `find_key` allows at `now` (seconds since the epoch); None when it does not work.
 
     A key of the project itself has its scopes in that project. One that acts for somebody has what its owner may do, as
@@ -147,12 +149,12 @@ async def held_by_key(connection: AsyncConnection, row: Row[Any], now: float) ->
         if row.service_account_suspended_at is not None or row.service_account_deleted_at is not None:
             return None
         held = await grants_of_role(
-            connection, row.organisation_id, row.service_account_project_id, row.service_account_role
+            reader, row.organisation_id, row.service_account_project_id, row.service_account_role
         )
     elif row.account_id is not None:
         if row.account_suspended_at is not None or row.account_deleted_at is not None:
             return None
-        member = await grants_of_account(connection, row.account_id, row.organisation_id)
+        member = await grants_of_account(reader, row.account_id, row.organisation_id)
         if member is None:
             return None
         held = member

@@ -85,6 +85,10 @@ class ChangeFeed:
         """Something may have been committed: look now."""
         self._awake.set()
 
+    async def begin(self) -> None:
+        """The first look. Whoever watches before it has to watch again after it. Raises `HelixError`."""
+        await self._poll()
+
     async def run(self) -> None:
         """Polls until cancelled."""
         while True:

@@ -1,11 +1,10 @@
 """What an account, service account or key may do now: its roles, and the permissions behind them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
-from sqlalchemy import Row, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Row, Select, bindparam, select
 
 from helixflow.core.permissions import ROLE_PERMISSIONS, ROLES, Grants, Permission, parse_permission
 from helixflow.storage.schema import memberships, projects, roles
@@ -23,35 +22,54 @@ ALL = Held(Grants(ROLE_PERMISSIONS), ("owner",))
 NOTHING = Held(Grants())
 
 
-async def grants_of_account(connection: AsyncConnection, account_id: str, organisation_id: str) -> Held | None:
-    """What an account may do in an organisation, None when it is no member. Deleted projects do not count."""
-    members = await connection.execute(
-        select(memberships.c.project_id, memberships.c.role)
-        .outerjoin(projects, projects.c.id == memberships.c.project_id)
-        .where(
-            memberships.c.account_id == account_id,
-            memberships.c.organisation_id == organisation_id,
-            projects.c.deleted_at.is_(None),
-        )
+# Built once: making a statement takes longer than to run it.
+_MEMBERSHIPS: Final = (
+    select(memberships.c.project_id, memberships.c.role)
+    .outerjoin(projects, projects.c.id == memberships.c.project_id)
+    .where(
+        memberships.c.account_id == bindparam("account_id"),
+        memberships.c.organisation_id == bindparam("organisation_id"),
+        projects.c.deleted_at.is_(None),
     )
-    found = [(row.project_id, row.role) for row in members]
+)
+_CUSTOM_ROLES: Final = select(roles.c.name, roles.c.permissions).where(
+    roles.c.organisation_id == bindparam("organisation_id"), roles.c.name.in_(bindparam("names", expanding=True))
+)
+
+
+class Rows(Protocol):
+    """As much of a result as is used here."""
+
+    def first(self) -> Row[Any] | None: ...
+
+    def __iter__(self) -> Iterator[Row[Any]]: ...
+
+
+class Reader(Protocol):
+    """A connection, or what else runs single SELECTs."""
+
+    def execute(self, statement: Select[Any], parameters: dict[str, Any], /) -> Awaitable[Rows]: ...
+
+
+async def grants_of_account(reader: Reader, account_id: str, organisation_id: str) -> Held | None:
+    """What an account may do in an organisation, None when it is no member. Deleted projects do not count."""
+    parameters = {"account_id": account_id, "organisation_id": organisation_id}
+    found = [(row.project_id, row.role) for row in await reader.execute(_MEMBERSHIPS, parameters)]
     if not found:
         return None
-    return _held(found, await _custom_roles(connection, organisation_id, (role for _, role in found)))
+    return _held(found, await _custom_roles(reader, organisation_id, (role for _, role in found)))
 
 
-async def grants_of_role(connection: AsyncConnection, organisation_id: str, project_id: str, role: str) -> Held:
+async def grants_of_role(reader: Reader, organisation_id: str, project_id: str, role: str) -> Held:
     """What a role allows in a project, or with '' in the whole organisation: for service accounts."""
-    return _held([(project_id, role)], await _custom_roles(connection, organisation_id, (role,)))
+    return _held([(project_id, role)], await _custom_roles(reader, organisation_id, (role,)))
 
 
-async def permissions_of_role(
-    connection: AsyncConnection, organisation_id: str, role: str
-) -> frozenset[Permission] | None:
+async def permissions_of_role(reader: Reader, organisation_id: str, role: str) -> frozenset[Permission] | None:
     """The permissions of a built-in role or one of the organisation's own; None when there is no such role."""
     if role in ROLES:
         return ROLES[role]
-    return (await _custom_roles(connection, organisation_id, (role,))).get(role)
+    return (await _custom_roles(reader, organisation_id, (role,))).get(role)
 
 
 def parse_scopes(names: Iterable[str]) -> frozenset[Permission]:
@@ -60,18 +78,12 @@ def parse_scopes(names: Iterable[str]) -> frozenset[Permission]:
 
 
 async def _custom_roles(
-    connection: AsyncConnection, organisation_id: str, names: Iterable[str]
+    reader: Reader, organisation_id: str, names: Iterable[str]
 ) -> Mapping[str, frozenset[Permission]]:
     wanted = sorted({name for name in names if name not in ROLES})
     if not wanted:
         return {}
-    found: Sequence[Row[Any]] = (
-        await connection.execute(
-            select(roles.c.name, roles.c.permissions).where(
-                roles.c.organisation_id == organisation_id, roles.c.name.in_(wanted)
-            )
-        )
-    ).all()
+    found = await reader.execute(_CUSTOM_ROLES, {"organisation_id": organisation_id, "names": wanted})
     return {row.name: parse_scopes(row.permissions) & ROLE_PERMISSIONS for row in found}
 
 

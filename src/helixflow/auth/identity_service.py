@@ -1,13 +1,15 @@
 """IdentityService of proto/helixflow/auth/v1: what gateways ask, and what they are told."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
+from sqlalchemy import Row, Select
 
 from helixflow.auth.authentication import find_key, held_by_key
 from helixflow.auth.changes import ChangeFeed, News
+from helixflow.auth.grants import Rows
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS
@@ -22,6 +24,27 @@ ReadSigningKeys = Callable[[], Awaitable[Sequence[pb.SigningKey]]]
 _HASH_BYTES: Final = 32
 
 
+class _Lookups:
+    """Single SELECTs, each on its own: gateways wait. What changes between two of them is told as a change."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def execute(self, statement: Select[Any], parameters: dict[str, Any]) -> Rows:
+        return _Found(await self._database.fetch_all(statement, parameters))
+
+
+class _Found:
+    def __init__(self, rows: Sequence[Row[Any]]) -> None:
+        self._rows = rows
+
+    def first(self) -> Row[Any] | None:
+        return self._rows[0] if self._rows else None
+
+    def __iter__(self) -> Iterator[Row[Any]]:
+        return iter(self._rows)
+
+
 class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
     """Answers out of the database, always as it is now. Errors are `HelixError`s; the interceptor renders them."""
 
@@ -33,7 +56,7 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
         read_signing_keys: ReadSigningKeys,
         settings: AuthSettings,
     ) -> None:
-        self._database = database
+        self._lookups = _Lookups(database)
         self._feed = feed
         self._clock = clock
         self._read_signing_keys = read_signing_keys
@@ -42,9 +65,8 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
     async def ResolveKey(self, request: pb.ResolveKeyRequest, context: _Context) -> pb.ResolveKeyResponse:
         if len(request.key_hash) != _HASH_BYTES:
             raise HelixError(ErrorKind.INVALID_VALUE, "A key hash has 32 bytes.", param="key_hash")
-        async with self._database.reading() as connection:
-            row = await find_key(connection, request.key_hash)
-            held = await held_by_key(connection, row, self._clock.now()) if row is not None else None
+        row = await find_key(self._lookups, request.key_hash)
+        held = await held_by_key(self._lookups, row, self._clock.now()) if row is not None else None
         if row is None or held is None:
             raise HelixError(ErrorKind.NOT_FOUND, "There is no valid key with this hash.")
         permissions = held.grants.within(row.project_id)

@@ -113,6 +113,10 @@ class AuthServices:
         server.add_generic_rpc_handlers(self._handlers)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self._identity, server)
 
+    async def begin(self) -> None:
+        """What must be done before anybody calls. Raises `HelixError`."""
+        await self._feed.begin()
+
     async def run(self) -> None:
         """Tells the gateways of changes, keeps signing keys and tidies up, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -142,6 +146,7 @@ async def create_auth(settings: Settings, bootstrap_env: str | None, clock: Cloc
         await ensure_defaults(database, int(clock.now()))
         services = AuthServices(settings, database, master_key, clock)
         services.bootstrap_key = await ensure_bootstrap_key(services.units, settings.data_dir, bootstrap_env)
+        await services.begin()
     except HelixError as exc:
         await database.close()
         raise UserError(f"{database.name}: {exc.message}", ExitCode.STORAGE) from exc

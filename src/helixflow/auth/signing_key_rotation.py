@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.caller import Caller, CallerKind
@@ -95,7 +95,9 @@ class SigningKeyRotation:
         self, unit: Unit, _request: admin_pb2.RotateSigningKeyRequest
     ) -> admin_pb2.RotateSigningKeyResponse:
         """The key that was prepared signs in a few seconds; those before it are accepted as long as their tokens."""
-        active_at = unit.now + ANNOUNCED_S
+        newest = select(func.max(signing_keys.c.active_at)).where(signing_keys.c.purpose == PURPOSE)
+        # After all others, whatever the clock of the process says that made them.
+        active_at = max(unit.now + ANNOUNCED_S, ((await unit.connection.execute(newest)).scalar() or 0) + 1)
         expires_at = active_at + ACCESS_LIFE_S + LEEWAY_S + _SLACK_S
         await unit.connection.execute(
             update(signing_keys)

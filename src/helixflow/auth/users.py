@@ -3,8 +3,8 @@
 Only its home organisation may change an account. Others see it while it is a member of theirs.
 
 An e-mail has one account in the whole installation, so whoever may create accounts can find out whether a certain
-e-mail has one: the sign-in that they made works or does not, whatever we answer. `CreateUser`, and `UpdateUser` for a new
-e-mail, therefore refuse one that is taken, in the same words wherever that account is, and tell nothing else of it.
+e-mail has one: the sign-in that they made works or does not, whatever we answer. `CreateUser`, and `UpdateUser` with a
+new e-mail, therefore refuse one that is taken, in the same words wherever that account is, and tell nothing else of it.
 `InviteUser` does not even tell that.
 """
 

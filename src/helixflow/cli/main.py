@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from helixflow.cli import chat, config, db, doctor, keys, models, pki, serve, version
+from helixflow.cli import audit, chat, config, db, doctor, keys, models, pki, serve, version
 from helixflow.cli.failures import print_error, run_guarded
 from helixflow.cli.invocation import Invocation
 from helixflow.core.errors import ExitCode
@@ -29,6 +29,7 @@ _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "chat": lambda app: app.command("chat", epilog=chat.EPILOG)(chat.chat_command),
     "models": lambda app: app.add_typer(models.app, name="models"),
     "keys": lambda app: app.add_typer(keys.app, name="keys"),
+    "audit": lambda app: app.add_typer(audit.app, name="audit"),
     "pki": lambda app: app.add_typer(pki.app, name="pki"),
     "config": lambda app: app.add_typer(config.app, name="config"),
     "db": lambda app: app.add_typer(db.app, name="db"),

@@ -24,6 +24,9 @@ def serve_command(
     http_port: Annotated[
         int | None, typer.Option("--http-port", min=0, max=65535, help="Port of the API; 0 takes a free one.")
     ] = None,
+    https_port: Annotated[
+        int | None, typer.Option("--https-port", min=0, max=65535, help="Its port for HTTPS; 0 takes a free one.")
+    ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Loopback address that the API listens on.")] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
@@ -45,6 +48,7 @@ def serve_command(
     settings = invocation_of(context).load_settings(
         {
             "gateway.http_port": http_port,
+            "gateway.https_port": https_port,
             "gateway.host": host,
             "log.level": log_level,
             "log.format": log_format,

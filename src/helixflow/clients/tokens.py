@@ -50,6 +50,7 @@ class TokenVerifier:
         self._monotonic = clock.monotonic
         self._keys: Mapping[str, RSAPublicKey] = {}
         self._issuer = self._audience = ""
+        self._trusted: tuple[str, str, Sequence[identity_pb2.SigningKey]] = ("", "", ())
         self._cutoffs = CutOffs(clock.monotonic)
         # By the token itself: its SHA-256 would take three times as long as all the rest. The oldest first.
         self._verified: dict[bytes, _Verified] = {}
@@ -106,6 +107,10 @@ class TokenVerifier:
 
     def trust(self, watch: ChangeWatch) -> None:
         """Takes over who signs, and for whom. What was verified by a key that is gone is verified no more."""
+        trusted = (watch.issuer, watch.audience, watch.signing_keys)
+        if trusted == self._trusted:
+            return
+        self._trusted = trusted
         self._issuer, self._audience = watch.issuer, watch.audience
         self._keys = {key.kid: public for key in watch.signing_keys if (public := _public_key(key)) is not None}
         self._verified.clear()

@@ -44,9 +44,9 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
         socket_path(settings.run_dir, name.removesuffix(".sock"))
     prepare_run_dir(settings.run_dir)
     lock_fd = lock_data_dir(settings.run_dir)
-    ensure_pki(settings)
     check_port(settings.auth.host, settings.auth.port)
     listeners = open_listeners(settings.gateway)
+    ensure_pki(settings)
     # A port of 0 was a wish; what was got is what everybody must know.
     ports = {"http_port": listeners.http.getsockname()[1], "https_port": listeners.https.getsockname()[1]}
     gateway = settings.gateway.model_copy(update=ports)

@@ -145,7 +145,7 @@ class DatabaseSettings(Section):
 
     url: str = Field(
         "sqlite",
-        description="`sqlite` for a file under `data_dir`, or `postgresql://user@host:port/name?ssl=…`.",
+        description="`sqlite` for a file under `data_dir`, or `postgresql://user@host:port/name?sslmode=…`.",
         pattern=r"^(sqlite|postgres(ql)?://\S+)$",
     )
     password_file: Path | None = Field(None, description="File that holds the password for PostgreSQL.")

@@ -65,7 +65,8 @@ class PostgresqlServer:
             # The pool answers this error with a fresh connection. Its own way, a ping each time, takes three messages.
             if connection.driver_connection.is_closed():
                 raise DisconnectionError("closed while idle")
-            if time.monotonic() - record.info.get("used_at", time.monotonic()) > _TRUSTED_IDLE_S:
+            used_at = record.info.get("used_at")
+            if used_at is not None and time.monotonic() - used_at > _TRUSTED_IDLE_S:
                 try:
                     connection.run_async(lambda driver: driver.execute("SELECT 1", timeout=_PING_TIMEOUT_S))
                 except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:

@@ -55,7 +55,12 @@ async def test_unknown_wrong_and_without_a_password_are_told_the_same(door: Sign
     ada = await door.add_account()
     await door.add_account("bob@example.com", password=False)
     answers = set()
-    for email, password in ((ada.email, WRONG), ("nobody@example.com", PASSWORD), ("bob@example.com", PASSWORD), ("", "")):
+    for email, password in (
+        (ada.email, WRONG),
+        ("nobody@example.com", PASSWORD),
+        ("bob@example.com", PASSWORD),
+        ("", ""),
+    ):
         with pytest.raises(HelixError) as caught:
             await door.login(email, password)
         answers.add((caught.value.kind, caught.value.message, caught.value.param, caught.value.retry_after_s))

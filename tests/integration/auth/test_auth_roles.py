@@ -1,5 +1,3 @@
-import pytest
-
 from helixflow.core.errors import ErrorKind
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
@@ -75,11 +73,12 @@ async def test_pages_have_built_in_roles_first_then_own_ones_by_name(auth: Insta
     assert set(seen[0].permissions) == {permission.value for permission in ROLES["owner"]}
 
 
-@pytest.mark.parametrize("name", ["", "Reader", "1st", "-x", "a b", "a" * 51, "ro\0le", "rôle", "reader\n", "оwner"])
-async def test_bad_names_are_refused(auth: Installation, name: str) -> None:
+async def test_bad_names_are_refused(auth: Installation) -> None:
     ada = await owner(auth)
-    async with refused(ErrorKind.UNPROCESSABLE, "name"):
-        await auth.call(ada, "CreateRole", pb.CreateRoleRequest(name=name))
+    # The last begins with a Cyrillic letter.
+    for name in ("", "Reader", "1st", "-x", "a b", "a" * 51, "ro\0le", "rôle", "reader\n", "оwner"):
+        async with refused(ErrorKind.UNPROCESSABLE, "name"):
+            await auth.call(ada, "CreateRole", pb.CreateRoleRequest(name=name))
 
 
 async def test_names_do_not_collide(auth: Installation) -> None:

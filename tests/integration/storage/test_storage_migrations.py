@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.settings.tree import Settings
@@ -43,10 +43,16 @@ def shape(connection: Connection) -> dict[str, Any]:
     }
 
 
-async def fill_0001(sql: Sql) -> None:
-    """An organisation with a project and keys: the first one, one in use, one revoked, one expired."""
-    await sql("INSERT INTO organisations VALUES ('o1', 'Ärger & Söhne', 100)")
-    await sql("INSERT INTO projects VALUES ('p1', 'o1', 'Default', 110)")
+def fill_0001(connection: Connection) -> None:
+    """An organisation with a project and keys: the first one, one in use, one revoked, one expired, one superseded."""
+    run = connection.exec_driver_sql
+    run("INSERT INTO organisations VALUES ('o1', 'Ärger & Söhne', 100)")
+    run("INSERT INTO projects VALUES ('p1', 'o1', 'Default', 110)")
+    statement = text(
+        "INSERT INTO api_keys (id, hash, hint, name, organisation_id, project_id, created_at, expires_at, revoked_at,"
+        " superseded, bootstrap)"
+        " VALUES (:id, :hash, 'hfk_…', 'n', 'o1', 'p1', 120, :expires, :revoked, :superseded, :bootstrap)"
+    )
     keys = [
         ("k0", None, None, True),
         ("k1", None, None, False),
@@ -55,20 +61,11 @@ async def fill_0001(sql: Sql) -> None:
         ("k4", None, 140, True),
     ]
     for number, (key_id, expires_at, revoked_at, bootstrap) in enumerate(keys):
-        await sql(
-            "INSERT INTO api_keys (id, hash, hint, name, organisation_id, project_id, created_at, expires_at,"
-            " revoked_at, superseded, bootstrap)"
-            " VALUES (:id, :hash, 'hfk_…', 'n', 'o1', 'p1', 120, :expires, :revoked, :superseded, :bootstrap)",
-            id=key_id,
-            hash=bytes([number]) * 32,
-            expires=expires_at,
-            revoked=revoked_at,
-            superseded=key_id == "k4",
-            bootstrap=bootstrap,
-        )
+        values = {"id": key_id, "hash": bytes([number]) * 32, "expires": expires_at, "revoked": revoked_at}
+        connection.execute(statement, {**values, "superseded": key_id == "k4", "bootstrap": bootstrap})
     # The numbers of a key that came back and of two that did not.
     for key_id, revoked_at in (("k0", 125), ("k2", 130), ("k4", 140)):
-        await sql("INSERT INTO revocations (key_id, revoked_at) VALUES (:id, :at)", id=key_id, at=revoked_at)
+        run(f"INSERT INTO revocations (key_id, revoked_at) VALUES ('{key_id}', {revoked_at})")
 
 
 async def test_every_revision_goes_up_and_down_from_empty(database_settings: Settings, look: Look) -> None:
@@ -95,9 +92,9 @@ async def test_the_migrations_lead_to_the_schema_that_the_code_expects(database_
     assert await look(differences) == []
 
 
-async def test_what_0001_held_is_kept_with_sensible_values(database_settings: Settings, sql: Sql) -> None:
+async def test_what_0001_held_is_kept_with_sensible_values(database_settings: Settings, sql: Sql, look: Look) -> None:
     await upgrade(database_settings, "0001")
-    await fill_0001(sql)
+    await look(fill_0001)
     await upgrade(database_settings, "0002")
     organisations = (
         "SELECT id, name, audit_retention_days, created_at, updated_at, deleted_at, version FROM organisations"
@@ -126,7 +123,7 @@ async def test_what_0001_held_is_kept_with_sensible_values(database_settings: Se
 
 async def test_keys_survive_the_way_down_and_up_again(database_settings: Settings, sql: Sql, look: Look) -> None:
     await upgrade(database_settings, "0001")
-    await fill_0001(sql)
+    await look(fill_0001)
     before = await sql("SELECT * FROM api_keys ORDER BY id")
     was = await look(shape)
     await upgrade(database_settings, "0002")
@@ -157,25 +154,43 @@ KEY_COLUMNS = (
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("changes", "gone"),
     [
-        "UPDATE api_keys SET owner_id = 'acc_1' WHERE id = 'k1'",
-        "UPDATE api_keys SET models = '[\"m\"]' WHERE id = 'k1'",
-        "UPDATE api_keys SET networks = '[\"10.0.0.0/8\"]' WHERE id = 'k1'",
-        "UPDATE api_keys SET scopes = '[\"models:read\"]' WHERE id = 'k1'",
-        "UPDATE organisations SET deleted_at = 150",
-        "UPDATE projects SET deleted_at = 150",
+        (
+            [
+                "UPDATE api_keys SET owner_id = 'acc_1' WHERE id = 'r1'",
+                "UPDATE api_keys SET models = '[\"m\"]' WHERE id = 'r2'",
+                "UPDATE api_keys SET networks = '[\"10.0.0.0/8\"]' WHERE id = 'r3'",
+                "UPDATE api_keys SET scopes = '[\"models:read\"]' WHERE id = 'r4'",
+            ],
+            {"r1", "r2", "r3", "r4"},
+        ),
+        (["UPDATE organisations SET deleted_at = 150"], {"k0", "k1", "k3", "r1", "r2", "r3", "r4"}),
+        (["UPDATE projects SET deleted_at = 150"], {"k0", "k1", "k3", "r1", "r2", "r3", "r4"}),
     ],
 )
-async def test_no_key_gains_power_on_the_way_down(database_settings: Settings, sql: Sql, change: str) -> None:
+async def test_no_key_gains_power_on_the_way_down(
+    database_settings: Settings, sql: Sql, look: Look, changes: list[str], gone: set[str]
+) -> None:
+    def fill(connection: Connection) -> None:
+        fill_0001(connection)
+        copied = ", ".join(column for column in KEY_COLUMNS if column not in ("id", "hash"))
+        for number in range(1, 5):
+            statement = f"INSERT INTO api_keys (id, hash, {copied}) SELECT 'r{number}', :hash, {copied} FROM api_keys"
+            connection.execute(text(f"{statement} WHERE id = 'k1'"), {"hash": b"r%d" % number})
+
+    def change(connection: Connection) -> None:
+        for statement in changes:
+            connection.exec_driver_sql(statement)
+
     await upgrade(database_settings, "0001")
-    await fill_0001(sql)
+    await look(fill)
     await upgrade(database_settings, "0002")
-    await sql(change)
+    await look(change)
     await downgrade(database_settings, "0001")
-    ((revoked_at,),) = await sql("SELECT revoked_at FROM api_keys WHERE id = 'k1'")
-    assert revoked_at is not None
-    assert await sql("SELECT count(*) FROM revocations WHERE key_id = 'k1'") == [(1,)]
+    revoked = {row[0] for row in await sql("SELECT id FROM api_keys WHERE revoked_at IS NOT NULL")}
+    assert revoked == {"k2", "k4"} | gone
+    assert {row[0] for row in await sql("SELECT key_id FROM revocations")} == revoked
 
 
 async def test_rows_of_every_table_do_not_keep_it_from_going_down(

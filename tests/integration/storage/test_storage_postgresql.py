@@ -272,3 +272,24 @@ async def test_a_unix_socket_works_too(postgres_server: PostgresServer, settings
     database = open_database(settings.model_copy(update={"database": database_settings}))
     assert await look_up(database) == 0
     await database.close()
+
+
+async def test_a_connection_that_was_idle_for_long_is_asked_before_it_is_used(
+    opened: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await look_up(opened)
+    monkeypatch.setattr("helixflow.storage.postgresql._TRUSTED_IDLE_S", -1.0)
+    asked: list[str] = []
+
+    execute = asyncpg.Connection.execute
+
+    async def forgotten(connection: Any, query: str, **options: Any) -> Any:
+        """As where a firewall dropped the connection silently: no answer comes."""
+        if query != "SELECT 1":
+            return await execute(connection, query, **options)
+        asked.append(query)
+        raise TimeoutError
+
+    monkeypatch.setattr("asyncpg.Connection.execute", forgotten)
+    assert [await way(opened) for way in WAYS] == [0, 1, 1]
+    assert len(asked) == 3

@@ -11,7 +11,7 @@ from helixflow.settings.tree import Settings
 
 def test_arguments_are_parsed() -> None:
     arguments = ChildArguments.parse(["--settings-fd", "5", "--listen-fd", "6", "--name", "gateway-0"])
-    assert arguments == ChildArguments(5, 6, None, None, "gateway-0")
+    assert arguments == ChildArguments(settings_fd=5, listen_fd=6, name="gateway-0")
 
 
 def test_settings_survive_the_way_through_the_descriptor(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from base64 import urlsafe_b64decode
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -56,7 +56,10 @@ def is_signed(public: ec.EllipticCurvePublicKey, message: bytes, signature: byte
 def parse_public_keys(text: bytes) -> dict[str, ec.EllipticCurvePublicKey]:
     """By key id: one or more public keys in PEM, a JWK, or a set of JWKs. Raises `ValueError`."""
     if blocks := _PEM.findall(text):
-        keys = [load_pem_public_key(block) for block in blocks]
+        try:
+            keys = [load_pem_public_key(block) for block in blocks]
+        except UnsupportedAlgorithm as exc:
+            raise ValueError("not a key of ECDSA on P-256") from exc
     else:
         try:
             document = msgspec.json.decode(text)
