@@ -19,6 +19,8 @@ BARS = (
     "startup",
     "engine_efficiency",
     "key_resolution",
+    "identification",
+    "administration",
 )
 # These use all cores as a user's machine would; the others are pinned.
 _UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution"})

@@ -1,4 +1,4 @@
-"""The auth service alone: `python -m benchmarks.auth_server SETTINGS`, a JSON file; prints 0 once it listens on its socket."""
+"""The auth service alone: `python -m benchmarks.auth_server SETTINGS` (a JSON file); prints 0 once it listens."""
 
 import argparse
 import asyncio
@@ -13,6 +13,7 @@ from helixflow.pki.identity import ServiceIdentity
 from helixflow.rpc.servers import create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
+from helixflow.telemetry.logs import configure_logging
 
 SERVICE = "helixflow.auth.v1.IdentityService"
 
@@ -41,7 +42,9 @@ async def serve(settings: Settings) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.auth_server", description=__doc__)
     parser.add_argument("settings", type=Path, help="JSON file")
-    uvloop.run(serve(Settings.model_validate_json(parser.parse_args().settings.read_text())))
+    arguments = parser.parse_args()
+    configure_logging("warning", "text", service="auth")
+    uvloop.run(serve(Settings.model_validate_json(arguments.settings.read_text())))
     return 0
 
 

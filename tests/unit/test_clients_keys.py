@@ -137,6 +137,35 @@ async def test_an_unknown_key_is_remembered_for_five_seconds() -> None:
     assert (await bench.resolver.resolve(unknown)).id == "key_u"
 
 
+@pytest.mark.parametrize(
+    "kind", [pb.CHANGE_KIND_OWNER, pb.CHANGE_KIND_PROJECT, pb.CHANGE_KIND_ORGANISATION, pb.CHANGE_KIND_KEY]
+)
+async def test_a_key_that_becomes_valid_works_once_that_is_told(kind: int) -> None:
+    """Its owner was reinstated, say: nobody knows whose the unknown keys are."""
+    bench = Bench()
+    bench.begins(1)
+    del bench.auth.expiry[A]
+    assert await bench.refused(A) is ErrorKind.INVALID_API_KEY
+    bench.auth.expiry[A] = 0
+    bench.told(2, A, kind=kind, of="acc_a")
+    assert (await bench.resolver.resolve(A)).id == "key_a"
+
+
+async def test_a_refusal_that_is_overtaken_by_a_change_is_not_remembered() -> None:
+    bench = Bench()
+    bench.begins(1)
+    del bench.auth.expiry[A]
+
+    async def reinstate() -> None:
+        if bench.auth.asked == 1:
+            bench.auth.expiry[A] = 0
+            bench.told(2, kind=pb.CHANGE_KIND_OWNER, of="acc_a")
+
+    bench.auth.before_answer = reinstate
+    assert (await bench.resolver.resolve(A)).id == "key_a"
+    assert bench.auth.asked == 2
+
+
 async def test_a_flood_of_unknown_keys_takes_bounded_memory() -> None:
     bench = Bench()
     for number in range(MAX_NEGATIVE + 10):

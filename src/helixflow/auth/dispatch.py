@@ -174,7 +174,9 @@ class Dispatcher:
             unit.caller.check(access)
             unit.prepared = prepared
             key = metadata.get(IDEMPOTENCY_KEY, "") if access.idempotent else ""
-            fingerprint = hashlib.sha256(method.full_name.encode() + b"\0" + request.SerializeToString()).digest()
+            # In another organisation the same words mean another request.
+            said = f"{method.full_name}\0{unit.caller.organisation_id}\0".encode() + request.SerializeToString()
+            fingerprint = hashlib.sha256(said).digest()
             if key and (earlier := await self._idempotency.find(unit, key, fingerprint)) is not None:
                 unit.authorised = True
                 message = GetMessageClass(method.output_type)()

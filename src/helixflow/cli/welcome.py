@@ -1,6 +1,6 @@
 """The greeting after a start: one real question through the gateway, then how to connect.
 
-    python -m helixflow.cli.welcome --base-url URL --https-url URL --key-file FILE [--chat-model NAME] [--embedding-model NAME]
+    python -m helixflow.cli.welcome --base-url URL --https-url URL --key-file FILE [--chat-model NAME] …
 
 A process of its own, started by the launcher once everything serves: what goes wrong here never touches the service.
 """

@@ -144,6 +144,8 @@ class KeyResolver:
         self._invalidations += 1
         for key in keys:
             del self._entries[key]
+        # Whose these are is not known, and a key may have become valid: its owner was reinstated.
+        self._unknown.clear()
 
     def _finish(self, key_hash: bytes, task: asyncio.Task[Principal]) -> None:
         del self._lookups[key_hash]
@@ -158,7 +160,10 @@ class KeyResolver:
             try:
                 answer = await self._stub.ResolveKey(request, timeout=RESOLVE_TIMEOUT_S)
             except grpc.RpcError as exc:
-                return self._without_answer(key_hash, from_rpc_error(exc), exc)
+                error = from_rpc_error(exc)
+                if error.kind is ErrorKind.NOT_FOUND and invalidations != self._invalidations:
+                    continue
+                return self._without_answer(key_hash, error, exc)
             self._watch.believe()
             # A change that came while the answer was under way may be of this very key: ask again.
             if invalidations == self._invalidations:

@@ -5,6 +5,7 @@ The checksum lets a typo be refused without a look-up. Only the SHA-256 of a sec
 """
 
 import hashlib
+import re
 import secrets
 import zlib
 from typing import Final
@@ -20,6 +21,8 @@ _DIGITS: Final = frozenset(_ALPHABET)
 _RANDOM_CHARS: Final = 40
 _CHECK_CHARS: Final = 6
 KEY_LENGTH: Final = len(PREFIX) + _RANDOM_CHARS + _CHECK_CHARS
+# Also those that were cut off, and JSON web tokens.
+_SECRETS: Final = re.compile(r"(hf[krtc]_)[0-9A-Za-z]{12,}|eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
 
 
 def generate_key(prefix: str = PREFIX) -> str:
@@ -43,6 +46,11 @@ def hash_key(key: str) -> bytes:
 def mask_key(key: str) -> str:
     """What may be shown of a key: enough to recognise it, too little to use it."""
     return f"{key[:8]}…{key[-4:]}" if len(key) == KEY_LENGTH else f"{key[:4]}…"
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with `***` for what looks like a key or token of ours in it. For bounded texts that people wrote."""
+    return _SECRETS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def _checksum(text: str) -> str:

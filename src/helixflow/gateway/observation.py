@@ -7,6 +7,7 @@ was measured twice as dear, because their memory could not be used again in the 
 import time
 
 from helixflow.core.errors import ErrorKind
+from helixflow.core.keys import mask_secrets
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.surfaces.control_plane import is_control_plane
 from helixflow.telemetry.metrics import GatewayMetrics
@@ -47,7 +48,7 @@ class Observation:
             timestamp=self._log.timestamp(time.time()),
             request_id=exchange.request_id,
             call_id=exchange.call_id,
-            operation=operation if exchange.operation is not None else exchange.path[:128],
+            operation=operation if exchange.operation is not None else mask_secrets(exchange.path[:128]),
             status=status,
             scheme=exchange.scope["scheme"],
             duration_s=int(duration * 1e6) / 1e6,

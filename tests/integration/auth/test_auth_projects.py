@@ -140,3 +140,14 @@ async def test_a_repeated_request_makes_one_project(auth: Installation) -> None:
     first = await auth.call(ada, "CreateProject", request, idempotency_key="k1")
     assert first == await auth.call(ada, "CreateProject", request, idempotency_key="k1")
     assert len((await auth.call(ada, "ListProjects", pb.ListRequest())).projects) == 1
+
+
+async def test_a_repeated_request_in_another_organisation_is_another_one(auth: Installation) -> None:
+    acme, other = await auth.add_organisation(), await auth.add_organisation()
+    ada = await auth.add_person(acme, roles={"": "owner"})
+    await auth.add_membership(ada.id, other, "owner")
+    request = pb.CreateProjectRequest(name="Once")
+    await auth.call(ada, "CreateProject", request, idempotency_key="k1")
+    elsewhere = await auth.sign_in(ada.id, other)
+    async with refused(ErrorKind.UNPROCESSABLE, "Idempotency-Key"):
+        await auth.call(elsewhere, "CreateProject", request, idempotency_key="k1")

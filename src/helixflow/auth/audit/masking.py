@@ -10,6 +10,8 @@ from collections.abc import Mapping, Set
 from enum import Enum
 from typing import Any, Final
 
+from helixflow.core.keys import mask_secrets
+
 MAX_TEXT: Final = 1000
 MAX_ITEMS: Final = 500
 MAX_DEPTH: Final = 8
@@ -17,14 +19,11 @@ MAX_DEPTH: Final = 8
 MAX_STATE: Final = 16 * 1024
 MASK: Final = "***"
 
-# Our keys and tokens, JSON web tokens, password hashes, private keys, authenticator secrets.
+# Password hashes, private keys, authenticator secrets.
 _SECRET: Final = re.compile(
-    r"(?P<ours>hf[krtc]_)[0-9A-Za-z]{12,}"
-    r"|eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?"
-    r"|\$argon2[^\s]*"
+    r"\$argon2[^\s]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?)"
-    r"|otpauth://[^\s]*",
-    re.ASCII,
+    r"|otpauth://[^\s]*"
 )
 _SECRET_WORDS: Final = frozenset(
     {
@@ -42,7 +41,7 @@ def plain(text: str) -> str:
     """`text` without secrets, with U+FFFD for what cannot be stored, and cut with a mark after `MAX_TEXT` signs."""
     # Bounded first, so that masking takes no time worth an attack; a secret cut here is still recognised as one.
     shown = _UNSTORABLE.sub("\ufffd", text[: 4 * MAX_TEXT])
-    shown = _SECRET.sub(lambda found: (found["ours"] or "") + MASK, shown)
+    shown = _SECRET.sub(MASK, mask_secrets(shown))
     return shown if max(len(text), len(shown)) <= MAX_TEXT else f"{shown[:MAX_TEXT]}… ({len(text)} characters)"
 
 
