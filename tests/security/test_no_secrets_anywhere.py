@@ -22,7 +22,7 @@ SECRET_FIELDS: Final = frozenset(
     {"password", "current_password", "new_password", "access_token", "refresh_token", "token", "invitation_token"}
     | {"challenge", "secret", "uri", "codes"}
 )
-NOBODY: Final = {"credential": ""}
+NOBODY: Final = ""
 JSON_TYPE: Final = {"content-type": "application/json"}
 
 
@@ -106,9 +106,9 @@ async def live(witness: Witness) -> bytes:
     password = f"{secrets.token_hex(8)} Passphrase"
     ada = {"email": "ada@example.com", "password": password}
     await witness.do("POST", "/users", {**ada, "name": "Ada", "role": "admin"})
-    tokens = await witness.do("POST", "/auth/login", ada, **NOBODY)
+    tokens = await witness.do("POST", "/auth/login", ada, credential=NOBODY)
     old = {"refresh_token": tokens["refresh_token"]}
-    tokens = await witness.do("POST", "/auth/refresh", old, **NOBODY)
+    tokens = await witness.do("POST", "/auth/refresh", old, credential=NOBODY)
     access = tokens["access_token"]
     await witness.do("GET", "/me", credential=access)
     assert (await witness.ask("GET", "/v1/models", credential=access)).status == 200
@@ -116,8 +116,8 @@ async def live(witness: Witness) -> bytes:
     await _invite(witness)
     await _use_keys(witness)
     await _err(witness, password, access)
-    await witness.do("POST", "/auth/logout", {"refresh_token": tokens["refresh_token"]}, **NOBODY)
-    assert await witness.refused("POST", "/auth/refresh", old, **NOBODY) == 401
+    await witness.do("POST", "/auth/logout", {"refresh_token": tokens["refresh_token"]}, credential=NOBODY)
+    assert await witness.refused("POST", "/auth/refresh", old, credential=NOBODY) == 401
     logs = [await witness.ask("GET", f"{API}/audit/export{query}") for query in ("", "?installation=true")]
     assert [log.complete for log in logs] == [True, True]
     return b"".join(log.body for log in logs)
@@ -130,11 +130,12 @@ async def _enrol(witness: Witness, access: str, password: str) -> str:
     code = code_at(seed, int(time.time()) // STEP_S)
     codes = (await witness.do("POST", "/auth/mfa/confirm", {"code": code}, credential=access))["codes"]
     body = {"email": "ada@example.com", "password": password}
-    challenge = (await witness.do("POST", "/auth/login", body, **NOBODY))["challenge"]
+    challenge = (await witness.do("POST", "/auth/login", body, credential=NOBODY))["challenge"]
     assert (
-        await witness.refused("POST", "/auth/mfa/verify", {"challenge": challenge, "code": "000000"}, **NOBODY) == 401
+        await witness.refused("POST", "/auth/mfa/verify", {"challenge": challenge, "code": "000000"}, credential=NOBODY)
+        == 401
     )
-    second = await witness.do("POST", "/auth/mfa/verify", {"challenge": challenge, "code": codes[0]}, **NOBODY)
+    second = await witness.do("POST", "/auth/mfa/verify", {"challenge": challenge, "code": codes[0]}, credential=NOBODY)
     changed = f"{secrets.token_hex(8)} Another"
     body = {"current_password": password, "new_password": changed}
     await witness.do("PUT", "/me/password", body, credential=second["access_token"])
@@ -145,8 +146,8 @@ async def _invite(witness: Witness) -> None:
     invited = await witness.do("POST", "/invitations", {"email": "bob@example.com", "role": "viewer"})
     password = f"{secrets.token_hex(8)} Invited"
     body = {"token": invited["token"], "password": password, "name": "Bob"}
-    account = await witness.do("POST", "/auth/redeem", body, **NOBODY)
-    await witness.do("POST", "/auth/login", {"email": "bob@example.com", "password": password}, **NOBODY)
+    account = await witness.do("POST", "/auth/redeem", body, credential=NOBODY)
+    await witness.do("POST", "/auth/login", {"email": "bob@example.com", "password": password}, credential=NOBODY)
     await witness.do("POST", f"/users/{account['account_id']}/reset")
     await witness.do("POST", "/users", {"email": "eve@example.com", "name": "Eve", "role": "viewer"})
 
@@ -168,24 +169,24 @@ async def _err(witness: Witness, password: str, access: str) -> None:
     """What people do wrong with secrets."""
     wrong = f"{secrets.token_hex(8)} Typo"
     for email in ("ada@example.com", "nobody@example.com"):
-        await witness.refused("POST", "/auth/login", {"email": email, "password": wrong}, **NOBODY)
+        await witness.refused("POST", "/auth/login", {"email": email, "password": wrong}, credential=NOBODY)
     # The password where the e-mail belongs.
     witness.secrets[wrong] = "password as e-mail"
-    await witness.refused("POST", "/auth/login", {"email": wrong, "password": password}, **NOBODY)
+    await witness.refused("POST", "/auth/login", {"email": wrong, "password": password}, credential=NOBODY)
     unknown = generate_key()
     await witness.refused("GET", "/me", credential=unknown)
     await witness.refused("GET", "/me", credential=unknown[:-1] + "_")
     await witness.refused("GET", "/me", credential=access[:-20])
     assert (await witness.ask("GET", "/v1/models", credential=unknown)).status == 401
     # In the address, in a field that does not exist, of a wrong type, in a body that is no JSON.
-    await witness.ask("GET", f"/v1/models?api_key={unknown}", **NOBODY)
-    await witness.ask("GET", f"/v1/{unknown}", **NOBODY)
-    await witness.ask("GET", f"{API}/me?access_token={access}", **NOBODY)
+    await witness.ask("GET", f"/v1/models?api_key={unknown}", credential=NOBODY)
+    await witness.ask("GET", f"/v1/{unknown}", credential=NOBODY)
+    await witness.ask("GET", f"{API}/me?access_token={access}", credential=NOBODY)
     await witness.refused("GET", f"/keys/{unknown}")
     await witness.refused("POST", "/keys", {"name": "x", "secret": unknown})
-    await witness.refused("POST", "/auth/login", {"email": "ada@example.com", "password": [wrong]}, **NOBODY)
-    await witness.refused("POST", "/auth/refresh", {"refresh_token": f" {unknown} "}, **NOBODY)
-    await witness.refused("POST", "/auth/redeem", {"token": generate_key("hft_"), "password": wrong}, **NOBODY)
+    await witness.refused("POST", "/auth/login", {"email": "ada@example.com", "password": [wrong]}, credential=NOBODY)
+    await witness.refused("POST", "/auth/refresh", {"refresh_token": f" {unknown} "}, credential=NOBODY)
+    await witness.refused("POST", "/auth/redeem", {"token": generate_key("hft_"), "password": wrong}, credential=NOBODY)
     async with await witness.node.connect() as wire:
         body = f'{{"email": "ada@example.com", "password": "{wrong}'.encode()
         answer = await wire.ask(request("POST", f"{API}/auth/login", body, None, JSON_TYPE))

@@ -11,6 +11,7 @@ from helixflow.auth.caller import CallerKind
 from helixflow.auth.dispatch import Invocation
 from helixflow.auth.lockout import Attempt, Lockout
 from helixflow.auth.passwords import Passwords, check_length
+from helixflow.auth.sessions import find_session
 from helixflow.auth.texts import MAX_EMAIL_CHARS, email_key
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
@@ -85,7 +86,10 @@ class PasswordProof:
 
 
 async def recheck(unit: Unit, account: Row[Any]) -> Row[Any]:
-    """The account as it is now. Raises `HelixError` INVALID_CREDENTIALS if its password has changed since."""
+    """The account as it is now. Raises `HelixError` INVALID_CREDENTIALS if its password has changed since, INVALID_TOKEN
+    if the caller's session has ended.
+    """
+    await _check_session(unit)
     row = await find_account(unit.connection, account.id)
     if row is None or row.password_hash != account.password_hash:
         raise HelixError(ErrorKind.INVALID_CREDENTIALS, "The password has changed meanwhile.")
@@ -121,11 +125,20 @@ async def find_account_by_email(connection: AsyncConnection, email: str) -> Row[
 
 
 async def find_own_account(unit: Unit) -> Row[Any]:
-    """The caller's row. Raises `HelixError` PERMISSION_DENIED for keys and service accounts."""
+    """The caller's row. Raises `HelixError`: PERMISSION_DENIED for keys and service accounts, INVALID_TOKEN if the
+    session has ended since the caller was let in.
+    """
+    await _check_session(unit)
     row = await find_account(unit.connection, unit.caller.id) if unit.caller.kind is CallerKind.ACCOUNT else None
     if row is None:
         raise HelixError(ErrorKind.PERMISSION_DENIED, "Not permitted: only who has signed in can do this.")
     return row
+
+
+async def _check_session(unit: Unit) -> None:
+    session_id = unit.caller.session_id
+    if session_id and await find_session(unit, session_id) is None:
+        raise HelixError(ErrorKind.INVALID_TOKEN, "The session has ended. Sign in again.")
 
 
 def mask(email: str) -> str:

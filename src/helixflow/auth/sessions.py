@@ -48,8 +48,8 @@ async def open_session(
             organisation_id=organisation_id,
             project_id=project_id,
             method=method,
-            address=unit.caller.source.address[:_MAX_TEXT],
-            user_agent=unit.caller.source.software[:_MAX_TEXT],
+            address=_shown(unit.caller.source.address),
+            user_agent=_shown(unit.caller.source.software),
             created_at=unit.now,
             refreshed_at=unit.now,
             expires_at=unit.now + REFRESH_LIFE_S,
@@ -107,6 +107,10 @@ async def find_session(unit: Unit, session_id: str) -> Row[Any] | None:
     """The row of an open session."""
     query = select(sessions).where(sessions.c.id == session_id, is_open(unit.now))
     return (await unit.connection.execute(query)).first()
+
+
+def _shown(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text[:_MAX_TEXT])
 
 
 def describe_session(row: Row[Any], current_session_id: str = "") -> sessions_pb2.Session:

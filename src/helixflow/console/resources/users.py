@@ -54,7 +54,7 @@ class NewUser(Given):
     """An account to be made."""
 
     email: Email = Field(description="Its e-mail, to sign in with.")
-    name: Name | None = Field(None, description="The person's name.", examples=["Ada Lovelace"])
+    name: Name = Field(description="The person's name.", examples=["Ada Lovelace"])
     password: Password | None = Field(
         None, description="Its password; null: the answer has a token that sets it.", examples=["four random words"]
     )
