@@ -72,6 +72,15 @@ def environment(data_dir: Path, **more: str) -> dict[str, str]:
     }
 
 
+def write_idle_config(folder: Path) -> Path:
+    """A configuration whose one model is somebody else's, and away: no engine starts, and identity is all there is."""
+    config = folder / "idle.toml"
+    config.write_text(
+        '[[models]]\nname = "idle"\n[[models.deployments]]\nengine = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+    )
+    return config
+
+
 def fill_store(data_dir: Path, *models: StoredModel) -> None:
     """Gives a data directory the models of the test machine's store, as if they had been pulled before."""
     manifests = data_dir / "models" / "manifests"
@@ -218,7 +227,8 @@ def _command(process: psutil.Process) -> list[str]:
 @contextlib.contextmanager
 def run_node(data_dir: Path, *models: StoredModel, **settings: str) -> Iterator[Node]:
     """Serves until the end of the block; `settings` are environment variables."""
-    fill_store(data_dir, *models)
+    if models:
+        fill_store(data_dir, *models)
     node = Node(data_dir, **settings)
     try:
         yield node.wait_ready()

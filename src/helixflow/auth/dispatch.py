@@ -122,7 +122,11 @@ class Dispatcher:
                 return await self._transact(operation, access, method, request, metadata)
             caller = await self._admit(access, action, metadata)
             # As with other writes: a client that hangs up does not stop half-way what it has begun.
-            return await self._shielded(operation(Invocation(caller, access, action, self._units), request))
+            try:
+                return await self._shielded(operation(Invocation(caller, access, action, self._units), request))
+            except HelixError as exc:
+                await self._note_refusal(caller, access, action, exc)
+                raise
 
         async def stream(request: Message, context: _Context) -> AsyncIterator[Message]:
             check_storable(request)

@@ -36,7 +36,7 @@ class Idempotency:
             message = "An idempotency key has 1 to 255 visible ASCII characters."
             raise HelixError(ErrorKind.UNPROCESSABLE, message, param="Idempotency-Key")
         query = select(idempotency_keys).where(
-            idempotency_keys.c.caller_id == unit.caller.subject_id,
+            idempotency_keys.c.caller_id == unit.caller.id,
             idempotency_keys.c.key == key,
             idempotency_keys.c.created_at > unit.now - KEEP_S,
         )
@@ -54,7 +54,7 @@ class Idempotency:
 
     async def keep(self, unit: Unit, key: str, fingerprint: bytes, answer: bytes) -> None:
         """Remembers what was answered to a request for which `find` gave None."""
-        caller_id = unit.caller.subject_id
+        caller_id = unit.caller.id
         same = and_(idempotency_keys.c.caller_id == caller_id, idempotency_keys.c.key == key)
         # An old answer that has not been pruned yet.
         await unit.connection.execute(delete(idempotency_keys).where(same))

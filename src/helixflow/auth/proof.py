@@ -86,8 +86,8 @@ class PasswordProof:
 
 
 async def recheck(unit: Unit, account: Row[Any]) -> Row[Any]:
-    """The account as it is now. Raises `HelixError` INVALID_CREDENTIALS if its password has changed since, INVALID_TOKEN
-    if the caller's session has ended.
+    """The account as it is now. Raises `HelixError`: INVALID_CREDENTIALS if its password has changed since,
+    INVALID_TOKEN if the caller's session has ended.
     """
     await _check_session(unit)
     row = await find_account(unit.connection, account.id)

@@ -64,7 +64,7 @@ class AuthServices:
         self._feed = ChangeFeed(database, clock)
         self.units = Units(database, clock, self._feed)
         self._passwords = Passwords(PasswordRules(settings.auth.password_min_length, CommonPasswords()), clock)
-        signing_keys = SigningKeys(database, sealer, clock)
+        signing_keys = self._signing_keys = SigningKeys(database, sealer, clock)
         self._rotation = SigningKeyRotation(self.units, signing_keys, sealer)
         tokens = AccessTokens(signing_keys, clock, issuer=settings.auth.issuer, audience=settings.auth.audience)
         checkpoints = Checkpoints(database, sealer)
@@ -116,6 +116,7 @@ class AuthServices:
     async def begin(self) -> None:
         """What must be done before anybody calls. Raises `HelixError`."""
         await self._feed.begin()
+        await self._signing_keys.refresh()
 
     async def run(self) -> None:
         """Tells the gateways of changes, keeps signing keys and tidies up, until cancelled."""

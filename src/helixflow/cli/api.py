@@ -77,6 +77,8 @@ class _Piece(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: _Error | str | None = None
+    # Of a problem document, as the admin API answers.
+    detail: str | None = None
 
 
 class _Model(msgspec.Struct):
@@ -157,6 +159,10 @@ class ApiClient:
             first_token_s=collected.first_token_s if streamed else None,
             total_s=time.perf_counter() - begun,
         )
+
+    async def open(self, target: str) -> HttpResponse:
+        """What is at `target`, below the base URL: read and close it. Raises `HelixError` for every status but 200."""
+        return await self._send("GET", target, b"")
 
     async def is_helixflow(self) -> bool:
         """Whether the server says that it is one of ours; asked without the key."""
@@ -267,10 +273,11 @@ def _message_of(error: _Error | str | None) -> str | None:
 def _refusal(status: int, body: bytes, base_url: str) -> HelixError:
     """The server's own words where it gave some, with what its status means to us."""
     try:
-        error = _piece.decode(body).error
+        piece = _piece.decode(body)
     except msgspec.DecodeError:
-        error = None
-    message = _message_of(error) or f"{base_url} answered with status {status}."
+        piece = _Piece()
+    error = piece.error
+    message = _message_of(error) or piece.detail or f"{base_url} answered with status {status}."
     if status in (401, 403):
         return HelixError(ErrorKind.INVALID_API_KEY, message)
     if status == 404:

@@ -1,13 +1,13 @@
-"""`helixflow audit`: the audit log. `verify` works on a file, without a server."""
+"""`helixflow audit`: the audit log. `verify` works on a file, without a server; the others ask the admin API."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from helixflow.cli.output import format_time, print_json, print_lines
+from helixflow.cli.invocation import invocation_of
+from helixflow.cli.output import format_time, print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,69 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="WHEN", help="From then on: 7d, 12h, 2w ago, a date or a time (UTC).")
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before that time.")]
+Installation = Annotated[
+    bool, typer.Option("--installation", help="The installation's log instead of the organisation's; for operators.")
+]
 _MAX_KEY_FILE = 64 * 1024
+
+
+@app.command(
+    "list",
+    epilog="Example:\n\n$ helixflow audit list --since 7d\n\n$ helixflow audit list --outcome denied --limit 100",
+)
+def list_command(
+    context: typer.Context,
+    actor: Annotated[str | None, typer.Option("--actor", metavar="ID", help="Only what they did.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only this, such as create_key.")] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="ID", help="Only what was done to it.")] = None,
+    outcome: Annotated[str | None, typer.Option("--outcome", help="Only what was done, or denied.")] = None,
+    since: Since = None,
+    until: Until = None,
+    installation: Installation = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most records shown.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List records, newest first."""
+    settings = invocation_of(context).load_settings()
+    from helixflow.cli.audit_api import list_records, query_of
+
+    filters = query_of(
+        since, until, installation, {"actor_id": actor, "action": action, "target_id": target, "outcome": outcome}
+    )
+    records = list_records(settings, filters, limit)
+    if as_json:
+        print_json({"records": records})
+    else:
+        print_table(("when", "who", "action", "on", "outcome", "from"), [_row(record) for record in records])
+
+
+@app.command(
+    "export",
+    epilog="Example:\n\n$ helixflow audit export --out audit.jsonl\n\n$ helixflow audit export | gzip > audit.gz",
+)
+def export_command(
+    context: typer.Context,
+    since: Since = None,
+    until: Until = None,
+    installation: Installation = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there, readable by you only.")
+    ] = None,
+) -> None:
+    """Export the log as JSON Lines that anybody can verify. The export itself is recorded."""
+    settings = invocation_of(context).load_settings()
+    from helixflow.cli.audit_api import export_log, query_of, written_whole
+
+    query = query_of(since, until, installation, {})
+    if out is None:
+        export_log(settings, query, sys.stdout.buffer)
+        return
+    with written_whole(out) as file:
+        export_log(settings, query, file)
 
 
 @app.command(
@@ -42,6 +104,8 @@ def verify_command(
 
     Without --key the keys in the file count: that shows that nothing was changed since it was signed, not by whom.
     """
+    from dataclasses import asdict
+
     from helixflow.auth.audit.verify import Broken, verify
 
     pinned = _read_keys(key) if key is not None else None
@@ -62,6 +126,14 @@ def verify_command(
     else:
         _print_verified(verified, pinned=pinned is not None)
     return ExitCode.OK
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    who = record["actor_name"] or record["actor_id"] or record["actor_kind"]
+    target = " ".join(record[name] for name in ("target_kind", "target_id") if record[name])
+    outcome = record["outcome"] if not record["reason"] else f"{record['outcome']} ({record['reason']})"
+    when = record["at"][:19].replace("T", " ")
+    return (when, who, record["action"], target, outcome, record["address"] or "")
 
 
 def _read_keys(path: Path) -> "dict[str, EllipticCurvePublicKey]":

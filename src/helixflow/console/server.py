@@ -61,6 +61,8 @@ class AdminServer:
             return
         server, self._server = self._server, None
         server.close()
+        # A connection that was just accepted shows up on the loop's next turns.
+        await asyncio.sleep(_TICK_S)
         for connection in list(self._state.connections):
             connection.shutdown()
         await self._until_empty(self._state.tasks, _GRACE_S)

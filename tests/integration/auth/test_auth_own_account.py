@@ -1,5 +1,9 @@
 """What people see of themselves, and do with their own password and sessions."""
 
+from typing import Any
+
+import pytest
+
 from helixflow.core.errors import ErrorKind
 from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
@@ -35,6 +39,27 @@ async def test_a_stolen_token_does_not_change_the_password(door: SignIns) -> Non
             await door.ask(token, "ChangePassword", pb.ChangePasswordRequest(current_password=WRONG, new_password=NEW))
     async with refused(ErrorKind.TOO_MANY_ATTEMPTS):
         await door.ask(token, "ChangePassword", pb.ChangePasswordRequest(current_password=PASSWORD, new_password=NEW))
+
+
+async def test_a_session_that_ends_meanwhile_changes_nothing(door: SignIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await door.add_account()
+    owner = await door.login(ada.email)
+    verify = door.passwords.verify
+
+    async def slow(*arguments: Any) -> bool:
+        await door.ask(owner.access_token, "EndOwnSession", pb.EndOwnSessionRequest(session_id=thief.session_id))
+        return await verify(*arguments)
+
+    monkeypatch.setattr(door.passwords, "verify", slow)
+    for rpc, request in (
+        ("ChangePassword", pb.ChangePasswordRequest(current_password=PASSWORD, new_password=NEW)),
+        ("EnrolMfa", pb.EnrolMfaRequest(current_password=PASSWORD)),
+    ):
+        thief = await door.enter(ada)
+        async with refused(ErrorKind.INVALID_TOKEN):
+            await door.ask(thief.access_token, rpc, request)
+    monkeypatch.undo()
+    assert (await door.login(ada.email)).access_token
 
 
 async def test_a_bad_new_password_changes_nothing_and_counts_for_nothing(door: SignIns) -> None:

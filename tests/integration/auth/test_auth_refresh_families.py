@@ -134,11 +134,11 @@ def test_refresh_families_behave_as_the_model(migrated_sqlite: Path, tmp_path: P
             door.clock.advance(1)
             return Families(runner.run, door)
 
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=12, stateful_step_count=18, deadline=None, suppress_health_check=list(HealthCheck)
-            ),
+        bounds = settings(
+            max_examples=12, stateful_step_count=18, deadline=None, suppress_health_check=list(HealthCheck)
         )
-        runner.run(door.close())
-        runner.run(database.close())
+        try:
+            run_state_machine_as_test(machine, settings=bounds)
+        finally:
+            runner.run(door.close())
+            runner.run(database.close())
