@@ -1,4 +1,4 @@
-"""What is known goes on while auth or its database is away, what is not known is not let in, and all of it comes back."""
+"""What is known goes on while auth or its database is away; what is not known is not let in; and all of it heals."""
 
 import asyncio
 import contextlib
@@ -21,6 +21,8 @@ from tests.harness.visitor import Visitor, until_refused, visit
 CONTROL = "helixflow.launch.control"
 GATEWAY = "helixflow.launch.gateway"
 HEALED_S = 10.0
+# A look-up that gets no answer takes 2 s, and the grace 2 s more; the rest is for slow machines.
+GRACE_LIMIT_S = 15.0
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ async def test_a_database_killed_under_load(
         async with visit(node) as operator:
             key_id, key, session = await sign_up(operator)
             load = Load()
-            async with load.asking(key=key, session=session, operator=operator):
+            async with load.asking(key=key, session=session):
                 await asyncio.to_thread(postgres_server.kill)
                 fresh = [operator.as_other(generate_key()) for _ in range(5)]
                 assert {(await visitor.models()).status_code for visitor in fresh} == {503}
@@ -105,14 +107,13 @@ async def test_a_database_killed_under_load(
                 await eventually(lambda: node.records("changes.unreadable"))
                 assert_unavailable(await session.admin("GET", "/me"))
                 await asyncio.to_thread(postgres_server.start)
-                begun = time.monotonic()
                 made = await until_made(operator, "after")
-                print("admin API back after", time.monotonic() - begun)
                 await operator.do("POST", f"/keys/{key_id}/revoke")
-                print("revocation after restart", await until_refused(key, limit_s=3))
+                await until_refused(key)
+                await eventually(lambda: 401 in load.statuses["key"])
                 assert (await operator.as_other(str(made["secret"])).models()).status_code == 200
                 assert {(await visitor.models()).status_code for visitor in fresh} == {401}
-            assert set(load.statuses["session"]) == set(load.statuses["operator"]) == {200}
+            assert set(load.statuses["session"]) == {200}
             assert set(load.statuses["key"]) == {200, 401}
             assert not node.records("process.exited")
 
@@ -139,7 +140,6 @@ async def test_control_killed_amid_writes_leaves_each_of_them_whole(hardy: Node,
         control.kill()
         answers = await asyncio.gather(*writes)
         done = {answer.json()["name"]: answer.json()["id"] for answer in answers if answer.status_code == 201}
-        print("written before the end:", len(done))
         assert 10 <= len(done) < len(wanted), "killed in the middle"
         assert {answer.status_code for answer in answers} - {201} <= {502, 503}
         await until_made(operator, "a sign of life")
@@ -173,11 +173,10 @@ async def test_control_killed_and_what_it_knew_goes_on(hardy: Node) -> None:
             control.wait(5)
             assert (await operator.as_other(generate_key()).models()).status_code == 503
             assert_unavailable(await operator.admin("GET", "/users"))
-            begun = time.monotonic()
             await until_made(operator, "after")
-            print("admin API back after", time.monotonic() - begun)
             await operator.do("POST", f"/keys/{key_id}/revoke")
-            print("revocation after restart", await until_refused(key))
+            await until_refused(key)
+            await eventually(lambda: 401 in load.statuses["key"])
         assert set(load.statuses["session"]) == {200}
         assert set(load.statuses["key"]) == {200, 401}
         assert load.statuses["key"] == sorted(load.statuses["key"]), "refused once, refused for good"
@@ -195,22 +194,20 @@ async def test_an_auth_that_hangs_is_believed_for_the_grace_and_no_longer(start_
         try:
             async with load.asking(key=key, session=session, stranger=operator.as_other(generate_key())):
                 for visitor in (key, session):
-                    print("refused after", await until_refused(visitor, 503, 20) + time.monotonic() - begun)
+                    await until_refused(visitor, 503, GRACE_LIMIT_S)
                 assert time.monotonic() - begun > 2, "not before the grace is over"
                 asked = {name: len(statuses) for name, statuses in load.statuses.items()}
-                await eventually(lambda: all(len(load.statuses[name]) > asked[name] + 5 for name in ("key", "session")))
+                await eventually(lambda: all(len(load.statuses[name]) > asked[name] + 1 for name in ("key", "session")))
         finally:
             control.send_signal(signal.SIGCONT)
         for name in ("key", "session"):
             assert load.statuses[name] == sorted(load.statuses[name]), "refused once, refused until it is back"
             assert set(load.statuses[name]) == {200, 503}
         assert set(load.statuses["stranger"]) == {503}
-        begun = time.monotonic()
         for visitor in (key, session):
             async with asyncio.timeout(HEALED_S):
                 while (await visitor.models()).status_code != 200:
                     await asyncio.sleep(0.02)
-        print("healed after", time.monotonic() - begun)
         assert (await operator.admin("GET", "/me")).status_code == 200
 
 
@@ -228,7 +225,7 @@ async def test_certificates_renewed_again_and_again_under_load(start_idle: Calla
         seen: set[frozenset[bytes]] = set()
         load = Load()
         asked = 0
-        deadline = time.monotonic() + 3 * life_s
+        deadline = time.monotonic() + 2.3 * life_s
         async with load.asking(key=key, session=session, stranger=operator.as_other(generate_key())):
             while time.monotonic() < deadline:
                 answer = await operator.admin("GET", "/me")
@@ -241,7 +238,7 @@ async def test_certificates_renewed_again_and_again_under_load(start_idle: Calla
                     await until_refused(operator.as_other(made["secret"]))
                 seen.add(await asyncio.to_thread(certificates))
                 await asyncio.sleep(0.02)
-        print("requests", asked, "generations", len(seen))
+        assert len(seen) > 3, "renewed more than once"
         assert set(load.statuses["key"]) == set(load.statuses["session"]) == {200}
         assert set(load.statuses["stranger"]) == {401}
         assert not node.records("watch.lost") and not node.records("process.exited")

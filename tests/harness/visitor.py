@@ -1,6 +1,8 @@
 """Somebody with a credential at a running node: at its admin API, and at its models."""
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -77,6 +79,13 @@ class Visitor:
         """The same session with new tokens."""
         tokens = await self.as_other("").make("/auth/refresh", {"refresh_token": self.refresh_token})
         return self.as_other(tokens["access_token"], tokens["refresh_token"])
+
+
+def header_of(token: str) -> dict[str, Any]:
+    """The header of an access token, as it says."""
+    part = token.partition(".")[0]
+    header: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return header
 
 
 @asynccontextmanager

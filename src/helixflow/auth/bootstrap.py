@@ -19,7 +19,6 @@ from helixflow.core.keys import generate_key, hash_key, is_well_formed
 from helixflow.rpc.access import Access, Level
 from helixflow.storage.schema import api_keys
 
-FILE_NAME: Final = "bootstrap.key"
 NAME: Final = "bootstrap"
 _VARIABLE: Final = "HELIXFLOW_BOOTSTRAP_API_KEY"
 _SYSTEM: Final = Caller(CallerKind.SYSTEM, name=NAME, organisation_id=DEFAULT_ORGANISATION_ID)
@@ -30,8 +29,8 @@ class _Dead(Exception):
     """The key was revoked by hand, or has expired: it must not come back by a restart."""
 
 
-async def ensure_bootstrap_key(units: Units, data_dir: Path, from_env: str | None) -> str:
-    """The bootstrap key, valid when this returns; every other bootstrap key is revoked.
+async def ensure_bootstrap_key(units: Units, path: Path, from_env: str | None) -> str:
+    """The bootstrap key, valid when this returns; every other bootstrap key is revoked. `path` is where it is kept.
 
     The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
     the environment or a spoilt file, STORAGE when the file cannot be read or written.
@@ -45,7 +44,6 @@ async def ensure_bootstrap_key(units: Units, data_dir: Path, from_env: str | Non
         except _Dead as exc:
             raise UserError(f"{_VARIABLE}: this key was revoked; set another one", ExitCode.CONFIG) from exc
         return from_env
-    path = data_dir / FILE_NAME
     key = await asyncio.to_thread(read_or_create_key, path)
     try:
         await _install(units, key)

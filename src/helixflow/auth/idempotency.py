@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import and_, delete, insert, select
 
-from helixflow.auth.sealing import Sealer
+from helixflow.auth.sealing import SealedColumn, Sealer
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.storage.engine import Database
@@ -15,6 +15,7 @@ from helixflow.storage.schema import idempotency_keys
 KEEP_S: Final = 24 * 3600
 _FORM: Final = re.compile(r"[!-~]{1,255}")
 _PURPOSE: Final = "idempotency"
+SEALED: Final = SealedColumn(idempotency_keys.c.response, _PURPOSE)
 
 
 class Idempotency:

@@ -1,34 +1,64 @@
-"""The master key: where it is found, how it is made, and that it is the one this database was sealed with."""
+"""The master key: where it is found, and that it is the one this database was sealed with."""
 
-import os
+import asyncio
 import secrets
-import string
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from shlex import quote
+from typing import Any, Final, Self
 
-from sqlalchemy import insert, select
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from helixflow.auth.sealing import KEY_BYTES, Sealer
+from helixflow.auth.master_key_file import (
+    REMEDY,
+    kept_beside,
+    make_key_file,
+    parse_key,
+    read_key_file,
+    staged_beside,
+)
+from helixflow.auth.sealing import Sealer
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.pki.files import read_secret
 from helixflow.settings.tree import SecretRef, Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import installation
 
 FILE_NAME: Final = "master.key"
+REPLACE: Final = "helixflow auth replace-master-key"
 _CHECK_NAME: Final = "master_key"
-_HEX_DIGITS: Final = frozenset(string.hexdigits)
-_REMEDY: Final = "it is 64 hexadecimal digits; make one with: openssl rand -hex 32"
 
 
 @dataclass(frozen=True, slots=True)
 class MasterKey:
-    """The key, and where it came from."""
+    """The key, and where it came from: `path` is None unless that is a file."""
 
     key: bytes = field(repr=False)
     origin: str
+    path: Path | None = None
+
+    @classmethod
+    def of_file(cls, path: Path, *, group_may_read: bool = False) -> Self:
+        """Raises as `read_key_file`."""
+        return cls(read_key_file(path, group_may_read=group_may_read), str(path), path)
+
+    @property
+    def mark(self) -> bytes:
+        """What the database knows the key by; nobody learns the key from it."""
+        return Sealer(self.key).digest("check", b"")
+
+    def opens(self, mark: bytes) -> bool:
+        """Whether a database with that mark was sealed with this key."""
+        return secrets.compare_digest(self.mark, mark)
+
+
+def own_file(settings: Settings) -> Path | None:
+    """Where HelixFlow keeps the key itself; None when the settings name another place."""
+    if settings.auth.master_key_env is not None or settings.auth.master_key_file is not None:
+        return None
+    return settings.data_dir / FILE_NAME
 
 
 def load_master_key(settings: Settings) -> MasterKey:
@@ -37,78 +67,94 @@ def load_master_key(settings: Settings) -> MasterKey:
     Touches the disk. Raises `UserError`: CONFIG for one that is missing, malformed or open to others, STORAGE when a
     file cannot be read or made.
     """
+    own = own_file(settings)
+    if own is not None:
+        with suppress(FileNotFoundError):
+            return MasterKey.of_file(own)
+        make_key_file(own)
+    return find_master_key(settings)
+
+
+def find_master_key(settings: Settings) -> MasterKey:
+    """As `load_master_key`, but one that is missing is never made."""
     auth = settings.auth
     if auth.master_key_env is not None:
         origin = f"environment variable {auth.master_key_env}"
         try:
-            return MasterKey(_parse(SecretRef(env=auth.master_key_env).read(), origin), origin)
+            return MasterKey(parse_key(SecretRef(env=auth.master_key_env).read(), origin), origin)
         except ValueError as exc:
             raise UserError(f"auth.master_key_env: {exc}", ExitCode.CONFIG) from exc
     if auth.master_key_file is not None:
         path = auth.master_key_file.expanduser()
         try:
             # Mounted secrets of a container belong to a group.
-            return _read(path, group_may_read=True)
+            return MasterKey.of_file(path, group_may_read=True)
         except FileNotFoundError as exc:
-            raise UserError(f"auth.master_key_file: {path}: no such file; {_REMEDY}", ExitCode.CONFIG) from exc
+            raise UserError(f"auth.master_key_file: {path}: no such file; {REMEDY}", ExitCode.CONFIG) from exc
     path = settings.data_dir / FILE_NAME
-    with suppress(FileNotFoundError):
-        return _read(path)
-    _make(path)
-    return _read(path)
+    try:
+        return MasterKey.of_file(path)
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such file; restore the one that was there", ExitCode.CONFIG) from exc
 
 
 async def check_master_key(database: Database, master_key: MasterKey) -> None:
     """Whether it is the key that the database was sealed with; the first one to ask makes it so.
 
-    Raises `UserError` (CONFIG) for another key, `HelixError` when the database cannot be used.
+    Raises `UserError` (CONFIG) for another key, which says where the right one is as far as that can be known;
+    `HelixError` when the database cannot be used.
     """
-    mark = Sealer(master_key.key).digest("check", b"")
-    query = select(installation.c.data).where(installation.c.name == _CHECK_NAME)
     async with database.reading() as connection:
-        known = (await connection.execute(query)).scalar()
+        known = await find_check(connection)
     if known is None:
         async with database.writing() as connection:
             # Another process may have been first.
-            known = (await connection.execute(query)).scalar()
+            known = await find_check(connection)
             if known is None:
-                known = mark
+                mark = master_key.mark
                 await connection.execute(insert(installation).values(name=_CHECK_NAME, number=0, data=mark))
-    if not secrets.compare_digest(known, mark):
-        raise UserError(
-            f"{master_key.origin}: not the master key of this database; restore the one that it was made with "
-            f"(every node needs the same: copy {FILE_NAME} from the first one)",
-            ExitCode.CONFIG,
+                return
+    if not master_key.opens(known.data):
+        raise UserError(await asyncio.to_thread(_explain, master_key, known), ExitCode.CONFIG)
+
+
+async def find_check(connection: AsyncConnection) -> Row[Any] | None:
+    """`data` is the mark of the key that this database is sealed with, `number` when that key took another one's place
+    (seconds since the epoch, 0 for the first). None while nothing has been sealed.
+    """
+    return (await connection.execute(select(installation).where(installation.c.name == _CHECK_NAME))).first()
+
+
+async def replace_check(connection: AsyncConnection, master_key: MasterKey, now: int) -> None:
+    """From now on the database is sealed with this key. For who has sealed all of it anew in the same transaction."""
+    changed = update(installation).where(installation.c.name == _CHECK_NAME)
+    await connection.execute(changed.values(data=master_key.mark, number=now))
+
+
+def find_neighbour(path: Path, mark: bytes) -> Path | None:
+    """A key that opens the database and lies beside `path`: there are some around a replacement."""
+    for neighbour in (staged_beside(path), kept_beside(path)):
+        with suppress(FileNotFoundError, UserError):
+            if MasterKey.of_file(neighbour).opens(mark):
+                return neighbour
+    return None
+
+
+def _explain(master_key: MasterKey, known: Row[Any]) -> str:
+    """Why it is refused, and what to do."""
+    refused = f"{master_key.origin}: not the master key of this database"
+    neighbour = find_neighbour(master_key.path, known.data) if master_key.path is not None else None
+    if master_key.path is not None and neighbour == staged_beside(master_key.path):
+        # The one moment between the commit and the change of files.
+        return (
+            f"{refused} any more: it is in {neighbour}; finish with: {REPLACE} --new-key-file {quote(str(neighbour))}"
         )
-
-
-def _read(path: Path, *, group_may_read: bool = False) -> MasterKey:
-    text = read_secret(path, group_may_read=group_may_read).decode(errors="replace")
-    return MasterKey(_parse(text, str(path)), str(path))
-
-
-def _parse(text: str, origin: str) -> bytes:
-    digits = text.strip()
-    if len(digits) != 2 * KEY_BYTES or not _HEX_DIGITS.issuperset(digits):
-        raise UserError(f"{origin}: does not hold a master key; {_REMEDY}", ExitCode.CONFIG)
-    return bytes.fromhex(digits)
-
-
-def _make(path: Path) -> None:
-    """Whole or not at all, and never in place of another: two processes that start at once end up with the same."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            # Unlike a rename, a link does not replace.
-            with suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be made: {exc.strerror}", ExitCode.STORAGE) from exc
+    if neighbour is not None:
+        return f"{refused}, but {neighbour} is: copy that one to {master_key.path}"
+    if known.number:
+        replaced_at = datetime.fromtimestamp(known.number, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return f"{refused}, which was replaced on {replaced_at}; put the new one there, on every node"
+    return (
+        f"{refused}; restore the one that it was made with (every node needs the same: copy {FILE_NAME} from the first "
+        f"one), or if it is lost for good: {REPLACE} --help"
+    )

@@ -2,13 +2,15 @@
 
 import hmac
 import secrets
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import Column, ColumnElement, true
 
 from helixflow.core.errors import ErrorKind, HelixError
 
@@ -16,6 +18,18 @@ KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 # The first byte of what is sealed: another algorithm takes another one.
 _AES_256_GCM: Final = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedColumn:
+    """Where sealed values are, for who seals all of them anew: in `column`, of the rows of which `only` is true.
+
+    Their context is the row's primary key, its parts joined by NUL.
+    """
+
+    column: Column[Any]
+    purpose: str
+    only: ColumnElement[bool] = field(default_factory=true)
 
 
 class Sealer:

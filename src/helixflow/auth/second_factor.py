@@ -1,11 +1,11 @@
 """The second factor of an account, as the database has it: an authenticator's secret, and recovery codes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, insert, update
+from sqlalchemy import Row, delete, insert, select, update
 
-from helixflow.auth.sealing import Sealer
+from helixflow.auth.sealing import SealedColumn, Sealer
 from helixflow.auth.totp import matching_step, new_recovery_codes, new_secret, recovery_hash
 from helixflow.auth.unit import Unit
 from helixflow.storage.schema import accounts, recovery_codes
@@ -13,6 +13,7 @@ from helixflow.storage.schema import accounts, recovery_codes
 TOTP: Final = "totp"
 RECOVERY_CODE: Final = "recovery_code"
 _SEAL: Final = "totp"
+SEALED: Final = SealedColumn(accounts.c.totp_secret, _SEAL)
 
 
 class SecondFactor:
@@ -71,6 +72,14 @@ class SecondFactor:
         """The password alone is enough from now on."""
         await self._forget_recovery_codes(unit, account_id)
         await self._set(unit, account_id, {"totp_secret": None, "totp_confirmed_at": None, "totp_used": 0})
+
+    async def remove_all(self, unit: Unit) -> Sequence[Row[Any]]:
+        """From every account, for a secret that nobody can open. Returns those that had one, confirmed or not."""
+        query = select(accounts).where(accounts.c.totp_secret.is_not(None)).order_by(accounts.c.id)
+        found = (await unit.connection.execute(query)).all()
+        for account in found:
+            await self.remove(unit, account.id)
+        return found
 
     async def _set(self, unit: Unit, account_id: str, values: Mapping[str, Any]) -> None:
         """What others see of the account changes with it."""

@@ -7,7 +7,7 @@ import secrets
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, insert, select, true, update
 
 from helixflow.auth.unit import Unit
 from helixflow.core.keys import REFRESH_PREFIX, generate_key, hash_key
@@ -88,6 +88,11 @@ async def end_sessions(
     if organisation_id is not None:
         which = and_(which, sessions.c.organisation_id == organisation_id)
     return await _end(unit, which, reason)
+
+
+async def end_all_sessions(unit: Unit, reason: EndReason) -> int:
+    """Ends every session of the installation and tells the gateways. Returns how many there were."""
+    return await _end(unit, true(), reason)
 
 
 async def _end(unit: Unit, which: ColumnElement[bool], reason: EndReason) -> int:

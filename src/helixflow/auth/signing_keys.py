@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, l
 from sqlalchemy import Row, Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from helixflow.auth.sealing import Sealer
+from helixflow.auth.sealing import SealedColumn, Sealer
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import identity_pb2
@@ -23,6 +23,7 @@ from helixflow.storage.schema import signing_keys
 # Of the keys of this module among all rows of the table, and of what is sealed.
 PURPOSE: Final = "token"
 SEAL: Final = "signing_key"
+SEALED: Final = SealedColumn(signing_keys.c.private_key, SEAL, only=signing_keys.c.purpose == PURPOSE)
 _FIRST_KEY_WAIT_S: Final = 20.0
 _POLL_S: Final = 0.2
 

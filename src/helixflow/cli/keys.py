@@ -1,29 +1,24 @@
-"""`helixflow keys`: API keys, through the auth service of the running platform."""
+"""`helixflow keys`: API keys, through the admin API."""
 
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.invocation import invocation_of
-from helixflow.cli.output import format_time, print_json, print_lines, print_table
+from helixflow.cli.administration import Json, Project, administer, cell, part, present
+from helixflow.cli.output import print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
-if TYPE_CHECKING:
-    from helixflow.clients.auth import KeyAdmin, KeyInfo
-
 app = typer.Typer(
-    help="Create, list and revoke API keys; the service must be running.",
+    help="Create, list, rotate and revoke API keys; the service must be running.",
     epilog="Example:\n\n$ helixflow keys create laptop --expires 30d",
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-T = TypeVar("T")
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, as `keys list` shows it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the key and nothing else.")]
 
 _SPAN = re.compile(r"([0-9]{1,6})([hdw])")
 _SPAN_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -39,51 +34,77 @@ def create_command(
     expires: Annotated[
         str | None, typer.Option("--expires", help="30d, 12h, 2w, or a date (2027-01-31) or time in UTC.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the key and nothing else.")] = False,
+    project: Annotated[
+        str | None, typer.Option("--project", metavar="ID", help="Its project; default: that of your credential.")
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option("--owner", metavar="ID", help="Whom it acts for: you, or a service account.")
+    ] = None,
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option("--scope", metavar="NOUN:VERB", help="What it may do; default: use models. Several times."),
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model. Several times.")
+    ] = None,
+    networks: Annotated[
+        list[str] | None, typer.Option("--network", metavar="CIDR", help="Only from this network. Several times.")
+    ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Create an API key. It is shown once and cannot be had again."""
-    expires_at = parse_expiry(expires, time.time()) if expires is not None else 0
-    key, secret = _ask(context, lambda admin: admin.create(name, expires_at))
-    if as_json:
-        print_json({**_as_dict(key), "key": secret})
-    elif quiet:
-        print_lines(secret)
-    else:
-        print_lines(
-            f"Created {key.name} ({key.key_id}), {_expiry(key)}.",
-            "",
-            f"  {secret}",
-            "",
-            "Keep it now: it cannot be shown again.",
-        )
+    expires_at = _rfc3339(parse_expiry(expires, time.time())) if expires is not None else None
+    body = present(
+        name=name,
+        project_id=project,
+        owner_id=owner,
+        scopes=scopes or None,
+        models=models or None,
+        networks=networks or None,
+        expires_at=expires_at,
+    )
+    made = administer(context, lambda api: api.ask("POST", "/keys", body))
+    _show_secret("Created", made, quiet, as_json)
 
 
 @app.command("list", epilog="Example:\n\n$ helixflow keys list\n\n$ helixflow keys list --json")
-def list_command(context: typer.Context, as_json: Json = False) -> None:
-    """List all keys, newest first, without their secrets."""
-    keys = _ask(context, lambda admin: admin.list_keys())
+def list_command(context: typer.Context, project: Project = None, as_json: Json = False) -> None:
+    """List all keys that you may see, newest first, without their secrets."""
+    keys = administer(context, lambda api: api.collect("/keys", {"project_id": project}))
     if as_json:
         print_json({"keys": [_as_dict(key) for key in keys]})
         return
     print_table(
         ("id", "name", "key", "created", "state"),
-        [(key.key_id, key.name, key.hint, format_time(key.created_at), _state(key)) for key in keys],
+        [(key["id"], key["name"], key["hint"], cell(key["created_at"]), _state(key)) for key in keys],
     )
 
 
-@app.command("revoke", epilog="Example:\n\n$ helixflow keys revoke key_abc123")
-def revoke_command(
+@app.command("rotate", epilog="Example:\n\n$ helixflow keys rotate key_abc123 --overlap 12h")
+def rotate_command(
     context: typer.Context,
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, as `keys list` shows it.")],
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option("--overlap", help="How long the old key still works: 12h, 7d; 0h: not.")
+    ] = "1d",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
+    """Replace a key by a new one with the same restrictions."""
+    body = {"overlap_s": parse_span(overlap, "--overlap")}
+    made = administer(context, lambda api: api.ask("POST", f"/keys/{part(key_id)}/rotate", body))
+    _show_secret("Rotated", made, quiet, as_json)
+
+
+@app.command("revoke", epilog="Example:\n\n$ helixflow keys revoke key_abc123")
+def revoke_command(context: typer.Context, key_id: KeyId, as_json: Json = False) -> None:
     """Revoke a key for good; it stops working within a second."""
-    key = _ask(context, lambda admin: admin.revoke(key_id))
+    key = administer(context, lambda api: api.ask("POST", f"/keys/{part(key_id)}/revoke"))
     if as_json:
         print_json(_as_dict(key))
     else:
-        print_lines(f"revoked {key.name} ({key.key_id})")
+        print_lines(f"revoked {key['name']} ({key['id']})")
 
 
 def parse_expiry(text: str, now: float) -> int:
@@ -105,48 +126,50 @@ def parse_expiry(text: str, now: float) -> int:
     return at
 
 
-def _ask(context: typer.Context, question: "Callable[[KeyAdmin], Awaitable[T]]") -> T:
-    """Puts one question to the auth service. Raises `UserError` (UNAVAILABLE) when none runs, `HelixError` else."""
-    settings = invocation_of(context).load_settings()
-    from helixflow.clients.auth import KeyAdmin
-    from helixflow.rpc.channels import create_channel
-    from helixflow.rpc.sockets import is_listening, socket_path
+def parse_span(text: str, option: str) -> int:
+    """Seconds for `12h`, `7d` or `2w`. Raises `UserError`."""
+    match = _SPAN.fullmatch(text.strip().lower())
+    if match is None:
+        raise UserError(f"{option} {text!r}: give a span such as 12h, 7d or 2w", ExitCode.USAGE)
+    return int(match[1]) * _SPAN_S[match[2]]
 
-    path = socket_path(settings.run_dir, "control")
-    try:
-        running = is_listening(path)
-    except OSError as exc:
-        raise UserError(f"{path}: {exc.strerror}", ExitCode.UNAVAILABLE) from exc
-    if not running:
-        raise UserError(
-            f"no HelixFlow runs with data_dir {settings.data_dir} (nothing listens on {path}); "
-            "start it with: helixflow serve",
-            ExitCode.UNAVAILABLE,
+
+def _rfc3339(epoch_s: int) -> str:
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _show_secret(done: str, made: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    key, secret = made["key"], made["secret"]
+    if as_json:
+        replaced = {"replaced": _as_dict(made["replaced"])} if "replaced" in made else {}
+        print_json({**_as_dict(key), "key": secret, **replaced})
+    elif quiet:
+        print_lines(secret)
+    else:
+        print_lines(
+            f"{done} {key['name']} ({key['id']}), {_expiry(key)}.",
+            "",
+            f"  {secret}",
+            "",
+            "Keep it now: it cannot be shown again.",
         )
-
-    import asyncio
-
-    async def put() -> T:
-        channel = create_channel(path)
-        try:
-            return await question(KeyAdmin(channel))
-        finally:
-            await channel.close()
-
-    return asyncio.run(put())
+        if "replaced" in made:
+            print_lines(f"The old key ({made['replaced']['id']}): {_state(made['replaced'])}.")
 
 
-def _as_dict(key: "KeyInfo") -> dict[str, Any]:
-    return {**asdict(key), "state": _state(key).split(" ")[0]}
+def _as_dict(key: dict[str, Any]) -> dict[str, Any]:
+    """As the API shows it, with its state in a word."""
+    return {"key_id": key["id"], **key, "state": _state(key).split(" ")[0]}
 
 
-def _state(key: "KeyInfo") -> str:
-    if key.revoked_at:
+def _state(key: dict[str, Any]) -> str:
+    if key["revoked_at"]:
         return "revoked"
-    if key.expires_at and key.expires_at <= time.time():
+    # Both are RFC 3339 in UTC to the second: the order of texts is that of times.
+    if key["expires_at"] and key["expires_at"] <= _rfc3339(int(time.time())):
         return "expired"
     return f"valid ({_expiry(key)})"
 
 
-def _expiry(key: "KeyInfo") -> str:
-    return f"expires {format_time(key.expires_at)}" if key.expires_at else "does not expire"
+def _expiry(key: dict[str, Any]) -> str:
+    return f"expires {cell(key['expires_at'])}" if key["expires_at"] else "does not expire"

@@ -11,7 +11,26 @@ import typer
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from helixflow.cli import audit, chat, config, db, doctor, keys, models, pki, serve, version
+from helixflow.cli import (
+    audit,
+    auth,
+    chat,
+    config,
+    db,
+    doctor,
+    keys,
+    login,
+    members,
+    models,
+    orgs,
+    pki,
+    projects,
+    roles,
+    serve,
+    service_accounts,
+    users,
+    version,
+)
 from helixflow.cli.failures import print_error, run_guarded
 from helixflow.cli.invocation import Invocation
 from helixflow.core.errors import ExitCode
@@ -28,8 +47,17 @@ _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "serve": lambda app: app.command("serve", epilog=serve.EPILOG)(serve.serve_command),
     "chat": lambda app: app.command("chat", epilog=chat.EPILOG)(chat.chat_command),
     "models": lambda app: app.add_typer(models.app, name="models"),
+    "login": lambda app: app.command("login", epilog=login.EPILOG)(login.login_command),
+    "logout": lambda app: app.command("logout", epilog=login.LOGOUT_EPILOG)(login.logout_command),
+    "orgs": lambda app: app.add_typer(orgs.app, name="orgs"),
+    "projects": lambda app: app.add_typer(projects.app, name="projects"),
+    "users": lambda app: app.add_typer(users.app, name="users"),
+    "members": lambda app: app.add_typer(members.app, name="members"),
+    "roles": lambda app: app.add_typer(roles.app, name="roles"),
+    "service-accounts": lambda app: app.add_typer(service_accounts.app, name="service-accounts"),
     "keys": lambda app: app.add_typer(keys.app, name="keys"),
     "audit": lambda app: app.add_typer(audit.app, name="audit"),
+    "auth": lambda app: app.add_typer(auth.app, name="auth"),
     "pki": lambda app: app.add_typer(pki.app, name="pki"),
     "config": lambda app: app.add_typer(config.app, name="config"),
     "db": lambda app: app.add_typer(db.app, name="db"),

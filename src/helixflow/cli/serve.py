@@ -61,12 +61,11 @@ def serve_command(
 
 def welcome_arguments(settings: "Settings") -> list[str]:
     """The command that greets once everything serves; `{base_url}` and `{https_url}` are filled in by `launch`."""
-    from helixflow.auth.bootstrap import FILE_NAME
     from helixflow.cli.served import served_models
 
     arguments = [sys.executable, "-P", "-m", "helixflow.cli.welcome", "--base-url", "{base_url}/v1"]
     arguments += ["--https-url", "{https_url}/v1"]
-    arguments += ["--key-file", str(settings.data_dir / FILE_NAME)]
+    arguments += ["--key-file", str(settings.bootstrap_key_file)]
     models = served_models(settings)
     chat = sorted((model for model in models if model.task == "chat"), key=lambda model: model.warmth)
     embeddings = [model for model in models if model.task == "embeddings"]

@@ -92,12 +92,10 @@ def _is_loopback(url: str) -> bool:
 
 
 def _first_key(settings: "Settings", environment: ClientEnvironment) -> str | None:
-    from helixflow.auth.bootstrap import FILE_NAME
-
     if environment.bootstrap_api_key is not None:
         return environment.bootstrap_api_key
     try:
-        return (settings.data_dir / FILE_NAME).read_text(encoding="utf-8").strip() or None
+        return settings.bootstrap_key_file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         # Not there yet, or another user's: the server then says that a key is missing.
         return None

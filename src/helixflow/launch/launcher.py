@@ -101,8 +101,11 @@ class LauncherOptions:
 
 
 def find_secret_variables(tree: Mapping[str, Any]) -> set[str]:
-    """The environment variables that the settings' deployments take keys and header values from."""
-    names = set()
+    """The environment variables that hold secrets, as the settings name them: the master key, the database's password,
+    keys and header values of deployments.
+    """
+    named = (tree["auth"].get("master_key_env"), tree["database"].get("password_env"))
+    names = {variable for variable in named if variable}
     for model in tree["models"]:
         for deployment in model["deployments"]:
             if variable := deployment.get("api_key_env"):

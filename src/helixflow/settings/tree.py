@@ -309,5 +309,10 @@ class Settings(Section):
         return self.data_dir / "pki"
 
     @property
+    def bootstrap_key_file(self) -> Path:
+        """The first API key of the installation; mode 0600."""
+        return self.data_dir / "bootstrap.key"
+
+    @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"

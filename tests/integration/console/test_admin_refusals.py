@@ -199,6 +199,9 @@ async def test_the_socket_is_its_owners_and_goes_away(tmp_path: Path, auth: Scri
     with pytest.raises(UserError) as caught:
         await AdminServer(create_app(auth.channel), path).start()
     assert caught.value.exit_code is ExitCode.PORT_BUSY
+    transport = httpx2.AsyncHTTPTransport(uds=str(path))
+    async with httpx2.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://admin/api/v1/openapi.json")).status_code == 200
     await server.close()
     assert not path.exists()
     await server.close()

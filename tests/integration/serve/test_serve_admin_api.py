@@ -78,7 +78,7 @@ async def test_another_organisation_is_as_if_it_were_not_there(node: Node) -> No
         robot = await operator.make("/service-accounts", {"name": "ours", "role": "viewer"})
         user_id = await operator.new_user(f"ours@{DOMAIN}", "viewer")
         invitation = await operator.make("/invitations", {"email": f"invited@{DOMAIN}", "role": "viewer"})
-        hidden = [
+        hidden: list[tuple[str, str, dict[str, Any] | None]] = [
             ("GET", f"/projects/{project['id']}", None),
             ("PATCH", f"/projects/{project['id']}", {"name": "theirs"}),
             ("DELETE", f"/projects/{project['id']}", None),

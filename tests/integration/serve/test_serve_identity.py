@@ -121,7 +121,7 @@ async def test_the_auth_port_is_for_services_and_each_for_its_own_rpcs(node: Nod
             stub.ListOrganisations(
                 admin_pb2.ListRequest(), timeout=5, metadata=(("authorization", f"Bearer {node.key}"),)
             )
-        return caught.value.code()  # type: ignore[no-any-return,attr-defined]
+        return caught.value.code()
 
     def as_gateway() -> grpc.StatusCode:
         identity = ServiceIdentity.open(settings, "gateway")

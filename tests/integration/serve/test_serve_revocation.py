@@ -196,4 +196,3 @@ async def test_twenty_keys_revoked_in_a_row(node: Node) -> None:
             took.append(await until_refused(key))
         assert max(took) < EFFECTIVE_S
         assert sorted(took)[10] < EFFECTIVE_S / 4, "told, not found out"
-        print("revocation s, median, max", sorted(took)[10], max(took))

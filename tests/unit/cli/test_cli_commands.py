@@ -35,7 +35,13 @@ def test_help_shows_an_example_of_the_command_itself(path: tuple[str, ...]) -> N
 def test_the_tree_has_the_documented_commands() -> None:
     assert {" ".join(path) for path in PATHS} == {
         "", "serve", "chat", "doctor", "version", "models", "models list", "models pull", "models show", "models rm",
-        "keys", "keys create", "keys list", "keys revoke", "config", "config check", "config show",
+        "keys", "keys create", "keys list", "keys rotate", "keys revoke", "config", "config check", "config show",
+        "login", "logout", "orgs", "orgs list", "orgs create", "orgs show", "orgs update",
+        "projects", "projects list", "projects create", "projects delete",
+        "users", "users list", "users create", "users invite", "users suspend", "users reinstate", "users reset",
+        "users delete", "members", "members list", "members set", "members remove",
+        "roles", "roles list", "roles show", "roles create", "roles delete",
+        "service-accounts", "service-accounts list", "service-accounts create", "service-accounts delete",
     }  # fmt: skip
 
 

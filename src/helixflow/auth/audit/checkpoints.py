@@ -16,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from helixflow.auth.audit.chain import Head
 from helixflow.auth.audit.lines import Checkpoint, signature_of
 from helixflow.auth.audit.signatures import SigningKey, key_id, public_der, public_pem
-from helixflow.auth.sealing import Sealer
+from helixflow.auth.sealing import SealedColumn, Sealer
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import audit_checkpoints, audit_heads, signing_keys
 
 PURPOSE: Final = "audit"
 _SEALED_AS: Final = "audit-signing-key"
+SEALED: Final = SealedColumn(signing_keys.c.private_key, _SEALED_AS, only=signing_keys.c.purpose == PURPOSE)
 EVERY_S: Final = 600
 EVERY_RECORDS: Final = 1000
 # Chains that are signed in one transaction: 3 ms of ECDSA.

@@ -1,0 +1,155 @@
+"""What the commands that administer have in common: which server, with which credential, and one question to it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from urllib.parse import quote
+
+import typer
+
+from helixflow.cli.invocation import invocation_of
+from helixflow.cli.output import print_json, print_table
+from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
+
+if TYPE_CHECKING:
+    from helixflow.cli.admin_api import AdminApi
+    from helixflow.cli.logins import Login, Logins
+
+T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Project = Annotated[str | None, typer.Option("--project", metavar="ID", help="In this project; default: everywhere.")]
+
+# An access token that ends sooner is renewed first.
+_MARGIN_S: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the admin API is, without /api/v1. `credential` is what the environment or the data directory gives."""
+
+    root_url: str
+    credential: str | None
+    from_environment: bool
+    ours: bool
+
+
+def server_of(context: typer.Context, base_url: str | None = None) -> "tuple[Server, Logins]":
+    """The server that a command is for, and the sessions of this user. Raises `UserError` (CONFIG)."""
+    settings = invocation_of(context).load_settings()
+    from helixflow.cli.logins import Logins
+    from helixflow.cli.target import choose_target
+    from helixflow.settings.client import client_environment
+
+    # A key for somebody else's models has no business here.
+    environment = replace(client_environment(), openai_api_key=None)
+    target = choose_target(settings, environment, base_url, None)
+    root_url = target.base_url.rstrip("/").removesuffix("/v1")
+    server = Server(root_url, target.api_key, environment.api_key is not None, target.ours)
+    return server, Logins(environment.config_home / "helixflow")
+
+
+def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable[T]]") -> T:
+    """Puts one question to the admin API: with HELIXFLOW_API_KEY, else as who has signed in, else with the first key of
+    this data directory. Raises `HelixError`, or `UserError` when nothing answers or no credential is there.
+    """
+    server, logins = server_of(context)
+
+    async def put() -> T:
+        credential = server.credential
+        if not server.from_environment and (token := await _token(server, logins)) is not None:
+            credential = token
+        try:
+            return await ask_server(server, credential, question)
+        except HelixError as exc:
+            if credential is not None or exc.kind is not ErrorKind.INVALID_TOKEN:
+                raise
+            raise UserError("sign in first: helixflow login, or set HELIXFLOW_API_KEY") from exc
+
+    return asyncio.run(put())
+
+
+async def ask_server(server: Server, credential: str | None, question: "Callable[[AdminApi], Awaitable[T]]") -> T:
+    """One question with that credential. Raises as `administer` does."""
+    from helixflow.cli.admin_api import AdminApi
+
+    api = AdminApi(server.root_url, credential)
+    try:
+        return await question(api)
+    except HelixError as exc:
+        if server.ours and exc.kind is ErrorKind.UPSTREAM_UNAVAILABLE:
+            message = f"{exc.message}; start the service with: helixflow serve"
+            raise UserError(message, ExitCode.UNAVAILABLE) from exc
+        raise
+    finally:
+        await api.close()
+
+
+def login_of(email: str, tokens: dict[str, Any], now: float) -> "Login":
+    """What is kept of an answer with tokens."""
+    from helixflow.cli.logins import Login
+
+    return Login(
+        email,
+        tokens["access_token"],
+        now + tokens["expires_in"],
+        tokens["refresh_token"],
+        now + tokens["refresh_expires_in"],
+    )
+
+
+async def _token(server: Server, logins: "Logins") -> str | None:
+    """The access token of who has signed in, renewed where that is due; None when nobody has."""
+    login = logins.find(server.root_url)
+    if login is None or login.access_expires_at - _MARGIN_S > time.time():
+        return login.access_token if login is not None else None
+    with logins.locked():
+        # Another command may have renewed it meanwhile.
+        login = logins.find(server.root_url)
+        if login is None or login.access_expires_at - _MARGIN_S > time.time():
+            return login.access_token if login is not None else None
+        body = {"refresh_token": login.refresh_token}
+        now = time.time()
+        try:
+            tokens = await ask_server(server, None, lambda api: api.ask("POST", "/auth/refresh", body))
+        except HelixError as exc:
+            if exc.kind not in (ErrorKind.INVALID_TOKEN, ErrorKind.INVALID_CREDENTIALS):
+                raise
+            logins.forget(server.root_url)
+            raise UserError("the session has ended; sign in again: helixflow login") from exc
+        renewed = login_of(login.email, tokens, now)
+        logins.keep(server.root_url, renewed)
+        return renewed.access_token
+
+
+def part(identifier: str) -> str:
+    """An id as one segment of a path."""
+    return quote(identifier, safe="") or "%20"
+
+
+def present(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def show_list(name: str, columns: tuple[str, ...], entries: list[dict[str, Any]], as_json: bool) -> None:
+    """Entries of the API as JSON under `name`, or as a table with those fields as columns."""
+    if as_json:
+        print_json({name: entries})
+        return
+    headings = [column.removesuffix("_at").replace("_", " ") for column in columns]
+    print_table(headings, [tuple(cell(entry.get(column)) for column in columns) for entry in entries])
+
+
+def cell(value: Any) -> str:
+    """A value of the API in a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    text = str(value)
+    # A time of RFC 3339, to the minute.
+    return f"{text[:10]} {text[11:16]} UTC" if len(text) == 20 and text.endswith("Z") and text[10] == "T" else text

@@ -1,0 +1,78 @@
+"""`helixflow orgs`: organisations."""
+
+from typing import Annotated, Any
+
+import typer
+
+from helixflow.cli.administration import Json, administer, cell, part, present, show_list
+from helixflow.cli.output import print_json, print_lines
+
+app = typer.Typer(
+    help="List, create, show and change organisations.",
+    epilog='Example:\n\n$ helixflow orgs create "Example Ltd" --owner ada@example.com',
+    no_args_is_help=True,
+)
+OrganisationId = Annotated[str, typer.Argument(metavar="ID", help="Id of the organisation.")]
+
+
+@app.command("list", epilog="Example:\n\n$ helixflow orgs list")
+def list_command(context: typer.Context, as_json: Json = False) -> None:
+    """List all organisations; for operators of the installation."""
+    entries = administer(context, lambda api: api.collect("/organisations"))
+    show_list("organisations", ("id", "name", "created_at"), entries, as_json)
+
+
+@app.command("create", epilog='Example:\n\n$ helixflow orgs create "Example Ltd" --owner ada@example.com')
+def create_command(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    owner: Annotated[str, typer.Option("--owner", metavar="EMAIL", help="Its first owner, who is invited.")],
+    as_json: Json = False,
+) -> None:
+    """Create an organisation; for operators of the installation."""
+    body = {"name": name, "owner_email": owner}
+    made = administer(context, lambda api: api.ask("POST", "/organisations", body))
+    if as_json:
+        print_json(made)
+        return
+    print_lines(
+        f"Created {made['organisation']['name']} ({made['organisation']['id']}).",
+        "",
+        f"  {made['invitation_token']}",
+        "",
+        f"Give it to {owner}: it works until {cell(made['invitation']['expires_at'])} and cannot be shown again.",
+    )
+
+
+@app.command("show", epilog="Example:\n\n$ helixflow orgs show org_abc123")
+def show_command(context: typer.Context, organisation_id: OrganisationId, as_json: Json = False) -> None:
+    """Show an organisation."""
+    _show(administer(context, lambda api: api.ask("GET", f"/organisations/{part(organisation_id)}")), as_json)
+
+
+@app.command("update", epilog="Example:\n\n$ helixflow orgs update org_abc123 --audit-retention-days 365")
+def update_command(
+    context: typer.Context,
+    organisation_id: OrganisationId,
+    name: Annotated[str | None, typer.Option("--name", help="Its new name.")] = None,
+    retention: Annotated[
+        int | None,
+        typer.Option("--audit-retention-days", metavar="DAYS", help="Keep audit records so long; 0: for ever."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change an organisation."""
+    body = present(name=name, audit_retention_days=retention)
+    _show(administer(context, lambda api: api.ask("PATCH", f"/organisations/{part(organisation_id)}", body)), as_json)
+
+
+def _show(organisation: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(organisation)
+        return
+    days = organisation["audit_retention_days"]
+    print_lines(
+        f"{organisation['name']} ({organisation['id']})",
+        f"created        {cell(organisation['created_at'])}",
+        f"audit records  {f'kept for {days} days' if days else 'kept for ever'}",
+    )

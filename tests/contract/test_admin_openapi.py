@@ -1,0 +1,68 @@
+"""The admin API keeps to its own document: whatever is sent, no 5xx, and every answer is one that the document has.
+
+A few generated requests for each operation, valid and invalid ones, always the same, against a real node.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.config import SchemathesisConfig
+
+from helixflow.console.app import create_app
+from helixflow.console.document import build_document
+from tests.harness.node import Node, run_node, write_idle_config
+
+EXAMPLES = 6
+# Whether a valid request succeeds depends on what there is: names of roles, the rules for passwords.
+UNKNOWABLE = ("positive_data_acceptance",)
+
+
+class NoChannel:
+    """Endpoints are bound to it and never call it: only the document is wanted."""
+
+    def unary_unary(self, *_: Any, **__: Any) -> None:
+        return None
+
+    unary_stream = unary_unary
+
+
+def _document() -> dict[str, Any]:
+    channel: Any = NoChannel()
+    return build_document(create_app(channel))
+
+
+DOCUMENT = _document()
+schema = schemathesis.openapi.from_dict(
+    DOCUMENT,
+    config=SchemathesisConfig.from_dict({"checks": {name: {"enabled": False} for name in UNKNOWABLE}, "seed": 1}),
+)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("openapi")
+    with run_node(folder / "data", HELIXFLOW_CONFIG=str(write_idle_config(folder))) as running:
+        yield running
+
+
+def test_the_node_serves_this_document(node: Node) -> None:
+    answer = httpx2.get(f"http://127.0.0.1:{node.port}/api/v1/openapi.json", timeout=30)
+    assert answer.json() == DOCUMENT
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_answer_conforms(case: schemathesis.Case, node: Node) -> None:
+    headers = {"authorization": f"Bearer {node.key}"}
+    case.call_and_validate(base_url=f"http://127.0.0.1:{node.port}", headers=headers, timeout=30)
