@@ -8,7 +8,8 @@ from collections.abc import Callable
 import psutil
 
 from helixflow.core.keys import generate_key
-from tests.harness.node import CHAT_MODEL, Node, eventually, until
+from tests.harness.node import CHAT_MODEL, Node, eventually
+from tests.harness.visitor import visit
 from tests.harness.wire import Answer, Wire, request
 
 DEPLOYMENT = f"{CHAT_MODEL}/llama_cpp-0"
@@ -71,22 +72,24 @@ async def test_an_engine_killed_before_it_answers(node: Node) -> None:
 
 
 async def test_control_killed_under_load(node: Node) -> None:
-    created = json.loads(node.run("keys", "create", "before", "--json").stdout)
-    assert (await node.chat(key=created["key"])).status == 200
+    async with visit(node) as operator:
+        before = (await operator.new_key("before")).credential
+    assert (await node.chat(key=before)).status == 200
     engine, control, gateway = node.find(ENGINE), node.find(CONTROL), node.find(GATEWAY)
     wire, _ = await begin(node)
     control.kill()
     control.wait(5)
-    for key in (node.key, created["key"]):
+    for key in (node.key, before):
         during = await node.chat(key=key)
         assert during.status == 200, "cached keys work without control"
     assert await wire.read_chunk(), "a stream under way goes on"
     wire.drop()
     await eventually(lambda: node.records("replica.adopted"))
     # The gateway finds control again a moment later; until then a key that it does not know is a 503.
-    await eventually(lambda: [r for r in node.records("watch.restored") if r["watch"] == "revocations"], 5)
-    made = await asyncio.to_thread(lambda: until(lambda: node.run("keys", "create", "after", "--quiet").stdout.strip()))
-    assert (await node.chat(key=made)).status == 200
+    await eventually(lambda: [r for r in node.records("watch.restored") if r["watch"] == "changes"], 5)
+    async with visit(node) as operator:
+        after = (await operator.new_key("after")).credential
+    assert (await node.chat(key=after)).status == 200
     async with await node.connect() as other:
         assert (await other.ask(request("GET", "/v1/models", key=generate_key()))).status == 401
     assert (node.find(ENGINE).pid, node.find(GATEWAY).pid) == (engine.pid, gateway.pid)

@@ -90,11 +90,13 @@ class Person:
 class Installation:
     """What AdminService consists of, but the transport. `clock` moves when told to."""
 
-    def __init__(self, database: Database, clock: FakeClock | None = None) -> None:
+    def __init__(
+        self, database: Database, clock: FakeClock | None = None, *, master_key: bytes = bytes(KEY_BYTES)
+    ) -> None:
         self.database = database
         self.clock = clock or FakeClock()
         self.units = Units(database, self.clock, ChangeFeed(database, self.clock))
-        self.sealer = Sealer(bytes(KEY_BYTES))
+        self.sealer = Sealer(master_key)
         self.authentication = Authentication(self._read_token, self.clock)
         self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer))
         self.passwords = Passwords(PasswordRules(12, CommonPasswords()), self.clock, workers=1)

@@ -44,8 +44,8 @@ ADDRESS = "192.0.2.1"
 class SignIns(Installation):
     """An installation whose accounts can really sign in."""
 
-    def __init__(self, database: Database, clock: FakeClock | None = None, *, key: str = "first") -> None:
-        super().__init__(database, clock)
+    def __init__(self, database: Database, clock: FakeClock | None = None, *, key: str = "first", **more: Any) -> None:
+        super().__init__(database, clock, **more)
         self.keys = SigningKeys(database, self.sealer, self.clock)
         self.next_key = key
         self.rotation = SigningKeyRotation(

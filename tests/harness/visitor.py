@@ -15,28 +15,30 @@ from tests.harness.node import CHAT, CHAT_MODEL, Node
 PASSWORD = "seven grey herons wade upstream"
 # What the issue promises: a change is in force everywhere after this time.
 EFFECTIVE_S = 1.0
-# httpx2's keep-alive must not outlast what the tests do to nodes.
 _TIMEOUT_S = 20.0
 
 
 class Visitor:
-    """`credential` is an API key or an access token, '' for none. `refresh_token` is that of a session."""
+    """`credential` is an API key or an access token, '' for none. `refresh_token` is that of a session.
+
+    `client` sends what no method here would.
+    """
 
     def __init__(self, client: httpx2.AsyncClient, credential: str = "", refresh_token: str = "") -> None:
-        self._client = client
+        self.client = client
         self.credential = credential
         self.refresh_token = refresh_token
 
     def as_other(self, credential: str, refresh_token: str = "") -> "Visitor":
         """Somebody else at the same node."""
-        return Visitor(self._client, credential, refresh_token)
+        return Visitor(self.client, credential, refresh_token)
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         """Any path of the node. Headers are spelt with underscores."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.credential:
             given["authorization"] = f"Bearer {self.credential}"
-        return await self._client.request(method, path, json=body, headers=given)
+        return await self.client.request(method, path, json=body, headers=given)
 
     async def admin(self, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         """A path of the admin API."""

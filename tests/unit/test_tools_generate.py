@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from helixflow.settings.tree import (
+    AuthSettings,
     CorsSettings,
     DatabaseSettings,
     GatewaySettings,
@@ -10,6 +11,7 @@ from helixflow.settings.tree import (
     LogSettings,
     ModelSettings,
     OpenAIDeployment,
+    PkiSettings,
     Settings,
 )
 from tools.generate import OWNED_FOLDERS, stale_files
@@ -19,6 +21,8 @@ SECTIONS = [
     Settings,
     GatewaySettings,
     CorsSettings,
+    AuthSettings,
+    PkiSettings,
     DatabaseSettings,
     LogSettings,
     ModelSettings,

@@ -1,8 +1,10 @@
 """The first key: given by the operator in the environment, or made once and kept in `data_dir/bootstrap.key`."""
 
 import asyncio
+import hashlib
 import os
 import secrets
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +23,7 @@ from helixflow.storage.schema import api_keys
 
 NAME: Final = "bootstrap"
 _VARIABLE: Final = "HELIXFLOW_BOOTSTRAP_API_KEY"
-_SYSTEM: Final = Caller(CallerKind.SYSTEM, name=NAME, organisation_id=DEFAULT_ORGANISATION_ID)
+_ENVIRONMENT: Final = "environment"
 _ACCESS: Final = Access(Level.SERVICE, None, writes=True, idempotent=False)
 
 
@@ -29,10 +31,11 @@ class _Dead(Exception):
     """The key was revoked by hand, or has expired: it must not come back by a restart."""
 
 
-async def ensure_bootstrap_key(units: Units, path: Path, from_env: str | None) -> str:
+async def ensure_bootstrap_key(units: Units, path: Path, from_env: str | None, *, shared: bool = False) -> str:
     """The bootstrap key, valid when this returns; every other bootstrap key is revoked. `path` is where it is kept.
 
-    The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
+    On a database that is `shared` each node may keep one of its own: one that was generated then gives way only to the
+    next one of the same node, or to one from the environment. The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
     the environment or a spoilt file, STORAGE when the file cannot be read or written.
     """
     if from_env is not None:
@@ -40,24 +43,31 @@ async def ensure_bootstrap_key(units: Units, path: Path, from_env: str | None) -
             message = f"{_VARIABLE}: not a HelixFlow key (wrong form or checksum); unset it to have one generated"
             raise UserError(message, ExitCode.CONFIG)
         try:
-            await _install(units, from_env)
+            await _install(units, from_env, _ENVIRONMENT, alone=True)
         except _Dead as exc:
             raise UserError(f"{_VARIABLE}: this key was revoked; set another one", ExitCode.CONFIG) from exc
         return from_env
     key = await asyncio.to_thread(read_or_create_key, path)
+    place = _place_of(path)
     try:
-        await _install(units, key)
+        await _install(units, key, place, alone=not shared)
     except _Dead:
         key = generate_key()
         await asyncio.to_thread(_replace, path, key)
-        await _install(units, key)
+        await _install(units, key, place, alone=not shared)
     return key
 
 
-async def _install(units: Units, key: str) -> None:
-    """Makes `key` the one valid bootstrap key. Raises `_Dead`."""
+def _place_of(path: Path) -> str:
+    """Tells the file of one node from that of another, and says nothing about either."""
+    return "node_" + hashlib.sha256(f"{socket.gethostname()}\0{path}".encode()).hexdigest()[:24]
+
+
+async def _install(units: Units, key: str, place: str, *, alone: bool) -> None:
+    """Makes `key` the one valid bootstrap key of all, or of `place`. Raises `_Dead`."""
     key_hash = hash_key(key)
-    async with units.writing(_SYSTEM, _ACCESS, "install_bootstrap_key") as unit:
+    caller = Caller(CallerKind.SYSTEM, place, NAME, DEFAULT_ORGANISATION_ID)
+    async with units.writing(caller, _ACCESS, "install_bootstrap_key") as unit:
         row = (await unit.connection.execute(select(api_keys).where(api_keys.c.hash == key_hash))).first()
         if row is not None:
             if row.revoked_at is not None and not row.superseded:
@@ -65,6 +75,8 @@ async def _install(units: Units, key: str) -> None:
             if row.expires_at is not None and unit.now >= row.expires_at:
                 raise _Dead
         other = api_keys.c.bootstrap & api_keys.c.revoked_at.is_(None) & (api_keys.c.hash != key_hash)
+        if not alone:
+            other &= api_keys.c.created_by == place
         for previous in (await unit.connection.execute(select(api_keys).where(other))).all():
             await change_key(unit, previous, {"revoked_at": unit.now, "superseded": True})
         if row is not None:

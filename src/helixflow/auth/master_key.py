@@ -29,6 +29,7 @@ from helixflow.storage.schema import installation
 FILE_NAME: Final = "master.key"
 REPLACE: Final = "helixflow auth replace-master-key"
 _CHECK_NAME: Final = "master_key"
+_LOST: Final = f"or if it is lost for good see: {REPLACE} --help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def find_master_key(settings: Settings) -> MasterKey:
     try:
         return MasterKey.of_file(path)
     except FileNotFoundError as exc:
-        raise UserError(f"{path}: no such file; restore the one that was there", ExitCode.CONFIG) from exc
+        raise UserError(f"{path}: no such file; restore it, {_LOST}", ExitCode.CONFIG) from exc
 
 
 async def check_master_key(database: Database, master_key: MasterKey) -> None:
@@ -144,17 +145,13 @@ def _explain(master_key: MasterKey, known: Row[Any]) -> str:
     """Why it is refused, and what to do."""
     refused = f"{master_key.origin}: not the master key of this database"
     neighbour = find_neighbour(master_key.path, known.data) if master_key.path is not None else None
-    if master_key.path is not None and neighbour == staged_beside(master_key.path):
-        # The one moment between the commit and the change of files.
-        return (
-            f"{refused} any more: it is in {neighbour}; finish with: {REPLACE} --new-key-file {quote(str(neighbour))}"
-        )
     if neighbour is not None:
-        return f"{refused}, but {neighbour} is: copy that one to {master_key.path}"
+        # Cut off between the commit and the change of files, or a database from before it.
+        return f"{refused}, but {neighbour} is; put it in place with: {REPLACE} --new-key-file {quote(str(neighbour))}"
     if known.number:
         replaced_at = datetime.fromtimestamp(known.number, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return f"{refused}, which was replaced on {replaced_at}; put the new one there, on every node"
+        return f"{refused}, which was replaced on {replaced_at}; put the new one there, on every node, {_LOST}"
     return (
         f"{refused}; restore the one that it was made with (every node needs the same: copy {FILE_NAME} from the first "
-        f"one), or if it is lost for good: {REPLACE} --help"
+        f"one), {_LOST}"
     )

@@ -146,7 +146,9 @@ async def create_auth(settings: Settings, bootstrap_env: str | None, clock: Cloc
         await check_master_key(database, master_key)
         await ensure_defaults(database, int(clock.now()))
         services = AuthServices(settings, database, master_key, clock)
-        services.bootstrap_key = await ensure_bootstrap_key(services.units, settings.bootstrap_key_file, bootstrap_env)
+        services.bootstrap_key = await ensure_bootstrap_key(
+            services.units, settings.bootstrap_key_file, bootstrap_env, shared=settings.database.url != "sqlite"
+        )
         await services.begin()
     except HelixError as exc:
         await database.close()

@@ -1,6 +1,5 @@
 """What the commands that administer have in common: which server, with which credential, and one question to it."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ def server_of(context: typer.Context, base_url: str | None = None) -> "tuple[Ser
     target = choose_target(settings, environment, base_url, None)
     root_url = target.base_url.rstrip("/").removesuffix("/v1")
     server = Server(root_url, target.api_key, environment.api_key is not None, target.ours)
-    return server, Logins(environment.config_home / "helixflow")
+    return server, Logins(environment.config_home.expanduser() / "helixflow")
 
 
 def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable[T]]") -> T:
@@ -55,6 +54,7 @@ def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable
     this data directory. Raises `HelixError`, or `UserError` when nothing answers or no credential is there.
     """
     server, logins = server_of(context)
+    import asyncio
 
     async def put() -> T:
         credential = server.credential

@@ -1,6 +1,5 @@
 """`helixflow login` and `helixflow logout`."""
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -62,4 +61,6 @@ def logout_command(context: typer.Context, base_url: BaseUrl = None) -> None:
 
 
 def _ask(server: Any, path: str, body: dict[str, Any]) -> Any:
+    import asyncio  # here and not above: `helixflow version` and `--help` need none of it
+
     return asyncio.run(ask_server(server, None, lambda api: api.ask("POST", path, body)))

@@ -19,6 +19,7 @@ from helixflow.console.calls import Metadata, metadata_of, streaming, unary
 from helixflow.console.endpoint import Endpoint
 from helixflow.console.fields import Cursor, Shape
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.rpc.access import Level
 
 PREFIX: Final = "/api/v1"
 NDJSON: Final = "application/x-ndjson"
@@ -59,23 +60,38 @@ _ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 
 
 class VettedRoute(APIRoute):
-    """Reads and checks the body before FastAPI does."""
+    """Looks for a credential where one is needed, then reads and checks the body, before FastAPI looks at anything: who
+    does not say who they are learns nothing about fields.
+    """
+
+    def __init__(self, *arguments: Any, needs_credential: bool, **options: Any) -> None:
+        self._needs_credential = needs_credential
+        super().__init__(*arguments, **options)
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handler = super().get_route_handler()
-        if self.body_field is None:
-            return handler
 
         async def handle(request: Request) -> Response:
-            body = await read_body(request)
-
-            async def replay() -> dict[str, Any]:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            response: Response = await handler(Request(request.scope, replay))
+            if self._needs_credential and "authorization" not in request.headers:
+                raise HelixError(
+                    ErrorKind.INVALID_TOKEN, "Sign in, or send an API key: 'Authorization: Bearer <token or key>'."
+                )
+            if self.body_field is not None:
+                request = await _with_body(request)
+            response: Response = await handler(request)
             return response
 
         return handle
+
+
+async def _with_body(request: Request) -> Request:
+    """The same request with its body read and checked. Raises `HelixError`."""
+    body = await read_body(request)
+
+    async def replay() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, replay)
 
 
 def add_endpoint(app: FastAPI, channel: grpc.aio.Channel, tag: str, endpoint: Endpoint) -> None:
@@ -92,6 +108,7 @@ def add_endpoint(app: FastAPI, channel: grpc.aio.Channel, tag: str, endpoint: En
         summary=_words(endpoint.method.name),
         description=endpoint.description,
         tags=[tag],
+        needs_credential=endpoint.access.level is not Level.PUBLIC,
         response_class=NdjsonResponse if endpoint.method.server_streaming else JSONResponse,
     )
     app.router.routes.append(route)

@@ -6,12 +6,13 @@ import signal
 import structlog
 import uvloop
 
+from helixflow.console.server import SOCKET_NAME
 from helixflow.launch.auth_node import AuthNode
 from helixflow.launch.lock import lock_data_dir
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pki.renewal import Renewal
-from helixflow.rpc.sockets import prepare_run_dir
+from helixflow.rpc.sockets import check_port, prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
@@ -23,25 +24,41 @@ log = structlog.get_logger("helixflow.auth")
 def serve_auth(settings: Settings, bootstrap_key: str | None) -> None:
     """Serves until SIGTERM or SIGINT. Raises `UserError`: STORAGE, CONFIG, PORT_BUSY, UNAVAILABLE."""
     configure_logging(settings.log.level, settings.log.format, service="auth")
+    for name in ("control", SOCKET_NAME):
+        socket_path(settings.run_dir, name)
     prepare_run_dir(settings.run_dir)
     lock_data_dir(settings.run_dir)
+    check_port(settings.auth.host, settings.auth.port)
     ensure_pki(settings, SERVICES)
-    uvloop.run(_serve(settings, bootstrap_key))
+    uvloop.run(_serve_until_signalled(settings, bootstrap_key))
 
 
-async def _serve(settings: Settings, bootstrap_key: str | None) -> None:
+async def _serve_until_signalled(settings: Settings, bootstrap_key: str | None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    # One task, so that a signal also ends a start that waits for its database.
+    serving = asyncio.create_task(_serve(settings, bootstrap_key))
+    signalled = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (serving, signalled):
+            task.cancel()
+        await asyncio.wait({serving, signalled})
+    if not serving.cancelled():
+        serving.result()
+
+
+async def _serve(settings: Settings, bootstrap_key: str | None) -> None:
+    """Until cancelled. Raises what keeps it from serving."""
     identity = await asyncio.to_thread(ServiceIdentity.open, settings, "auth")
     node = AuthNode(settings, identity, bootstrap_key)
     try:
         await node.start()
         log.info("auth.serving", host=settings.auth.host, port=node.port)
         async with asyncio.TaskGroup() as tasks:
-            upkeep = [tasks.create_task(run) for run in (node.run(), identity.follow(), Renewal(settings).run())]
-            await stopping.wait()
-            for task in upkeep:
-                task.cancel()
+            for upkeep in (node.run(), identity.follow(), Renewal(settings).run()):
+                tasks.create_task(upkeep)
     finally:
         await node.close()

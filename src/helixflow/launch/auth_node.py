@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 import grpc
+from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from helixflow.auth.service import AuthServices, create_auth
 from helixflow.console.app import create_app
@@ -36,6 +37,7 @@ class AuthNode:
         self._bootstrap_key = bootstrap_key
         self._services: AuthServices | None = None
         self._server: grpc.aio.Server | None = None
+        self._health: health.aio.HealthServicer | None = None
         self._console: ServiceIdentity | None = None
         self._channel: grpc.aio.Channel | None = None
         self._admin: AdminServer | None = None
@@ -71,10 +73,10 @@ class AuthNode:
             await self._admin.close()
         if self._channel is not None:
             await self._channel.close()
-        if self._server is not None:
+        if self._health is not None:
             await self._health.enter_graceful_shutdown()
         if self._services is not None:
             await self._services.close()
         if self._server is not None:
             await self._server.stop(_STOP_GRACE_S)
-        self._admin = self._channel = self._server = self._services = None
+        self._admin = self._channel = self._health = self._server = self._services = None

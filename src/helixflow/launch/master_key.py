@@ -3,13 +3,12 @@
 import asyncio
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from helixflow.auth.changes import ChangeFeed
 from helixflow.auth.master_key import MasterKey, check_master_key, find_check, find_master_key, find_neighbour, own_file
-from helixflow.auth.master_key_file import make_key_file, put_in_place, stage_key, staged_beside
+from helixflow.auth.master_key_file import make_key_file, put_in_place, stage_key
 from helixflow.auth.master_key_replacement import replace_master_key
 from helixflow.auth.unit import Units
 from helixflow.core.clock import SystemClock
@@ -26,7 +25,7 @@ class Replaced:
     """What was done. `counts` is empty when the database had been sealed with that key already.
 
     `file` is where the key was put; None when the settings name a place of the operator's, who puts it there. `kept` is
-    where the one before it is now, if there was one.
+    where the one before it is now, None when there was none or the new one was in its place already.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -44,50 +43,98 @@ def replace(settings: Settings, new_file: Path, *, lost: bool) -> Replaced:
     prepare_run_dir(settings.run_dir)
     lock = lock_data_dir(settings.run_dir)
     try:
-        counts = asyncio.run(_replace_in_database(settings, new_file, lost))
         own = own_file(settings)
-        if own is None or _is_in_place(own, new_file):
+        new, counts = asyncio.run(_replace_in_database(settings, new_file, lost))
+        if own is None or _holds(own, new):
             return Replaced(counts, own)
-        return Replaced(counts, own, _put_in_place(own))
+        try:
+            return Replaced(counts, own, put_in_place(own))
+        except UserError as exc:
+            message = f"{exc.message}; the database is sealed with the new key already: mend that, then do this again"
+            raise UserError(message, exc.exit_code) from exc
     finally:
         os.close(lock)
 
 
-async def _replace_in_database(settings: Settings, new_file: Path, lost: bool) -> Mapping[str, int]:
+async def _replace_in_database(settings: Settings, new_file: Path, lost: bool) -> tuple[MasterKey, Mapping[str, int]]:
+    """The new key, and how many of each were sealed with it or given up."""
     standing = await find_standing(settings)
+    if standing.state not in ("current", "empty"):
+        raise UserError(f"{standing.name}: not of this version; look with: helixflow db current", ExitCode.STORAGE)
     if standing.state == "empty":
-        raise UserError(f"{standing.name}: nothing is sealed yet; the first start makes a key", ExitCode.USAGE)
-    if standing.state != "current":
-        message = f"{standing.name}: its schema is not this version's; run: helixflow db current"
-        raise UserError(message, ExitCode.STORAGE)
+        raise _nothing_sealed(standing.name)
     database = await asyncio.to_thread(open_database, settings)
     try:
         async with database.reading() as connection:
             check = await find_check(connection)
         if check is None:
-            raise UserError(f"{standing.name}: nothing is sealed yet; the first start makes a key", ExitCode.USAGE)
-        return await _replace_mark(settings, database, check.data, new_file, lost)
+            raise _nothing_sealed(standing.name)
+        return await _replace(settings, database, check.data, new_file, lost)
     except HelixError as exc:
         raise UserError(f"{standing.name}: {exc.message}", ExitCode.STORAGE) from exc
     finally:
         await database.close()
 
 
-async def _replace_mark(
+async def _replace(
     settings: Settings, database: Database, mark: bytes, new_file: Path, lost: bool
-) -> Mapping[str, int]:
-    own = own_file(settings)
+) -> tuple[MasterKey, Mapping[str, int]]:
+    new = await asyncio.to_thread(_find, new_file)
+    if new is not None and new.opens(mark):
+        # Done before, or begun and cut off before the file was in its place.
+        await asyncio.to_thread(_stage, settings, new)
+        return new, {}
     old: MasterKey | None = None
-    with suppress(FileNotFoundError):
-        new = MasterKey.of_file(new_file)
-        if new.opens(mark):
-            # Done before, or begun and cut off before the file was in its place.
-            await _stage(own, new)
-            return {}
     if lost:
         await asyncio.to_thread(_check_lost, settings, mark)
     else:
         old = await asyncio.to_thread(find_master_key, settings)
         await check_master_key(database, old)
-    with suppress(FileNotFoundError):
+    if new is None:
+        await asyncio.to_thread(make_key_file, new_file)
         new = MasterKey.of_file(new_file)
+    await asyncio.to_thread(_stage, settings, new)
+    clock = SystemClock()
+    return new, await replace_master_key(Units(database, clock, ChangeFeed(database, clock)), old, new)
+
+
+def _stage(settings: Settings, new: MasterKey) -> None:
+    """What lies there already is not the key of the database, or is this one."""
+    own = own_file(settings)
+    if own is not None and not _holds(own, new):
+        stage_key(own, new.key)
+
+
+def _check_lost(settings: Settings, mark: bytes) -> None:
+    """Raises `UserError` (USAGE) when the key of the database is at hand after all."""
+    try:
+        present = find_master_key(settings)
+    except UserError:
+        present = None  # gone, spoilt or closed to us: lost
+    if present is not None and present.opens(mark):
+        message = f"{present.origin}: is the master key of this database and not lost; leave out --lost"
+        raise UserError(message, ExitCode.USAGE)
+    own = own_file(settings)
+    if own is not None and (neighbour := find_neighbour(own, mark)) is not None:
+        message = f"{neighbour}: is the master key of this database and not lost; name it with --new-key-file"
+        raise UserError(message, ExitCode.USAGE)
+
+
+def _find(path: Path) -> MasterKey | None:
+    try:
+        return MasterKey.of_file(path)
+    except FileNotFoundError:
+        return None
+
+
+def _holds(path: Path, key: MasterKey) -> bool:
+    """Whether that is the key in the file, which may also be none, or no key."""
+    try:
+        found = _find(path)
+    except UserError:
+        return False
+    return found is not None and found.key == key.key
+
+
+def _nothing_sealed(database: str) -> UserError:
+    return UserError(f"{database}: nothing is sealed yet; the first start takes the key that it finds", ExitCode.USAGE)

@@ -9,7 +9,8 @@ from pathlib import Path
 @dataclass(frozen=True, slots=True)
 class ClientEnvironment:
     """`HELIXFLOW_BASE_URL`, `HELIXFLOW_API_KEY`, `OPENAI_API_KEY` and `HELIXFLOW_BOOTSTRAP_API_KEY`; None when unset
-    or empty. `config_home` is where a user's own files are kept: `XDG_CONFIG_HOME`, by default `~/.config`.
+    or empty. `config_home` is where a user's own files are kept: `XDG_CONFIG_HOME`, by default `~/.config`, with the
+    tilde.
     """
 
     base_url: str | None
@@ -30,5 +31,5 @@ def client_environment(environ: Mapping[str, str] | None = None) -> ClientEnviro
         api_key=read("HELIXFLOW_API_KEY"),
         openai_api_key=read("OPENAI_API_KEY"),
         bootstrap_api_key=read("HELIXFLOW_BOOTSTRAP_API_KEY"),
-        config_home=Path(read("XDG_CONFIG_HOME") or "~/.config").expanduser(),
+        config_home=Path(read("XDG_CONFIG_HOME") or "~/.config"),
     )

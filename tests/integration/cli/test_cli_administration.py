@@ -134,7 +134,7 @@ def test_logging_out_ends_the_session(terminal: Terminal) -> None:
 
 
 def test_users_from_creation_to_deletion(terminal: Terminal) -> None:
-    user_id = terminal.json("users", "create", "eve@example.com", "--role", "viewer")["user"]["id"]
+    user_id = terminal.json("users", "create", "eve@example.com", "--name", "Eve", "--role", "viewer")["user"]["id"]
     assert terminal.must("users", "suspend", user_id) == f"suspended eve@example.com ({user_id})\n"
     assert terminal.must("users", "reinstate", user_id) == f"reinstated eve@example.com ({user_id})\n"
     assert TOKEN_PREFIX in terminal.must("users", "reset", user_id)
@@ -180,3 +180,9 @@ def test_nobody_home(terminal: Terminal, tmp_path: Path) -> None:
     done = terminal.run("users", "list", **environment)
     assert done.returncode == 6 and "helixflow serve" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_sees_the_running_service(terminal: Terminal) -> None:
+    report = terminal.json("doctor")
+    checks = {check["name"]: check for check in report["checks"]}
+    assert report["ok"] is True and checks["services"]["running"] is True

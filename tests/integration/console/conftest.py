@@ -10,6 +10,8 @@ from helixflow.console.app import create_app
 from helixflow.console.server import AdminServer
 from tests.harness.scripted_auth import ScriptedAuth, scripted_auth
 
+CREDENTIAL = {"authorization": "Bearer hfk_test"}
+
 
 @pytest.fixture
 async def auth(tmp_path: Path) -> AsyncIterator[ScriptedAuth]:
@@ -31,5 +33,7 @@ async def admin_socket(tmp_path: Path, auth: ScriptedAuth) -> AsyncIterator[Path
 @pytest.fixture
 async def api(admin_socket: Path) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.AsyncHTTPTransport(uds=str(admin_socket))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://admin/api/v1", timeout=15) as client:
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://admin/api/v1", timeout=15, headers=CREDENTIAL
+    ) as client:
         yield client

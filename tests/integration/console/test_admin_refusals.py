@@ -129,6 +129,14 @@ async def test_a_credential_that_cannot_be_one(api: httpx2.AsyncClient, auth: Sc
     assert auth.asked == []
 
 
+async def test_without_a_credential_nothing_else_is_looked_at(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
+    del api.headers["authorization"]
+    for answer in (await api.post("/projects", content=b"{", headers=JSON), await api.get("/keys?limit=x")):
+        problem(answer, 401, "invalid_token")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert auth.asked == []
+
+
 async def test_two_credentials_are_refused(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
     answer = await api.get("/me", headers=[("authorization", "Bearer a"), ("authorization", "Bearer b")])
     problem(answer, 401, "invalid_token")
@@ -160,7 +168,9 @@ async def test_an_auth_service_that_is_away(tmp_path: Path) -> None:
     await server.start()
     try:
         transport = httpx2.AsyncHTTPTransport(uds=str(tmp_path / "admin.sock"))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://admin/api/v1") as client:
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://admin/api/v1", headers={"authorization": "Bearer a"}
+        ) as client:
             answer = await client.get("/me")
             problem(answer, 503, "service_unavailable")
             assert answer.headers["retry-after"] == "1"
@@ -176,7 +186,8 @@ async def test_more_requests_than_it_takes_are_told_to_come_back(tmp_path: Path,
         transport = httpx2.AsyncHTTPTransport(uds=str(tmp_path / "small.sock"))
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "small.sock"))
         writer.write(
-            b"POST /api/v1/projects HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+            b"POST /api/v1/auth/logout HTTP/1.1\r\nhost: a\r\n"
+            b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
         )
         async with asyncio.timeout(10), httpx2.AsyncClient(transport=transport, base_url="http://a/api/v1") as client:
             while (answer := await client.get("/openapi.json")).status_code == 200:

@@ -166,16 +166,17 @@ async def test_errors_are_problem_documents(node: Node) -> None:
 async def test_what_is_no_json_is_refused_before_anything_looks_into_it(node: Node) -> None:
     async with visit(node) as operator:
         headers = {"authorization": f"Bearer {operator.credential}", "content-type": "application/json"}
-        client = operator._client
         for content, status, code in (
             (b'{"name": "n"', 400, "invalid_json"),
             (b"[" * 100_000, 400, "invalid_json"),
             (b'{"name": "\xff"}', 400, "invalid_json"),
             (b'{"name": "a\\u0000b"}', 400, "invalid_value"),
         ):
-            answer = await client.post("/api/v1/projects", content=content, headers=headers)
+            answer = await operator.client.post("/api/v1/projects", content=content, headers=headers)
             assert_problem(answer, status, code)
-        answer = await client.post("/api/v1/projects", content=b"name=n", headers={**headers, "content-type": "x/y"})
+        answer = await operator.client.post(
+            "/api/v1/projects", content=b"name=n", headers={**headers, "content-type": "x/y"}
+        )
         assert_problem(answer, 415, "unsupported_media_type")
 
 

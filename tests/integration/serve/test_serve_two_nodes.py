@@ -247,6 +247,9 @@ def test_the_command_line_and_the_start_know_every_state_of_the_schema(
         for name, value in environment(tmp_path / "data", **settings).items():
             monkeypatch.setenv(name, value)
 
+        # It would bind every logger of this process to a stream that closes with the test.
+        monkeypatch.setattr("helixflow.telemetry.logs.configure_logging", lambda *_args, **_options: None)
+
         def db(*words: str) -> tuple[int, str, str]:
             """`helixflow db`, in this process: each start of another one takes longer than what it does."""
             code = main(["db", *words])

@@ -42,6 +42,10 @@ def test_the_tree_has_the_documented_commands() -> None:
         "users delete", "members", "members list", "members set", "members remove",
         "roles", "roles list", "roles show", "roles create", "roles delete",
         "service-accounts", "service-accounts list", "service-accounts create", "service-accounts delete",
+        "audit", "audit list", "audit export", "audit verify",
+        "auth", "auth rotate-signing-key", "auth replace-master-key",
+        "pki", "pki init", "pki issue", "pki rotate", "pki show", "pki revoke",
+        "db", "db upgrade", "db current", "db check",
     }  # fmt: skip
 
 
