@@ -11,9 +11,8 @@ from helixflow.auth.audit import checkpoints
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.caller import Caller, CallerKind
 from helixflow.auth.master_key import MasterKey, find_check, replace_check
-from helixflow.auth.one_time_tokens import Purpose, end_of_account
+from helixflow.auth.one_time_tokens import Purpose, end_all
 from helixflow.auth.sealing import SealedColumn, Sealer
-from helixflow.auth.second_factor import SecondFactor
 from helixflow.auth.sessions import EndReason, end_all_sessions
 from helixflow.auth.unit import Unit, Units
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
@@ -49,7 +48,7 @@ async def replace_master_key(units: Units, old: MasterKey | None, new: MasterKey
     sealer = Sealer(new.key)
     async with units.writing(_SYSTEM, _ACCESS, _ACTION) as unit:
         if old is None:
-            counts = await _give_up(unit, sealer)
+            counts = await _give_up(unit)
             sealed = dict.fromkeys(SEALED, 0)
         else:
             counts = sealed = await _rotate(unit, old, sealer)
@@ -88,7 +87,7 @@ async def _seal_anew(connection: AsyncConnection, at: SealedColumn, old: Sealer,
     return count
 
 
-async def _give_up(unit: Unit, new: Sealer) -> dict[str, int]:
+async def _give_up(unit: Unit) -> dict[str, int]:
     """How many of each."""
     ended = await end_all_sessions(unit, EndReason.REVOKED)
     keys = signing_key_rows
@@ -102,9 +101,9 @@ async def _give_up(unit: Unit, new: Sealer) -> dict[str, int]:
     audit_keys = await unit.connection.execute(
         update(keys).where(checkpoints.SEALED.only, keys.c.private_key.is_not(None)).values(private_key=None)
     )
-    accounts = await SecondFactor(new).remove_all(unit)
+    await end_all(unit, Purpose.MFA)
+    accounts = await second_factor.remove_all(unit)
     for account in accounts:
-        await end_of_account(unit, account.id, Purpose.MFA)
         if account.totp_confirmed_at is not None:
             unit.record(
                 "user",

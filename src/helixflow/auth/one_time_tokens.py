@@ -97,3 +97,11 @@ async def end_of_account(unit: Unit, account_id: str, *purposes: Purpose) -> Non
     if purposes:
         statement = statement.where(one_time_tokens.c.purpose.in_([purpose.value for purpose in purposes]))
     await unit.connection.execute(statement.values(used_at=unit.now))
+
+
+async def end_all(unit: Unit, purpose: Purpose) -> None:
+    """Ends the unused tokens of that purpose, of everybody."""
+    unused = update(one_time_tokens).where(
+        one_time_tokens.c.purpose == purpose.value, one_time_tokens.c.used_at.is_(None)
+    )
+    await unit.connection.execute(unused.values(used_at=unit.now))

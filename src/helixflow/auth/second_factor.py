@@ -13,6 +13,7 @@ from helixflow.storage.schema import accounts, recovery_codes
 TOTP: Final = "totp"
 RECOVERY_CODE: Final = "recovery_code"
 _SEAL: Final = "totp"
+_OFF: Final[Mapping[str, Any]] = {"totp_secret": None, "totp_confirmed_at": None, "totp_used": 0}
 SEALED: Final = SealedColumn(accounts.c.totp_secret, _SEAL)
 
 
@@ -71,20 +72,27 @@ class SecondFactor:
     async def remove(self, unit: Unit, account_id: str) -> None:
         """The password alone is enough from now on."""
         await self._forget_recovery_codes(unit, account_id)
-        await self._set(unit, account_id, {"totp_secret": None, "totp_confirmed_at": None, "totp_used": 0})
-
-    async def remove_all(self, unit: Unit) -> Sequence[Row[Any]]:
-        """From every account, for a secret that nobody can open. Returns those that had one, confirmed or not."""
-        query = select(accounts).where(accounts.c.totp_secret.is_not(None)).order_by(accounts.c.id)
-        found = (await unit.connection.execute(query)).all()
-        for account in found:
-            await self.remove(unit, account.id)
-        return found
+        await self._set(unit, account_id, _OFF)
 
     async def _set(self, unit: Unit, account_id: str, values: Mapping[str, Any]) -> None:
-        """What others see of the account changes with it."""
-        stamps = {"updated_at": unit.now, "version": accounts.c.version + 1}
-        await unit.connection.execute(update(accounts).where(accounts.c.id == account_id).values({**values, **stamps}))
+        changed = update(accounts).where(accounts.c.id == account_id)
+        await unit.connection.execute(changed.values({**values, **_stamps(unit)}))
 
     async def _forget_recovery_codes(self, unit: Unit, account_id: str) -> None:
         await unit.connection.execute(delete(recovery_codes).where(recovery_codes.c.account_id == account_id))
+
+
+async def remove_all(unit: Unit) -> Sequence[Row[Any]]:
+    """From every account, for secrets that nobody can open. Returns those accounts, as they were: a second factor that
+    was begun and not confirmed goes, too.
+    """
+    having = accounts.c.totp_secret.is_not(None)
+    found = (await unit.connection.execute(select(accounts).where(having).order_by(accounts.c.id))).all()
+    await unit.connection.execute(delete(recovery_codes))
+    await unit.connection.execute(update(accounts).where(having).values({**_OFF, **_stamps(unit)}))
+    return found
+
+
+def _stamps(unit: Unit) -> Mapping[str, Any]:
+    """What others see of an account changes with its second factor."""
+    return {"updated_at": unit.now, "version": accounts.c.version + 1}

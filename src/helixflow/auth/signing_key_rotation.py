@@ -1,4 +1,7 @@
-"""How signing keys come and go: announced before they sign, accepted until the last token of theirs has ended."""
+"""How signing keys come and go: announced before they sign, accepted until the last token of theirs has ended.
+
+Only a key that may be known to others goes at once, and its tokens with it.
+"""
 
 import asyncio
 import base64
@@ -9,7 +12,7 @@ from typing import Final
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
 
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.caller import Caller, CallerKind
@@ -92,9 +95,13 @@ class SigningKeyRotation:
         return await asyncio.to_thread(self._generate)
 
     async def rotate(
-        self, unit: Unit, _request: admin_pb2.RotateSigningKeyRequest
+        self, unit: Unit, request: admin_pb2.RotateSigningKeyRequest
     ) -> admin_pb2.RotateSigningKeyResponse:
-        """The key that was prepared signs in a few seconds; those before it are accepted as long as their tokens."""
+        """The key that was prepared signs in a few seconds, those before it are accepted as long as their tokens; or it
+        signs now, and the others are forgotten with their tokens.
+        """
+        if request.revoke_others:
+            return await self._replace(unit)
         newest = select(func.max(signing_keys.c.active_at)).where(signing_keys.c.purpose == PURPOSE)
         # After all others, whatever the clock of the process says that made them.
         active_at = max(unit.now + ANNOUNCED_S, ((await unit.connection.execute(newest)).scalar() or 0) + 1)
@@ -122,13 +129,25 @@ class SigningKeyRotation:
                 )
                 .values(private_key=None)
             )
+        await self._forget(unit, signing_keys.c.expires_at <= unit.now)
+
+    async def _replace(self, unit: Unit) -> admin_pb2.RotateSigningKeyResponse:
+        """Forgets all other keys: not just by marking them, for where a clock is behind they would go on for a while."""
+        forgotten = await self._forget(unit, true())
+        # Active already where the clock is behind.
+        kid = await self._add(unit, unit.prepared, unit.now - LEEWAY_S)
+        unit.record("signing_key", kid, after={"revoked": forgotten}, organisation_id=INSTALLATION)
+        return admin_pb2.RotateSigningKeyResponse(kid=kid, others_expire_at=unit.now)
+
+    async def _forget(self, unit: Unit, which: ColumnElement[bool]) -> list[str]:
+        """Deletes those keys and tells the gateways; the names of what went."""
         gone = await unit.connection.execute(
-            delete(signing_keys)
-            .where(signing_keys.c.purpose == PURPOSE, signing_keys.c.expires_at <= unit.now)
-            .returning(signing_keys.c.kid)
+            delete(signing_keys).where(signing_keys.c.purpose == PURPOSE, which).returning(signing_keys.c.kid)
         )
-        for kid in sorted(gone.scalars()):
+        kids = sorted(gone.scalars())
+        for kid in kids:
             await unit.change(identity_pb2.CHANGE_KIND_SIGNING_KEYS, kid)
+        return kids
 
     async def _add(self, unit: Unit, key: RSAPrivateKey, active_at: int) -> str:
         public = key.public_key()

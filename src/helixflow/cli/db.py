@@ -1,6 +1,5 @@
 """`helixflow db`: brings the database to the schema of this version, and looks whether it is sound."""
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +35,8 @@ def upgrade_command(
 ) -> None:
     """Bring the database to the schema of this version, whole or not at all; the start of the service does so too."""
     settings = invocation_of(context).load_settings()
+    import asyncio
+
     from helixflow.storage.inspection import find_standing
     from helixflow.storage.revisions import known_revisions
     from helixflow.storage.upgrade import upgrade
@@ -58,6 +59,8 @@ def upgrade_command(
 def current_command(context: typer.Context, as_json: Json = False) -> None:
     """Show which revision of the schema the database has, and whether it is this version's. Changes nothing."""
     settings = invocation_of(context).load_settings()
+    import asyncio
+
     from helixflow.storage.inspection import find_standing
 
     _show(asyncio.run(find_standing(settings)), as_json=as_json)
@@ -67,6 +70,8 @@ def current_command(context: typer.Context, as_json: Json = False) -> None:
 def check_command(context: typer.Context, as_json: Json = False) -> None:
     """Check that the database answers, has this version's schema and is sound; exit code 7 when it is not."""
     settings = invocation_of(context).load_settings()
+    import asyncio
+
     from helixflow.storage.inspection import find_problems, find_standing
 
     async def run() -> "tuple[str, list[str]]":

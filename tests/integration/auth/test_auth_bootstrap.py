@@ -1,4 +1,5 @@
 import asyncio
+import secrets
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +13,9 @@ from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.core.keys import generate_key, hash_key
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_KEY
-from helixflow.settings.tree import Settings
+from helixflow.settings.tree import AuthSettings, Settings
 from helixflow.storage.schema import api_keys, audit_records, changes
+from tests.harness.postgres import PostgresServer
 
 
 @pytest.fixture
@@ -117,3 +119,25 @@ async def test_a_database_or_master_key_that_cannot_be_used_stops_the_start_in_o
     with pytest.raises(UserError, match="not a SQLite database") as caught:
         await create_auth(settings, None)
     assert caught.value.exit_code is ExitCode.STORAGE
+
+
+async def test_nodes_on_one_database_keep_a_key_each(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARED_MASTER_KEY", secrets.token_hex(32))
+    with postgres_server.database() as url:
+        auth = AuthSettings(master_key_env="SHARED_MASTER_KEY")
+        database = postgres_server.settings(url, tmp_path)
+        here, there = (Settings(data_dir=tmp_path / name, auth=auth, database=database) for name in ("a", "b"))
+        for node in (here, there):
+            node.data_dir.mkdir()
+        async with started(here) as a, started(there) as b:
+            lost, other = a.bootstrap_key, b.bootstrap_key
+            assert lost != other
+            assert [await works(b, key) for key in (lost, other)] == [True, True]
+        here.bootstrap_key_file.unlink()
+        async with started(here) as a:
+            made = a.bootstrap_key
+            assert [await works(a, key) for key in (lost, other, made)] == [False, True, True]
+        async with started(here, generate_key()) as a:
+            assert [await works(a, key) for key in (other, made, a.bootstrap_key)] == [False, False, True]

@@ -42,7 +42,7 @@ class Key(Shown):
     project_id: str = Field(description="Its project.", examples=["proj_37913d99a1ae28e3195d7a1f"])
     owner_id: OptionalId = Field(
         description="The account or service account that it acts for; null for a key of the project itself.",
-        examples=["svc_ef2d127de37b942baad06145"],
+        examples=["sa_ef2d127de37b942baad06145"],
     )
     scopes: Texts = Field(
         description="What it may be used for, out of what its owner may do; sorted.",
@@ -74,7 +74,7 @@ class NewKey(Given):
     owner_id: Identifier | None = Field(
         None,
         description="Whom it acts for: the caller's own id or a service account; null: a key of the project itself.",
-        examples=["svc_ef2d127de37b942baad06145"],
+        examples=["sa_ef2d127de37b942baad06145"],
     )
     scopes: Scopes = Field(
         [], description="What it may be used for, not more than caller and owner may do; empty: to use models."

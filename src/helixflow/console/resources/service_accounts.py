@@ -10,7 +10,7 @@ from helixflow.console.fields import Identifier, Moment, Name, OptionalId, Optio
 from helixflow.console.models import Changes, Given, Page, Shown, absent
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
-_ID = ["svc_ef2d127de37b942baad06145"]
+_ID = ["sa_ef2d127de37b942baad06145"]
 Id = Annotated[Identifier, Path(description="The service account.", examples=_ID)]
 
 

@@ -20,7 +20,11 @@ class Credentials(Given):
     organisation_id: Identifier | None = Field(
         None, description="Which of the account's organisations; null: its own.", examples=["org_5d41402abc4b2a76"]
     )
-    project_id: OptionalProject = Field(None, description="Which project the token is for; null: none in particular.")
+    project_id: OptionalProject = Field(
+        None,
+        description="Which project the token is for; null: the oldest project in which models may be used, none if there "
+        "is none.",
+    )
 
 
 class MfaAnswer(Given):
@@ -37,7 +41,11 @@ class RefreshToken(Given):
     organisation_id: Identifier | None = Field(
         None, description="Changes the organisation; null: as before.", examples=["org_5d41402abc4b2a76"]
     )
-    project_id: OptionalProject = Field(None, description="Changes the project; null: as before.")
+    project_id: OptionalProject = Field(
+        None,
+        description="Changes the project; null: as before, or in another organisation and where that project is gone the "
+        "oldest project in which models may be used, none if there is none.",
+    )
 
 
 class SessionEnd(Given):
@@ -47,12 +55,11 @@ class SessionEnd(Given):
 
 
 class Redemption(Given):
-    """A token of an invitation or a reset, and the password that it sets."""
+    """A token of an invitation or a reset, and a password."""
 
     token: Token = Field(description="`token` of the invitation or reset.")
-    password: Password | None = Field(
-        None,
-        description="The new password; for an account that has one already: that one, or null.",
+    password: Password = Field(
+        description="The new password; for an account that exists and accepts an invitation: the one that it has.",
         examples=["four random words"],
     )
     name: Name | None = Field(None, description="Only for a new account.", examples=["Ada Lovelace"])
@@ -76,7 +83,7 @@ class MfaChallenge(Shown):
 
 
 class Redeemed(Shown):
-    """The account whose password was set."""
+    """The account that the token was for."""
 
     account_id: str = Field(description="The account.", examples=["user_6b86b273ff34fce1"])
     email: str = Field(description="Its e-mail, to sign in with.", examples=["ada@example.com"])
@@ -128,7 +135,10 @@ def logout(body: SessionEnd) -> sessions_pb2.LogoutRequest:
 
 @endpoint("POST", "/auth/redeem", SESSIONS["RedeemToken"], Redeemed, timeout_s=PASSWORD_TIMEOUT_S)
 def redeem(body: Redemption) -> sessions_pb2.RedeemTokenRequest:
-    """Sets the first or a new password with the token of an invitation or a reset. Signs nobody in."""
+    """Accepts an invitation or resets a password, with the token of it. Signs nobody in.
+
+    Who has an account already accepts with its password; otherwise this sets one.
+    """
     return sessions_pb2.RedeemTokenRequest(**body.given())
 
 

@@ -1665,12 +1665,17 @@ Global___ExportAuditLogResponse: _TypeAlias = ExportAuditLogResponse  # noqa: Y0
 class RotateSigningKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    REVOKE_OTHERS_FIELD_NUMBER: _builtins.int
+    revoke_others: _builtins.bool
+    """For a key that may be known to others: the other keys are forgotten, all access tokens end, the new key signs at once."""
     def __init__(
         self,
+        *,
+        revoke_others: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoke_others", b"revoke_others"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -570,7 +570,7 @@ class AdminServiceServicer:
     def RotateSigningKey(self, request, context):
         """The installation.
 
-        Makes a new signing key; tokens of the old one stay valid until they expire.
+        Makes a new signing key; tokens of the others stay valid until they expire, or end at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

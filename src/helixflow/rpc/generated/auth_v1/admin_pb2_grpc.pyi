@@ -122,7 +122,7 @@ class AdminServiceStub:
     RotateSigningKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateSigningKeyRequest, _admin_pb2.RotateSigningKeyResponse]
     """The installation.
 
-    Makes a new signing key; tokens of the old one stay valid until they expire.
+    Makes a new signing key; tokens of the others stay valid until they expire, or end at once.
     """
 
 @_typing.type_check_only
@@ -210,7 +210,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RotateSigningKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateSigningKeyRequest, _admin_pb2.RotateSigningKeyResponse]  # type: ignore[assignment]
     """The installation.
 
-    Makes a new signing key; tokens of the old one stay valid until they expire.
+    Makes a new signing key; tokens of the others stay valid until they expire, or end at once.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -565,7 +565,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.RotateSigningKeyResponse, _abc.Awaitable[_admin_pb2.RotateSigningKeyResponse]]:
         """The installation.
 
-        Makes a new signing key; tokens of the old one stay valid until they expire.
+        Makes a new signing key; tokens of the others stay valid until they expire, or end at once.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,7 +31,7 @@ class LoginRequest(_message.Message):
     organisation_id: _builtins.str
     """Which of the account's organisations; empty: the one that it belongs to."""
     project_id: _builtins.str
-    """Which project the access token is for; empty: none in particular."""
+    """Which project the access token is for; empty: the oldest in which models may be used, none if there is none."""
     def __init__(
         self,
         *,
@@ -81,8 +81,11 @@ class RefreshRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
     organisation_id: _builtins.str
-    """Changes the organisation or project of the session; empty: as before."""
+    """Changes the organisation of the session; empty: as before."""
     project_id: _builtins.str
+    """Changes the project; empty: as before. In another organisation, and where that one is gone: the oldest in which models
+    may be used, none if there is none.
+    """
     def __init__(
         self,
         *,
@@ -183,9 +186,7 @@ class RedeemTokenRequest(_message.Message):
     token: _builtins.str
     """`hft_…`."""
     password: _builtins.str
-    """At most 1024 bytes. May be empty for an account that has a password already and accepts an invitation: it must then
-    be that password.
-    """
+    """At most 1024 bytes. The new one; for an account that exists and accepts an invitation: the one that it has."""
     name: _builtins.str
     """Only for an account that is new."""
     def __init__(

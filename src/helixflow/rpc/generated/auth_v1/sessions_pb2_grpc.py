@@ -136,7 +136,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RedeemToken(self, request, context):
-        """Sets the first or a new password with a token from an invitation or a reset; signs nobody in.
+        """Sets the first or a new password with a token from an invitation or a reset, or accepts an invitation with the password
+        of the account that exists; signs nobody in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

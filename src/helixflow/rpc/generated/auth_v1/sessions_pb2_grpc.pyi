@@ -44,7 +44,9 @@ class SessionServiceStub:
     Logout: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.LogoutRequest, _sessions_pb2.LogoutResponse]
     """Ends the session of a refresh token. An unknown token is no error."""
     RedeemToken: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RedeemTokenRequest, _sessions_pb2.RedeemTokenResponse]
-    """Sets the first or a new password with a token from an invitation or a reset; signs nobody in."""
+    """Sets the first or a new password with a token from an invitation or a reset, or accepts an invitation with the password
+    of the account that exists; signs nobody in.
+    """
     GetSelf: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSelfRequest, _sessions_pb2.Self]
     """Who the caller is and may do what."""
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ChangePasswordRequest, _sessions_pb2.ChangePasswordResponse]
@@ -78,7 +80,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Logout: _aio.UnaryUnaryMultiCallable[_sessions_pb2.LogoutRequest, _sessions_pb2.LogoutResponse]  # type: ignore[assignment]
     """Ends the session of a refresh token. An unknown token is no error."""
     RedeemToken: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RedeemTokenRequest, _sessions_pb2.RedeemTokenResponse]  # type: ignore[assignment]
-    """Sets the first or a new password with a token from an invitation or a reset; signs nobody in."""
+    """Sets the first or a new password with a token from an invitation or a reset, or accepts an invitation with the password
+    of the account that exists; signs nobody in.
+    """
     GetSelf: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSelfRequest, _sessions_pb2.Self]  # type: ignore[assignment]
     """Who the caller is and may do what."""
     ChangePassword: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ChangePasswordRequest, _sessions_pb2.ChangePasswordResponse]  # type: ignore[assignment]
@@ -139,7 +143,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.RedeemTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.RedeemTokenResponse, _abc.Awaitable[_sessions_pb2.RedeemTokenResponse]]:
-        """Sets the first or a new password with a token from an invitation or a reset; signs nobody in."""
+        """Sets the first or a new password with a token from an invitation or a reset, or accepts an invitation with the password
+        of the account that exists; signs nobody in.
+        """
 
     @_abc_1.abstractmethod
     def GetSelf(
