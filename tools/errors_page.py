@@ -62,7 +62,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.LOADING: "The model is not loaded yet.",
     ErrorKind.SHUTTING_DOWN: "The service is being stopped and takes no new requests.",
     ErrorKind.UNAVAILABLE: "A part of the service that this request needs does not answer.",
-    ErrorKind.STORAGE_FULL: "The disk of the database is full: the admin API can change nothing, nobody can sign in. Models go on.",
+    ErrorKind.STORAGE_FULL: "The disk of the database is full: no changes and no sign-ins. Models are served.",
     ErrorKind.DEADLINE: "The request or the provider took longer than its time limit.",
 }
 

@@ -85,7 +85,9 @@ def _measure(database: str, settings: Settings, count: int, questions: int) -> l
         times.sort()
         p50, p99, worst = (times[min(len(times) - 1, int(len(times) * part))] for part in (0.5, 0.99, 1.0))
         detail = f"p50 {number(p50)}, worst {number(worst)} ms of {len(times):,}"
-        results.append(Result("key_resolution", f"{database}: {mode}, p99", p99, "ms", LIMIT_MS, detail=detail))
+        # Eight that ask without a pause fill the core, and then wait for each other: that is a rate, told by its p50.
+        limit = LIMIT_MS if times is alone else None
+        results.append(Result("key_resolution", f"{database}: {mode}, p99", p99, "ms", limit, detail=detail))
     return results
 
 

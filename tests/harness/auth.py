@@ -39,6 +39,7 @@ from helixflow.auth import (
 )
 from helixflow.auth.audit.checkpoints import Checkpoints
 from helixflow.auth.audit.operations import audit_operations
+from helixflow.auth.audit.refusals import Refusals
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.changes import ChangeFeed
 from helixflow.auth.common_passwords import CommonPasswords
@@ -98,7 +99,8 @@ class Installation:
         self.units = Units(database, self.clock, ChangeFeed(database, self.clock))
         self.sealer = Sealer(master_key)
         self.authentication = Authentication(self._read_token, self.clock)
-        self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer))
+        self.refusals = Refusals(database, self.clock)
+        self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer), self.refusals)
         self.passwords = Passwords(PasswordRules(12, CommonPasswords()), self.clock, workers=1)
         self._handler = self.dispatcher.handler(ADMIN_SERVICE, self._operations())
 
@@ -192,6 +194,7 @@ class Installation:
             id=session_id,
             account_id=account_id,
             organisation_id=organisation_id,
+            family_id=session_id,
             project_id=project_id,
             method="password",
             address="192.0.2.1",
@@ -199,6 +202,7 @@ class Installation:
             created_at=self.now,
             refreshed_at=self.now,
             expires_at=self.now + 86_400,
+            last_until=self.now + 30 * 86_400,
         )
         claims = AccessClaims(
             iss="helixflow",
@@ -224,6 +228,7 @@ class Installation:
         *,
         scopes: Sequence[str] = (),
         owner_id: str = "",
+        networks: Sequence[str] = (),
         bootstrap: bool = False,
     ) -> tuple[str, str]:
         """The id of a new key, and the key."""
@@ -239,7 +244,7 @@ class Installation:
             owner_id=owner_id,
             scopes=sorted(scopes),
             models=[],
-            networks=[],
+            networks=[*networks],
             created_by="",
             superseded=False,
             bootstrap=bootstrap,
@@ -254,6 +259,7 @@ class Installation:
 
     async def audited(self, organisation_id: str, **where: Any) -> list[Row[Any]]:
         """The audit records of an organisation ('' of the installation), oldest first."""
+        await self.refusals.write()
         return list(await self.rows(audit_records, organisation_id=organisation_id, **where))
 
     async def told(self) -> list[tuple[int, str, str]]:

@@ -52,7 +52,8 @@ class SignIns(Installation):
             self.units, self.keys, self.sealer, generate=lambda: signing_key(self.next_key, 4096)
         )
         self.tokens = AccessTokens(self.keys, self.clock, issuer=ISSUER, audience=AUDIENCE)
-        self.sessions = Dispatcher(self.units, Authentication(self.tokens.read, self.clock), Idempotency(self.sealer))
+        authentication = Authentication(self.tokens.read, self.clock)
+        self.sessions = Dispatcher(self.units, authentication, Idempotency(self.sealer), self.refusals)
         operations = session_operations(self.passwords, self.sealer, self.keys, self.tokens)
         self._session_handler = self.sessions.handler(SESSION_SERVICE, operations)
         self._hash = ""

@@ -97,6 +97,33 @@ UNNAMED = {
     *("ListUsers", "CreateRole", "ListRoles", "ListAuditRecords", "ExportAuditLog", "RotateSigningKey"),
 }
 
+# What the log says of each that is refused: what is changed or looked at, or where something was to be made or listed.
+TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
+    **{rpc: lambda s: ("organisation", s.organisation) for rpc in REQUESTS if rpc.endswith("Organisation")},
+    **{rpc: lambda s: ("project", s.project) for rpc in REQUESTS if rpc.endswith("Project")},
+    **{rpc: lambda s: ("user", s.user.id) for rpc in REQUESTS if rpc.endswith(("User", "UserSessions", "Member"))},
+    **{rpc: lambda s: ("role", s.role) for rpc in REQUESTS if rpc.endswith("Role")},
+    **{rpc: lambda s: ("service_account", s.program) for rpc in REQUESTS if rpc.endswith("ServiceAccount")},
+    **{rpc: lambda s: ("key", s.key) for rpc in REQUESTS if rpc.endswith("Key")},
+    **dict.fromkeys(
+        ("InviteUser", "ListMembers", "CreateServiceAccount", "ListServiceAccounts", "CreateKey", "ListKeys"),
+        lambda s: ("project", s.project),
+    ),
+    "RevokeInvitation": lambda s: ("invitation", s.invitation),
+    "CreateOrganisation": lambda s: ("organisation", ""),
+    "ListOrganisations": lambda s: ("organisation", ""),
+    "CreateProject": lambda s: ("project", ""),
+    "ListProjects": lambda s: ("project", ""),
+    "CreateUser": lambda s: ("user", ""),
+    "ListUsers": lambda s: ("user", ""),
+    "ListInvitations": lambda s: ("invitation", ""),
+    "CreateRole": lambda s: ("role", ""),
+    "ListRoles": lambda s: ("role", ""),
+    "ListAuditRecords": lambda s: ("audit_record", ""),
+    "ExportAuditLog": lambda s: ("audit_log", ""),
+    "RotateSigningKey": lambda s: ("signing_key", ""),
+}
+
 
 @pytest.fixture
 async def auth(database: Database) -> AsyncIterator[Installation]:
@@ -136,7 +163,7 @@ async def set_scene(stage: Installation) -> Scene:
     )
 
 
-async def outcome(auth: Installation, caller: Person | None, rpc: str, scene: Scene) -> ErrorKind | None:
+async def outcome(auth: Installation, caller: Person | str | None, rpc: str, scene: Scene) -> ErrorKind | None:
     """None when it was done. Whatever else is wrong with a request is a mistake of this test."""
     try:
         await auth.call(caller, rpc, REQUESTS[rpc](scene))
@@ -242,17 +269,47 @@ async def test_lists_show_nothing_of_another_organisation(stage: Installation, a
 
 @on_sqlite
 async def test_every_refusal_of_somebody_known_is_recorded(stage: Installation) -> None:
+    """Who, what and on what: also where only the request says what it was about."""
     scene = await set_scene(stage)
     caller = await stage.add_person(scene.organisation, roles={scene.other_project: "billing"})
     before = {chain: len(await stage.audited(chain)) for chain in ("", scene.organisation)}
-    expected: dict[str, list[str]] = {"": [], scene.organisation: []}
+    expected: dict[str, list[tuple[str, str, str]]] = {"": [], scene.organisation: []}
     for rpc, access in ACCESS.items():
         if await outcome(stage, caller, rpc, scene) is not None:
             action = "".join(f"_{char.lower()}" if char.isupper() else char for char in rpc).lstrip("_")
-            expected["" if access.level is Level.INSTALLATION else scene.organisation].append(action)
-    for chain, actions in expected.items():
+            chain = "" if access.level is Level.INSTALLATION else scene.organisation
+            expected[chain].append((action, *TARGETS[rpc](scene)))
+    for chain, acts in expected.items():
         records = (await stage.audited(chain))[before[chain] :]
-        assert [row.action for row in records] == actions
+        assert [(row.action, row.target_kind, row.target_id) for row in records] == acts
         assert {(row.outcome, row.reason, row.actor_id) for row in records} == {
             ("denied", "permission_denied", caller.id)
         }
+    refused = {action for acts in expected.values() for action, *_ in acts}
+    assert len(refused) > len(ACCESS) / 2
+
+
+@on_sqlite
+async def test_what_is_looked_for_elsewhere_is_recorded(stage: Installation) -> None:
+    """A known caller who tries ids of another organisation gets 404s, and leaves traces in their own log."""
+    scene = await set_scene(stage)
+    stranger = await stage.add_person(scene.other_organisation, roles={"": "owner"})
+    before = len(await stage.audited(scene.other_organisation))
+    expected = []
+    for rpc in ("GetProject", "GetKey", "UpdateUser", "EndUserSessions", "DeleteRole"):
+        assert await outcome(stage, stranger, rpc, scene) is ErrorKind.NOT_FOUND
+        expected.append(("denied", "not_found", *TARGETS[rpc](scene)))
+    records = (await stage.audited(scene.other_organisation))[before:]
+    assert [(row.outcome, row.reason, row.target_kind, row.target_id) for row in records] == expected
+
+
+@on_sqlite
+async def test_a_key_that_is_used_from_elsewhere_is_recorded(stage: Installation) -> None:
+    scene = await set_scene(stage)
+    _, secret = await stage.add_key(scene.organisation, scene.project, scopes=["projects:read"], networks=["10.0.0.0/8"])
+    before = len(await stage.audited(scene.organisation))
+    assert await outcome(stage, secret, "GetProject", scene) is ErrorKind.PERMISSION_DENIED
+    (record,) = (await stage.audited(scene.organisation))[before:]
+    assert (record.actor_kind, record.action, record.outcome, record.reason, record.target_kind, record.target_id) == (
+        *("key", "get_project", "denied", "permission_denied", "project", scene.project),
+    )

@@ -228,10 +228,13 @@ def test_signing_keys_rotate_with_overlap_and_a_withdrawn_one_counts_no_more() -
     bench.watch._on_message(message, False)
     assert bench.accepts(old.token())
     assert bench.accepts(new.token())
+    kept = old.token()
+    assert bench.accepts(kept) and bench.verifier.cached(kept) is not None
     message = change(12, pb.CHANGE_KIND_SIGNING_KEYS)
     message.signing_keys.append(new.public)
     bench.watch._on_message(message, False)
-    assert not bench.accepts(old.token())
+    assert bench.verifier.cached(kept) is None
+    assert not bench.accepts(kept)
     assert bench.accepts(new.token())
 
 

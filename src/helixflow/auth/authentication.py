@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Row, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from helixflow.auth.caller import ANONYMOUS, Caller, CallerKind, Source
+from helixflow.auth.caller import Caller, CallerKind, CallerRefused, Source
 from helixflow.auth.grants import ALL, NOTHING, Held, Reader, grants_of_account, grants_of_role, parse_scopes
 from helixflow.core.claims import AccessClaims
 from helixflow.core.clock import Clock
@@ -31,9 +31,12 @@ class Authentication:
         self._clock = clock
 
     async def identify(self, connection: AsyncConnection, credential: str, source: Source) -> Caller:
-        """The caller of `credential` ('' is nobody). Raises `HelixError` INVALID_TOKEN or INVALID_API_KEY."""
+        """The caller of `credential` ('' is nobody).
+
+        Raises `HelixError` INVALID_TOKEN or INVALID_API_KEY, and `CallerRefused` for an API key in a wrong network.
+        """
         if not credential:
-            return Caller(ANONYMOUS.kind, source=source)
+            return Caller(CallerKind.ANONYMOUS, source=source)
         if credential.startswith(PREFIX):
             return await self._by_key(connection, credential, source)
         return await self._by_token(connection, self._read_token(credential), source)
@@ -77,9 +80,7 @@ class Authentication:
         held = await held_by_key(connection, row, self._clock.now()) if row is not None else None
         if row is None or held is None:
             raise HelixError(ErrorKind.INVALID_API_KEY, "The API key is unknown, expired or revoked.")
-        if row.networks and not _is_within(source.address, row.networks):
-            raise HelixError(ErrorKind.PERMISSION_DENIED, "The API key may not be used from this address.")
-        return Caller(
+        caller = Caller(
             CallerKind.KEY,
             row.id,
             row.name,
@@ -91,6 +92,9 @@ class Authentication:
             operator=row.bootstrap,
             source=source,
         )
+        if row.networks and not _is_within(source.address, row.networks):
+            raise CallerRefused(caller, "The API key may not be used from this address.")
+        return caller
 
 
 def _is_within(address: str, networks: Iterable[str]) -> bool:

@@ -12,7 +12,6 @@ class CallerKind(Enum):
     """The value is what the audit log says."""
 
     ACCOUNT = "account"
-    SERVICE_ACCOUNT = "service_account"
     KEY = "key"
     ANONYMOUS = "anonymous"
     SYSTEM = "system"
@@ -73,10 +72,15 @@ class Caller:
         raise denied(access)
 
 
+class CallerRefused(HelixError):
+    """PERMISSION_DENIED for a caller who is known, whatever the call is."""
+
+    def __init__(self, caller: Caller, message: str) -> None:
+        super().__init__(ErrorKind.PERMISSION_DENIED, message)
+        self.caller = caller
+
+
 def denied(access: Access) -> HelixError:
     """The refusal; names the permission that is missing."""
     needed = f"the permission {access.permission.value}" if access.permission is not None else "another caller"
     return HelixError(ErrorKind.PERMISSION_DENIED, f"Not permitted: this needs {needed}.")
-
-
-ANONYMOUS = Caller(CallerKind.ANONYMOUS)

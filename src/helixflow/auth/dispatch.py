@@ -5,10 +5,9 @@ start.
 """
 
 import asyncio
-import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -18,8 +17,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
+from helixflow.auth.audit.refusals import Refusals
+from helixflow.auth.audit.targets import Targets
 from helixflow.auth.authentication import Authentication
-from helixflow.auth.caller import Caller, CallerKind, Source
+from helixflow.auth.caller import Caller, CallerKind, CallerRefused, Source
 from helixflow.auth.idempotency import Idempotency
 from helixflow.auth.texts import check_storable
 from helixflow.auth.unit import Unit, Units
@@ -53,6 +54,14 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rpc:
+    method: MethodDescriptor
+    access: Access
+    action: str
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
     """One call of an RPC whose operation makes its own transactions, with `units`."""
 
@@ -82,12 +91,18 @@ class Flow(Protocol):
 
 
 class Dispatcher:
-    """Serves operations. Errors are `HelixError`s; the server's interceptor renders them."""
+    """Serves operations. Errors are `HelixError`s; the server's interceptor renders them.
 
-    def __init__(self, units: Units, authentication: Authentication, idempotency: Idempotency) -> None:
+    What a known caller is refused (PERMISSION_DENIED, NOT_FOUND: that may be somebody else's) is noted in `refusals`.
+    """
+
+    def __init__(
+        self, units: Units, authentication: Authentication, idempotency: Idempotency, refusals: Refusals
+    ) -> None:
         self._units = units
         self._authentication = authentication
         self._idempotency = idempotency
+        self._refusals = refusals
         self._writes: set[asyncio.Task[Message]] = set()
 
     def handler(
@@ -110,6 +125,7 @@ class Dispatcher:
         self, method: MethodDescriptor, access: Access, operation: Any
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         action = _snake(method.name)
+        rpc = _Rpc(method, access, action, Targets(method, action))
         codecs: dict[str, Any] = {
             "request_deserializer": GetMessageClass(method.input_type).FromString,
             "response_serializer": GetMessageClass(method.output_type).SerializeToString,
@@ -118,101 +134,89 @@ class Dispatcher:
         async def answer(request: Message, context: _Context) -> Message:
             check_storable(request)
             metadata = _texts(context)
-            if isinstance(operation, Operation):
-                return await self._transact(operation, access, method, request, metadata)
-            caller = await self._admit(access, action, metadata)
-            # As with other writes: a client that hangs up does not stop half-way what it has begun.
+            caller = await self._admit(rpc, request, metadata)
             try:
-                return await self._shielded(operation(Invocation(caller, access, action, self._units), request))
+                if isinstance(operation, Operation):
+                    return await self._transact(operation, rpc, caller, request, metadata)
+                # As with other writes: a client that hangs up does not stop half-way what it has begun.
+                return await self._shielded(operation(self._invocation(rpc, caller), request))
             except HelixError as exc:
-                await self._note_refusal(caller, access, action, exc)
+                self._note_refusal(rpc, caller, request, exc)
                 raise
 
         async def stream(request: Message, context: _Context) -> AsyncIterator[Message]:
             check_storable(request)
-            caller = await self._admit(access, action, _texts(context))
-            async for message in operation(Invocation(caller, access, action, self._units), request):
-                yield message
+            caller = await self._admit(rpc, request, _texts(context))
+            try:
+                async for message in operation(self._invocation(rpc, caller), request):
+                    yield message
+            except HelixError as exc:
+                self._note_refusal(rpc, caller, request, exc)
+                raise
 
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(stream, **codecs)
         return grpc.unary_unary_rpc_method_handler(answer, **codecs)
 
+    def _invocation(self, rpc: _Rpc, caller: Caller) -> Invocation:
+        return Invocation(caller, rpc.access, rpc.action, self._units)
+
     async def _transact(
-        self,
-        operation: Operation,
-        access: Access,
-        method: MethodDescriptor,
-        request: Message,
-        metadata: Mapping[str, str],
+        self, operation: Operation, rpc: _Rpc, caller: Caller, request: Message, metadata: Mapping[str, str]
     ) -> Message:
-        action = _snake(method.name)
-        caller = await self._admit(access, action, metadata)
-        try:
-            if not access.writes:
-                async with self._units.reading(caller, access, action) as unit:
-                    answer = await operation.run(unit, request)
-                    if not unit.authorised:
-                        raise HelixError(ErrorKind.INTERNAL, f"{action} did not check the project that it is about.")
-                    return answer
-            prepared = await operation.prepare(request) if operation.prepare is not None else None
-            return await self._shielded(self._write(operation, access, method, request, metadata, prepared))
-        except HelixError as exc:
-            await self._note_refusal(caller, access, action, exc)
-            raise
+        if not rpc.access.writes:
+            async with self._units.reading(caller, rpc.access, rpc.action) as unit:
+                answer = await operation.run(unit, request)
+                if not unit.authorised:
+                    raise HelixError(ErrorKind.INTERNAL, f"{rpc.action} did not check the project that it is about.")
+                return answer
+        prepared = await operation.prepare(request) if operation.prepare is not None else None
+        return await self._shielded(self._write(operation, rpc, request, metadata, prepared))
 
     async def _write(
-        self,
-        operation: Operation,
-        access: Access,
-        method: MethodDescriptor,
-        request: Message,
-        metadata: Mapping[str, str],
-        prepared: Any,
+        self, operation: Operation, rpc: _Rpc, request: Message, metadata: Mapping[str, str], prepared: Any
     ) -> Message:
         source = _source(metadata)
         nobody = Caller(CallerKind.ANONYMOUS, source=source)
-        async with self._units.writing(nobody, access, _snake(method.name)) as unit:
+        async with self._units.writing(nobody, rpc.access, rpc.action) as unit:
             # Anew, within the transaction: a permission may have been taken away since the caller was let in.
             unit.caller = await self._authentication.identify(unit.connection, _credential(metadata), source)
-            unit.caller.check(access)
+            unit.caller.check(rpc.access)
             unit.prepared = prepared
-            key = metadata.get(IDEMPOTENCY_KEY, "") if access.idempotent else ""
-            # In another organisation the same words mean another request.
-            said = f"{method.full_name}\0{unit.caller.organisation_id}\0".encode() + request.SerializeToString()
-            fingerprint = hashlib.sha256(said).digest()
-            if key and (earlier := await self._idempotency.find(unit, key, fingerprint)) is not None:
+            key = metadata.get(IDEMPOTENCY_KEY, "") if rpc.access.idempotent else ""
+            if not key:
+                return await operation.run(unit, request)
+            said = f"{rpc.method.full_name}\0".encode() + request.SerializeToString()
+            if (earlier := await self._idempotency.find(unit, key, said)) is not None:
                 unit.authorised = True
-                message = GetMessageClass(method.output_type)()
+                message = GetMessageClass(rpc.method.output_type)()
                 message.ParseFromString(earlier)
                 return message
             answer = await operation.run(unit, request)
-            if key:
-                await self._idempotency.keep(unit, key, fingerprint, answer.SerializeToString())
+            await self._idempotency.keep(unit, key, said, answer.SerializeToString())
             return answer
 
-    async def _admit(self, access: Access, action: str, metadata: Mapping[str, str]) -> Caller:
-        """Who calls, if the declaration lets them in. A caller who is known and refused is recorded."""
+    async def _admit(self, rpc: _Rpc, request: Message, metadata: Mapping[str, str]) -> Caller:
+        """Who calls, if the declaration lets them in."""
         source = _source(metadata)
-        credential = "" if access.level is Level.PUBLIC else _credential(metadata)
-        if not credential:
-            caller = Caller(CallerKind.ANONYMOUS, source=source)
-        else:
-            caller = await self._units.identify(self._authentication, credential, source)
+        credential = "" if rpc.access.level is Level.PUBLIC else _credential(metadata)
+        caller = Caller(CallerKind.ANONYMOUS, source=source)
         try:
-            caller.check(access)
+            if credential:
+                caller = await self._units.identify(self._authentication, credential, source)
+            caller.check(rpc.access)
         except HelixError as exc:
-            await self._note_refusal(caller, access, action, exc)
+            refused = exc.caller if isinstance(exc, CallerRefused) else caller
+            self._note_refusal(rpc, refused, request, exc)
             raise
         return caller
 
-    async def _note_refusal(self, caller: Caller, access: Access, action: str, error: HelixError) -> None:
+    def _note_refusal(self, rpc: _Rpc, caller: Caller, request: Message, error: HelixError) -> None:
         if error.kind not in _REFUSALS or caller.kind is CallerKind.ANONYMOUS:
             return
-        chain = INSTALLATION if access.level is Level.INSTALLATION else caller.organisation_id
-        entry = AuditEntry(chain, caller, action, "", "", outcome=Outcome.DENIED, reason=error.code)
-        async with self._units.writing(caller, replace(access, level=Level.SELF, permission=None), action) as unit:
-            unit.entries.append(entry)
+        chain = INSTALLATION if rpc.access.level is Level.INSTALLATION else caller.organisation_id
+        target = rpc.targets.find(request)
+        self._refusals.note(AuditEntry(chain, caller, rpc.action, *target, outcome=Outcome.DENIED, reason=error.code))
 
     async def _shielded(self, work: Any) -> Message:
         """Runs to the end also when the client hangs up: what was begun is finished, recorded and told."""

@@ -16,10 +16,14 @@ KEEP_S: Final = 24 * 3600
 _FORM: Final = re.compile(r"[!-~]{1,255}")
 _PURPOSE: Final = "idempotency"
 SEALED: Final = SealedColumn(idempotency_keys.c.response, _PURPOSE)
+_HASH_BYTES: Final = 32
 
 
 class Idempotency:
-    """Remembers answers for a day, by caller and key. They may hold secrets: they are stored sealed.
+    """Remembers answers for a day, by caller and key.
+
+    Answers may hold secrets, and so may requests: the hash that tells requests apart would let whoever reads the
+    database try passwords on it. Both are stored in one sealed value.
 
     Within a writing unit: of two requests with one key the second waits, and finds the answer of the first.
     """
@@ -27,11 +31,11 @@ class Idempotency:
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    async def find(self, unit: Unit, key: str, fingerprint: bytes) -> bytes | None:
+    async def find(self, unit: Unit, key: str, request: bytes) -> bytes | None:
         """What was answered to the same caller, key and request; None when it is new.
 
-        `fingerprint` has 32 bytes and tells requests apart. Raises `HelixError` UNPROCESSABLE for a malformed key, or
-        with code `idempotency_key_reused` for one that came with another request.
+        `request` is the method and all that was asked. Raises `HelixError` UNPROCESSABLE for a malformed key, or with
+        code `idempotency_key_reused` for one that came with another request.
         """
         if not _FORM.fullmatch(key):
             message = "An idempotency key has 1 to 255 visible ASCII characters."
@@ -44,29 +48,25 @@ class Idempotency:
         row = (await unit.connection.execute(query)).first()
         if row is None:
             return None
-        if row.request_hash != _in_place(unit, fingerprint):
+        remembered = self._sealer.open(_PURPOSE, row.response, _context(row.caller_id, key))
+        if remembered[:_HASH_BYTES] != _hash(unit, request):
             raise HelixError(
                 ErrorKind.UNPROCESSABLE,
                 "This idempotency key was used for another request. Take a new one for each request.",
                 param="Idempotency-Key",
                 code="idempotency_key_reused",
             )
-        return self._sealer.open(_PURPOSE, row.response, _context(row.caller_id, key))
+        return remembered[_HASH_BYTES:]
 
-    async def keep(self, unit: Unit, key: str, fingerprint: bytes, answer: bytes) -> None:
+    async def keep(self, unit: Unit, key: str, request: bytes, answer: bytes) -> None:
         """Remembers what was answered to a request for which `find` gave None."""
         caller_id = unit.caller.id
         same = and_(idempotency_keys.c.caller_id == caller_id, idempotency_keys.c.key == key)
         # An old answer that has not been pruned yet.
         await unit.connection.execute(delete(idempotency_keys).where(same))
+        sealed = self._sealer.seal(_PURPOSE, _hash(unit, request) + answer, _context(caller_id, key))
         await unit.connection.execute(
-            insert(idempotency_keys).values(
-                caller_id=caller_id,
-                key=key,
-                request_hash=_in_place(unit, fingerprint),
-                response=self._sealer.seal(_PURPOSE, answer, _context(caller_id, key)),
-                created_at=unit.now,
-            )
+            insert(idempotency_keys).values(caller_id=caller_id, key=key, response=sealed, created_at=unit.now)
         )
 
 
@@ -76,10 +76,10 @@ async def prune_idempotency_keys(database: Database, now: int) -> None:
         await connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at <= now - KEEP_S))
 
 
-def _in_place(unit: Unit, fingerprint: bytes) -> bytes:
-    """The same request means something else with a credential for another organisation or project."""
-    place = f"{unit.caller.organisation_id}\0{unit.caller.project_id}"
-    return hashlib.sha256(fingerprint + place.encode()).digest()
+def _hash(unit: Unit, request: bytes) -> bytes:
+    """The same words mean another request with a credential for another organisation or project."""
+    place = f"{unit.caller.organisation_id}\0{unit.caller.project_id}\0".encode()
+    return hashlib.sha256(place + request).digest()
 
 
 def _context(caller_id: str, key: str) -> str:

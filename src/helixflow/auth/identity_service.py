@@ -9,10 +9,10 @@ from sqlalchemy import Row, Select
 
 from helixflow.auth.authentication import find_key, held_by_key
 from helixflow.auth.changes import ChangeFeed, News
-from helixflow.auth.grants import Rows
+from helixflow.auth.grants import Rows, parse_scopes
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.core.permissions import INSTALLATION_PERMISSIONS
+from helixflow.core.permissions import INSTALLATION_PERMISSIONS, OPERATOR_SCOPES
 from helixflow.rpc.generated.auth_v1 import identity_pb2 as pb
 from helixflow.rpc.generated.auth_v1 import identity_pb2_grpc
 from helixflow.settings.tree import AuthSettings
@@ -70,8 +70,8 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
         if row is None or held is None:
             raise HelixError(ErrorKind.NOT_FOUND, "There is no valid key with this hash.")
         permissions = held.grants.within(row.project_id)
-        if row.bootstrap:
-            permissions |= INSTALLATION_PERMISSIONS
+        # No role holds these: they are the key's own.
+        permissions |= INSTALLATION_PERMISSIONS if row.bootstrap else parse_scopes(row.scopes) & OPERATOR_SCOPES
         return pb.ResolveKeyResponse(
             key_id=row.id,
             key_name=row.name,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, and_, delete, select
 
-from helixflow.auth.authority import check_role
+from helixflow.auth.authority import check_role, check_unrestricted
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.one_time_tokens import Purpose, issue
 from helixflow.auth.paging import read_page
@@ -39,7 +39,17 @@ def open_invitations(organisation_id: str, now: int) -> ColumnElement[bool]:
 async def invite(
     unit: Unit, organisation_id: str, email: str, role: str, project_id: str = "", *, token_life_s: int
 ) -> tuple[pb.Invitation, str]:
-    """A new invitation and its token. Nothing is checked or recorded here."""
+    """A new invitation and its token; an earlier one of the same e-mail to the same place ends.
+
+    Nothing is checked or recorded here.
+    """
+    await unit.connection.execute(
+        delete(one_time_tokens).where(
+            open_invitations(organisation_id, unit.now),
+            one_time_tokens.c.email_key == email_key(email),
+            one_time_tokens.c.project_id == project_id,
+        )
+    )
     token_id, token = await issue(
         unit,
         Purpose.INVITE,
@@ -56,18 +66,14 @@ async def invite(
 async def invite_user(unit: Unit, request: pb.InviteUserRequest, *, token_life_s: int) -> pb.InviteUserResponse:
     organisation_id, place = unit.caller.organisation_id, request.project_id
     await authorise_in(unit, place)
+    await check_unrestricted(unit)
     email = check_email(request.email)
     await check_role(unit, request.role, place)
-    await _check_is_no_member(unit, email, place)
-    await unit.connection.execute(
-        delete(one_time_tokens).where(
-            open_invitations(organisation_id, unit.now),
-            one_time_tokens.c.email == email,
-            one_time_tokens.c.project_id == place,
-        )
-    )
+    if await is_member(unit, organisation_id, email, place):
+        message = "This user is a member there already: set their role."
+        raise HelixError(ErrorKind.CONFLICT, message, param="email")
     invitation, token = await invite(unit, organisation_id, email, request.role, place, token_life_s=token_life_s)
-    unit.record("invitation", invitation.id, after=_visible(invitation))
+    unit.record("invitation", invitation.id, after=describe_invitation(invitation))
     return pb.InviteUserResponse(invitation=invitation, token=token)
 
 
@@ -91,25 +97,26 @@ async def revoke_invitation(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteR
     check_version(_VERSION, request.if_version)
     await check_role(unit, row.role, row.project_id)
     await unit.connection.execute(delete(one_time_tokens).where(one_time_tokens.c.id == row.id))
-    unit.record("invitation", row.id, before=_visible(_message(row)))
+    unit.record("invitation", row.id, before=describe_invitation(_message(row)))
     return pb.DeleteResponse()
 
 
-async def _check_is_no_member(unit: Unit, email: str, project_id: str) -> None:
+async def is_member(unit: Unit, organisation_id: str, email: str, project_id: str = "") -> bool:
+    """Whether the account with that e-mail, if there is one, has a role there: in the project, or in the organisation."""
     member = (
         select(memberships.c.account_id)
         .join(accounts, accounts.c.id == memberships.c.account_id)
         .where(
-            memberships.c.organisation_id == unit.caller.organisation_id,
+            memberships.c.organisation_id == organisation_id,
             memberships.c.project_id == project_id,
             accounts.c.email_key == email_key(email),
         )
     )
-    if (await unit.connection.execute(member)).first() is not None:
-        raise HelixError(ErrorKind.CONFLICT, "This user is a member there already: set their role.", param="email")
+    return (await unit.connection.execute(member)).first() is not None
 
 
-def _visible(invitation: pb.Invitation) -> dict[str, Any]:
+def describe_invitation(invitation: pb.Invitation) -> dict[str, Any]:
+    """What the audit log says of an invitation."""
     return {"email": invitation.email, "role": invitation.role, "project_id": invitation.project_id}
 
 

@@ -2,17 +2,19 @@
 
 A key never lets anybody do through it what they may not do themselves: who makes, changes or rotates one must hold
 all that it allows, wherever it allows it. Revoking needs no more than that permission.
+Of the permissions of the installation, `metrics:read` alone can be a scope, and only operators give it.
 """
 
 import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 
-from helixflow.auth.caller import CallerKind
+from helixflow.auth.authority import limits_of_caller
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import parse_scopes
+from helixflow.auth.issuers import end_fallen_of_keys
 from helixflow.auth.owners import OwnerKind, choose_owner, read_owner
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import authorise_in
@@ -45,14 +47,14 @@ async def create_key(unit: Unit, request: admin_pb2.CreateKeyRequest) -> admin_p
         raise HelixError(ErrorKind.UNPROCESSABLE, message, param="project_id")
     await authorise_in(unit, project_id)
     owner = await choose_owner(unit, request.owner_id, project_id)
-    scopes = parse_scopes_given(request.scopes) or DEFAULT_SCOPES
+    scopes = parse_scopes_given(request.scopes, operator=unit.caller.operator) or DEFAULT_SCOPES
     restrictions = Restrictions(
         parse_models(request.models), parse_networks(request.networks), parse_expiry(request.expires_at, unit.now)
     )
     name = check_name(request.name)
     owner.check_caller(unit.caller, scopes)
     owner.check_scopes(scopes)
-    (await _limits_of_caller(unit)).check_covers(restrictions)
+    (await limits_of_caller(unit)).check_covers(restrictions)
     secret = generate_key()
     row = await insert_key(
         unit,
@@ -91,12 +93,12 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
     owner = await read_owner(unit, row.owner_id, row.project_id)
     owner.check_caller(unit.caller, parse_scopes(row.scopes))
     # Before anything changes: a key may be about to change itself.
-    limits = await _limits_of_caller(unit)
+    limits = await limits_of_caller(unit)
     values: dict[str, Any] = {}
     if request.HasField("name"):
         values["name"] = check_name(request.name)
     if request.HasField("scopes"):
-        scopes = parse_scopes_given(request.scopes.values)
+        scopes = parse_scopes_given(request.scopes.values, operator=unit.caller.operator)
         if not scopes:
             message = "A key needs at least one scope. Revoke it instead, if it should do nothing."
             raise HelixError(ErrorKind.UNPROCESSABLE, message, param="scopes")
@@ -128,7 +130,7 @@ async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_p
     scopes = parse_scopes(row.scopes)
     # Whoever rotates a key gets one that works.
     owner.check_caller(unit.caller, scopes)
-    (await _limits_of_caller(unit)).check_covers(Restrictions.of(row))
+    (await limits_of_caller(unit)).check_covers(Restrictions.of(row))
     secret = generate_key()
     successor = await insert_key(
         unit,
@@ -175,9 +177,15 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
 }
 
 
-async def revoke_keys_of_owner(unit: Unit, owner_id: str) -> int:
-    """Revokes all keys that act for an account or service account; tell the gateways of that OWNER. How many."""
-    return await _revoke_where(unit, api_keys.c.owner_id == owner_id)
+async def revoke_keys_of_owner(unit: Unit, owner_id: str, organisation_id: str | None = None) -> int:
+    """Revokes the keys that act for an account or service account, in one organisation or with None in all.
+
+    Tell the gateways of that OWNER. How many.
+    """
+    theirs = api_keys.c.owner_id == owner_id
+    if organisation_id is not None:
+        theirs = and_(theirs, api_keys.c.organisation_id == organisation_id)
+    return await _revoke_where(unit, theirs)
 
 
 async def revoke_keys_of_project(unit: Unit, project_id: str) -> int:
@@ -234,6 +242,8 @@ async def change_key(unit: Unit, row: Row[Any], values: Mapping[str, Any]) -> Ro
     if changed is not row:
         await unit.change(CHANGE_KIND_KEY, row.id, organisation_id=row.organisation_id, key_hash=row.hash)
         unit.record(_TARGET, row.id, before=describe(row), after=describe(changed))
+        if (changed.scopes, changed.revoked_at) != (row.scopes, row.revoked_at):
+            await end_fallen_of_keys(unit, api_keys.c.id == row.id)
     return changed
 
 
@@ -297,20 +307,13 @@ async def _find_changeable(unit: Unit, key_id: str, if_version: int) -> Row[Any]
     return row
 
 
-async def _limits_of_caller(unit: Unit) -> Restrictions:
-    """What the key is restricted to that makes this call: others must not undo it. None for other callers."""
-    if unit.caller.kind is not CallerKind.KEY:
-        return Restrictions()
-    row = await _read(unit, api_keys.c.id == unit.caller.id)
-    return Restrictions.of(row) if row is not None else Restrictions()
-
-
 async def _revoke_where(unit: Unit, which: ColumnElement[bool]) -> int:
     revoked = await unit.connection.execute(
         update(api_keys)
         .where(which, api_keys.c.revoked_at.is_(None))
         .values(revoked_at=unit.now, updated_at=unit.now, version=api_keys.c.version + 1)
     )
+    await end_fallen_of_keys(unit, which)
     return revoked.rowcount
 
 

@@ -1,120 +1,178 @@
 """Guessing gets slower with each failure: by e-mail, whether or not it has an account, and by address.
 
-An attempt counts before it is tried, so that many at once are no more than one after the other; one that succeeds is
-taken back. All of it is in the database: a restart forgives nothing, and control processes share it.
+An attempt is reserved before it is tried, so that many at once are no more than one after the other, and only real
+failures are counted. All of it is in the database: a restart forgives nothing, and control processes share it.
 """
 
-from dataclasses import dataclass
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
-from sqlalchemy import Row, case, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.failure_tally import BY_ADDRESS, BY_EMAIL, FORGOTTEN_AFTER_S, Limit, Tally
 from helixflow.auth.sealing import Sealer
 from helixflow.auth.texts import email_key
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.storage.schema import sign_in_failures
+from helixflow.storage.schema import sign_in_attempts, sign_in_failures
 
-EMAIL_FAILURES: Final = 5
-# Many people may share an address.
-ADDRESS_FAILURES: Final = 20
-LONGEST_LOCK_S: Final = 15 * 60
-FORGOTTEN_AFTER_S: Final = 24 * 3600
+# Longer than any attempt takes: whoever tried it died, and nobody knows how it ended.
+ABANDONED_AFTER_S: Final = 60
 _IPV6_SITE_BITS: Final = 64
-
-
-def lock_s(failures: int, threshold: int) -> int:
-    """For how many seconds no further attempt is taken after that many: 1, 2, 4 … from the threshold on."""
-    if failures < threshold:
-        return 0
-    return min(LONGEST_LOCK_S, 1 << min(failures - threshold, 10))
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt that has been counted, with the end of the lock that it set for each subject.
+    """An attempt to be somebody, known by keyed hashes of the e-mail and (None when not known) of the address."""
 
-    `failures` on the e-mail so far, this one included. `locked_s`: how long the next one has to wait if this one fails.
-    """
+    email: bytes
+    address: bytes | None
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
 
-    locks: tuple[tuple[bytes, int], ...]
+    @property
+    def subjects(self) -> Sequence[tuple[bytes, Limit]]:
+        by_email = (self.email, BY_EMAIL)
+        return (by_email,) if self.address is None else (by_email, (self.address, BY_ADDRESS))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """`failures` on the e-mail so far, this one included. `locked_s`: how long the next attempt has to wait."""
+
     failures: int
     locked_s: int
 
 
 class Lockout:
-    """Counts attempts under keyed hashes: the table does not say who tried to sign in."""
+    """Counts under keyed hashes: the table does not say who tried to sign in."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    async def count(self, unit: Unit, email: str) -> Attempt:
-        """Counts an attempt on `email` from the caller's address, as failed for now. Commit before trying it.
+    def attempt(self, email: str, address: str) -> Attempt:
+        """Nothing is counted yet."""
+        site = self._sealer.digest("lockout/address", _site(address).encode()) if address else None
+        return Attempt(self._email_subject(email), site)
 
-        Raises `HelixError` TOO_MANY_ATTEMPTS while locked; nothing is then counted.
-        """
-        counted = []
-        for subject, threshold in self._subjects(email, unit.caller.source.address):
-            row = await _find(unit.connection, subject)
-            if row is not None and row.locked_until > unit.now:
-                raise HelixError(
-                    ErrorKind.TOO_MANY_ATTEMPTS,
-                    "Too many failed attempts. Wait, then try again.",
-                    retry_after_s=row.locked_until - unit.now,
-                )
-            known = row.failures if row is not None and row.last_at > unit.now - FORGOTTEN_AFTER_S else 0
-            counted.append((subject, row is None, known + 1, lock_s(known + 1, threshold)))
-        for subject, new, failures, locked_s in counted:
-            values = {"failures": failures, "last_at": unit.now, "locked_until": unit.now + locked_s}
-            if new:
-                await unit.connection.execute(insert(sign_in_failures).values(subject=subject, **values))
-            else:
-                await unit.connection.execute(_where(update(sign_in_failures), subject).values(values))
-        locks = tuple((subject, unit.now + locked_s) for subject, *_, locked_s in counted)
-        return Attempt(locks, counted[0][2], max(locked_s for *_, locked_s in counted))
+    async def admits(self, unit: Unit, attempt: Attempt) -> bool:
+        """False while as many others are being tried as may be. Raises `HelixError` TOO_MANY_ATTEMPTS while locked."""
+        tallies = await _find_tallies(unit.connection, attempt)
+        for tally in tallies:
+            _check_lock(tally, unit.now)
+        own = or_(
+            sign_in_attempts.c.email_subject == attempt.email, sign_in_attempts.c.address_subject == attempt.address
+        )
+        reserved = (await unit.connection.execute(select(sign_in_attempts).where(own))).all()
+        return all(
+            tally.at(unit.now).admits(*_split([row.began_at for row in reserved if subject in row], unit.now))
+            for tally, (subject, _) in zip(tallies, attempt.subjects, strict=True)
+        )
 
-    async def take_back(self, unit: Unit, attempt: Attempt) -> None:
-        """It was no failure: the attempt, and the lock that came with it, count no more. Earlier failures still do."""
-        until = sign_in_failures.c.locked_until
-        for subject, own_lock in attempt.locks:
-            await unit.connection.execute(
-                _where(update(sign_in_failures), subject)
-                .where(sign_in_failures.c.failures > 0)
-                .values(
-                    failures=sign_in_failures.c.failures - 1,
-                    # A later attempt may have set another one.
-                    locked_until=case((until == own_lock, 0), else_=until),
-                )
-            )
+    async def check(self, unit: Unit, attempt: Attempt) -> None:
+        """For what is tried within one writing unit. Raises `HelixError` TOO_MANY_ATTEMPTS while locked."""
+        for tally in await _find_tallies(unit.connection, attempt):
+            _check_lock(tally, unit.now)
+
+    async def reserve(self, unit: Unit, attempt: Attempt) -> bool:
+        """As `admits`; if so the attempt is under way until `release` or `fail`. Commit before trying it."""
+        if not await self.admits(unit, attempt):
+            return False
+        values = {"id": attempt.id, "email_subject": attempt.email, "address_subject": attempt.address}
+        await unit.connection.execute(insert(sign_in_attempts).values(**values, began_at=unit.now))
+        return True
+
+    async def release(self, unit: Unit, attempt: Attempt) -> None:
+        """It was no failure. Earlier failures still count."""
+        await unit.connection.execute(delete(sign_in_attempts).where(sign_in_attempts.c.id == attempt.id))
+
+    async def fail(self, unit: Unit, attempt: Attempt) -> Failure:
+        """It was one, whether it was reserved or not."""
+        await self.release(unit, attempt)
+        tallies = [await _add_failures(unit, subject, limit) for subject, limit in attempt.subjects]
+        locked_s = max(max(0, tally.locked_until - unit.now) for tally in tallies)
+        return Failure(tallies[0].failures, locked_s)
 
     async def forgive(self, unit: Unit, email: str) -> None:
         """Whoever signed in entirely, or set a new password, starts anew with that e-mail; the address does not."""
-        await unit.connection.execute(_where(delete(sign_in_failures), self._email_subject(email)))
+        subject = self._email_subject(email)
+        await unit.connection.execute(delete(sign_in_failures).where(sign_in_failures.c.subject == subject))
 
-    def _subjects(self, email: str, address: str) -> list[tuple[bytes, int]]:
-        subjects = [(self._email_subject(email), EMAIL_FAILURES)]
-        if address:
-            subjects.append((self._sealer.digest("lockout/address", _site(address).encode()), ADDRESS_FAILURES))
-        return subjects
+    async def credit_address(self, unit: Unit) -> None:
+        """One failure of the caller's address is forgiven: somebody signed in from there."""
+        address = self.attempt("", unit.caller.source.address).address
+        if address is not None:
+            tally = await _find_tally(unit.connection, address, BY_ADDRESS)
+            if tally.failures:
+                await _store(unit, address, tally.after_success(unit.now))
 
     def _email_subject(self, email: str) -> bytes:
         return self._sealer.digest("lockout/email", email_key(email).encode())
 
 
-async def prune_failures(unit: Unit) -> None:
-    """Removes failures of more than a day ago."""
-    old = sign_in_failures.c.last_at <= unit.now - FORGOTTEN_AFTER_S
+async def tidy_failures(unit: Unit) -> None:
+    """Counts attempts that were abandoned, and removes what has not been touched for a day."""
+    gone = await unit.connection.execute(
+        delete(sign_in_attempts).where(_is_abandoned(unit.now)).returning(*sign_in_attempts.c)
+    )
+    for row in gone.all():
+        for subject, limit in Attempt(row.email_subject, row.address_subject).subjects:
+            await _add_failures(unit, subject, limit)
+    old = sign_in_failures.c.counted_at <= unit.now - FORGOTTEN_AFTER_S
     await unit.connection.execute(delete(sign_in_failures).where(old))
 
 
-async def _find(connection: AsyncConnection, subject: bytes) -> Row[Any] | None:
-    return (await connection.execute(_where(select(sign_in_failures), subject))).first()
+def _check_lock(tally: Tally, now: int) -> None:
+    if tally.locked_until > now:
+        raise HelixError(
+            ErrorKind.TOO_MANY_ATTEMPTS,
+            "Too many failed attempts. Wait, then try again.",
+            retry_after_s=tally.locked_until - now,
+        )
 
 
-def _where(statement: Any, subject: bytes) -> Any:
-    return statement.where(sign_in_failures.c.subject == subject)
+def _is_abandoned(now: int) -> Any:
+    return sign_in_attempts.c.began_at <= now - ABANDONED_AFTER_S
+
+
+def _split(began: Sequence[int], now: int) -> tuple[int, int]:
+    """How many attempts are under way, and how many were abandoned."""
+    abandoned = sum(at <= now - ABANDONED_AFTER_S for at in began)
+    return len(began) - abandoned, abandoned
+
+
+async def _find_tallies(connection: AsyncConnection, attempt: Attempt) -> list[Tally]:
+    """In the order of the attempt's subjects."""
+    query = select(sign_in_failures).where(
+        sign_in_failures.c.subject.in_([subject for subject, _ in attempt.subjects])
+    )
+    rows = {row.subject: row for row in await connection.execute(query)}
+    return [_tally(rows.get(subject), limit) for subject, limit in attempt.subjects]
+
+
+async def _find_tally(connection: AsyncConnection, subject: bytes, limit: Limit) -> Tally:
+    query = select(sign_in_failures).where(sign_in_failures.c.subject == subject)
+    return _tally((await connection.execute(query)).first(), limit)
+
+
+def _tally(row: Row[Any] | None, limit: Limit) -> Tally:
+    return Tally(limit) if row is None else Tally(limit, row.failures, row.counted_at, row.locked_until)
+
+
+async def _add_failures(unit: Unit, subject: bytes, limit: Limit) -> Tally:
+    tally = (await _find_tally(unit.connection, subject, limit)).after_failure(unit.now)
+    await _store(unit, subject, tally)
+    return tally
+
+
+async def _store(unit: Unit, subject: bytes, tally: Tally) -> None:
+    values = {"failures": tally.failures, "counted_at": tally.counted_at, "locked_until": tally.locked_until}
+    known = update(sign_in_failures).where(sign_in_failures.c.subject == subject).values(values)
+    if (await unit.connection.execute(known)).rowcount == 0:
+        await unit.connection.execute(insert(sign_in_failures).values(subject=subject, **values))
 
 
 def _site(address: str) -> str:

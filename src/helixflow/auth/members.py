@@ -1,6 +1,7 @@
 """Members: which role a user has in the organisation, and in single projects beyond it.
 
-Without a role in the organisation or in any project a user can do nothing there; their sessions in it then end.
+Without a role in the organisation or in any project a user can do nothing there; their sessions in it and their keys
+then end for good. What they issued ends as soon as they could not issue it any more (`issuers`).
 """
 
 from collections.abc import Mapping
@@ -8,8 +9,10 @@ from typing import Any, Final
 
 from sqlalchemy import Row, and_, delete, insert, select
 
-from helixflow.auth.authority import check_outranks, check_owner_remains, check_role
+from helixflow.auth.authority import check_outranks, check_owner_remains, check_role, check_unrestricted
 from helixflow.auth.dispatch import Operation
+from helixflow.auth.issuers import end_fallen
+from helixflow.auth.keys import revoke_keys_of_owner
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import authorise_in
 from helixflow.auth.sessions import EndReason, end_sessions
@@ -38,6 +41,7 @@ async def list_members(unit: Unit, request: pb.ListMembersRequest) -> pb.ListMem
 async def set_member(unit: Unit, request: pb.SetMemberRequest) -> pb.Member:
     place = request.project_id
     await authorise_in(unit, place)
+    await check_unrestricted(unit)
     user = await find_user(unit, request.user_id, "user_id")
     await check_outranks(unit, user, place)
     await check_role(unit, request.role, place)
@@ -64,6 +68,7 @@ async def set_member(unit: Unit, request: pb.SetMemberRequest) -> pb.Member:
     after = await _find(unit, user.id, place)
     assert after is not None
     await _tell(unit, user.id)
+    await end_fallen(unit, user.id, unit.caller.organisation_id)
     unit.record("member", user.id, before=_visible(row) if row is not None else None, after=_visible(after))
     return _message(after)
 
@@ -82,11 +87,14 @@ async def remove_member(unit: Unit, request: pb.RemoveMemberRequest) -> pb.Delet
         await check_owner_remains(unit, user.id, unit.caller.organisation_id)
     here = and_(memberships.c.account_id == user.id, memberships.c.organisation_id == unit.caller.organisation_id)
     await unit.connection.execute(delete(memberships).where(here, memberships.c.project_id == place))
+    before = _visible(row)
     left = await unit.connection.execute(select(memberships.c.project_id).where(here).limit(1))
     if left.first() is None:
         await end_sessions(unit, user.id, unit.caller.organisation_id, EndReason.REVOKED)
+        before["keys"] = await revoke_keys_of_owner(unit, user.id, unit.caller.organisation_id)
     await _tell(unit, user.id)
-    unit.record("member", user.id, before=_visible(row))
+    await end_fallen(unit, user.id, unit.caller.organisation_id)
+    unit.record("member", user.id, before=before)
     return pb.DeleteResponse()
 
 

@@ -7,6 +7,8 @@ from typing import Any, Final
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.caller import CallerKind
+from helixflow.auth.texts import email_key
 from helixflow.auth.unit import Unit
 from helixflow.core.keys import CHALLENGE_PREFIX, TOKEN_PREFIX, generate_key, hash_key, is_well_formed
 from helixflow.storage.schema import one_time_tokens
@@ -39,7 +41,7 @@ async def issue(
     """The id of a new token, and the token itself, which is not kept. It works for `life_s` seconds.
 
     An invitation is for `email` and gives `role` in the organisation or in the project. A reset is for `account_id`;
-    the account's earlier resets end with it.
+    the account's earlier resets end with it. Both work as long as the caller may issue such a token (`issuers`).
     """
     token_id, token = _ID_PREFIXES[purpose] + secrets.token_hex(12), generate_key(_PREFIXES[purpose])
     if purpose is Purpose.RESET:
@@ -53,10 +55,13 @@ async def issue(
             organisation_id=organisation_id,
             project_id=project_id,
             email=email,
+            email_key=email_key(email),
             role=role,
             method=method,
             attempts=0,
-            created_by=unit.caller.id,
+            created_by=unit.caller.subject_id,
+            created_with=unit.caller.id if unit.caller.kind is CallerKind.KEY else "",
+            needs=unit.permission.value if unit.permission is not None else "",
             created_at=unit.now,
             expires_at=unit.now + life_s,
             used_at=None,

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.dispatch import Operation
-from helixflow.auth.invitations import invite
+from helixflow.auth.invitations import describe_invitation, invite, is_member
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import DEFAULT_PROJECT_ID, DEFAULT_PROJECT_NAME, insert_project
 from helixflow.auth.texts import check_email, check_name
@@ -68,6 +68,25 @@ async def create_organisation(
     for chain in (INSTALLATION, row.id):
         unit.record("organisation", row.id, after=after, organisation_id=chain)
     return pb.CreateOrganisationResponse(organisation=_message(row), invitation=invitation, invitation_token=token)
+
+
+async def invite_owner(unit: Unit, request: pb.InviteOwnerRequest, *, token_life_s: int) -> pb.InviteUserResponse:
+    """For an organisation without an owner who can sign in: operators are not members of it, and cannot help otherwise."""
+    row = await _find(unit.connection, request.organisation_id)
+    if row is None or row.deleted_at is not None:
+        message = f"There is no organisation {request.organisation_id!r}."
+        raise HelixError(ErrorKind.NOT_FOUND, message, param="organisation_id")
+    email = check_email(request.owner_email, "owner_email")
+    if await is_member(unit, row.id, email):
+        message = (
+            "This user is a member there already. Invite another e-mail: as an owner it can reset or promote them."
+        )
+        raise HelixError(ErrorKind.CONFLICT, message, param="owner_email")
+    invitation, token = await invite(unit, row.id, email, OWNER, token_life_s=token_life_s)
+    for chain in (INSTALLATION, row.id):
+        after = {**describe_invitation(invitation), "organisation_id": row.id}
+        unit.record("invitation", invitation.id, after=after, organisation_id=chain)
+    return pb.InviteUserResponse(invitation=invitation, token=token)
 
 
 async def list_organisations(unit: Unit, request: pb.ListRequest) -> pb.ListOrganisationsResponse:
@@ -141,6 +160,7 @@ def operations(token_life_s: int) -> Mapping[str, Operation]:
     """`token_life_s`: how long an invitation works."""
     return {
         "CreateOrganisation": Operation(partial(create_organisation, token_life_s=token_life_s)),
+        "InviteOwner": Operation(partial(invite_owner, token_life_s=token_life_s)),
         "ListOrganisations": Operation(list_organisations),
         "GetOrganisation": Operation(get_organisation),
         "UpdateOrganisation": Operation(update_organisation),

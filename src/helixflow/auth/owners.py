@@ -11,7 +11,7 @@ from helixflow.auth.grants import NOTHING, grants_of_account, grants_of_role
 from helixflow.auth.restrictions import check_effective_in_project
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.core.permissions import Grants, Permission
+from helixflow.core.permissions import OPERATOR_SCOPES, Grants, Permission
 from helixflow.storage.schema import accounts, service_accounts
 
 
@@ -38,6 +38,7 @@ class Owner:
 
     def check_scopes(self, scopes: frozenset[Permission]) -> None:
         """Raises `HelixError` UNPROCESSABLE for scopes that a key of theirs could not use."""
+        scopes -= OPERATOR_SCOPES
         if self.project_only:
             check_effective_in_project(scopes)
         if self.kind is not OwnerKind.PROJECT and (missing := scopes - self.grants.within(self.project_id)):
@@ -53,10 +54,13 @@ class Owner:
     def check_caller(self, caller: Caller, scopes: frozenset[Permission]) -> None:
         """Raises `HelixError` PERMISSION_DENIED unless the caller may do all that such a key allows, wherever it does.
 
-        The scopes count in the key's project also where the owner does not hold them now: that may change.
+        The scopes count in the key's project also where the owner does not hold them now: that may change. Those that
+        operators give are no matter of the owner; that a key has them does not mean that it may hand them on.
         """
+        missing = frozenset() if caller.operator else scopes & OPERATOR_SCOPES
+        scopes -= OPERATOR_SCOPES
         held = self.held(scopes)
-        missing = (held.organisation - caller.grants.organisation) | (scopes - caller.grants.within(self.project_id))
+        missing |= (held.organisation - caller.grants.organisation) | (scopes - caller.grants.within(self.project_id))
         for project_id, permissions in held.projects.items():
             missing |= permissions - caller.grants.within(project_id)
         if missing:

@@ -1,15 +1,15 @@
-"""Whether somebody knows the password of an account: counted before it is tried, recorded when it is wrong."""
+"""Whether somebody knows the password of an account: reserved before it is tried, counted and recorded when it is wrong."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.attempts import Attempts
 from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
 from helixflow.auth.caller import CallerKind
 from helixflow.auth.dispatch import Invocation
-from helixflow.auth.lockout import Attempt, Lockout
+from helixflow.auth.lockout import Failure, Lockout
 from helixflow.auth.passwords import Passwords, check_length
 from helixflow.auth.sessions import find_session
 from helixflow.auth.texts import MAX_EMAIL_CHARS, email_key
@@ -20,69 +20,51 @@ from helixflow.storage.schema import accounts
 _WRONG: Final = "The e-mail or the password is wrong."
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The account, as it was, and the attempt that was counted. In the transaction that follows, `recheck` it, and take
-    the attempt back.
-    """
-
-    account: Row[Any]
-    attempt: Attempt
-
-
 class PasswordProof:
     """Takes the same time and gives the same answer for an e-mail without an account, an account without a password and
-    a wrong password.
+    a wrong password. The row that it gives is the account as it was: `recheck` it in the transaction that follows.
     """
 
     def __init__(self, passwords: Passwords, lockout: Lockout) -> None:
         self._passwords = passwords
         self._lockout = lockout
+        self._attempts = Attempts(lockout)
 
-    async def by_email(self, invocation: Invocation, email: str, password: str) -> Proof:
+    async def by_email(self, invocation: Invocation, email: str, password: str) -> Row[Any]:
         """Raises `HelixError`: INVALID_CREDENTIALS, TOO_MANY_ATTEMPTS, UNPROCESSABLE for what is too long."""
         if len(email) > MAX_EMAIL_CHARS:
             raise HelixError(ErrorKind.UNPROCESSABLE, "This e-mail is too long.", param="email")
         check_length(password)
-        async with invocation.writing() as unit:
+        async with invocation.reading() as unit:
             account = await find_account_by_email(unit.connection, email)
-            attempt = await self._lockout.count(unit, email)
-        return await self._verify(invocation, account, email, attempt, password, "password", _WRONG)
+        return await self._verify(invocation, account, email, password, "password", _WRONG)
 
-    async def of_caller(self, invocation: Invocation, password: str, param: str = "current_password") -> Proof:
+    async def of_caller(self, invocation: Invocation, password: str, param: str = "current_password") -> Row[Any]:
         """The caller's own password. Raises as `by_email`, and PERMISSION_DENIED for who is no account."""
         check_length(password, param)
-        async with invocation.writing() as unit:
+        async with invocation.reading() as unit:
             account = await find_own_account(unit)
-            attempt = await self._lockout.count(unit, account.email)
-        return await self._verify(
-            invocation, account, account.email, attempt, password, param, "The password is wrong."
-        )
+        return await self._verify(invocation, account, account.email, password, param, "The password is wrong.")
 
     async def _verify(
-        self,
-        invocation: Invocation,
-        account: Row[Any] | None,
-        email: str,
-        attempt: Attempt,
-        password: str,
-        param: str,
-        message: str,
-    ) -> Proof:
-        try:
-            right = await self._passwords.verify(
-                password, account.password_hash if account is not None else None, param
-            )
-        except HelixError:
-            # It was not tried.
+        self, invocation: Invocation, account: Row[Any] | None, email: str, password: str, param: str, message: str
+    ) -> Row[Any]:
+        stored = account.password_hash if account is not None else None
+        async with self._attempts.turn(invocation, email) as attempt:
+            try:
+                right = await self._passwords.verify(password, stored, param)
+            except HelixError:
+                # It was not tried.
+                async with invocation.writing() as unit:
+                    await self._lockout.release(unit, attempt)
+                raise
             async with invocation.writing() as unit:
-                await self._lockout.take_back(unit, attempt)
-            raise
-        if account is None or not right:
-            async with invocation.writing() as unit:
-                record_failure(unit, invocation.action, account, attempt, email)
-            raise HelixError(ErrorKind.INVALID_CREDENTIALS, message, param=param if param != "password" else None)
-        return Proof(account, attempt)
+                if account is not None and right:
+                    await self._lockout.release(unit, attempt)
+                    return account
+                failure = await self._lockout.fail(unit, attempt)
+                record_failure(unit, invocation.action, account, failure, email)
+        raise HelixError(ErrorKind.INVALID_CREDENTIALS, message, param=param if param != "password" else None)
 
 
 async def recheck(unit: Unit, account: Row[Any]) -> Row[Any]:
@@ -96,10 +78,10 @@ async def recheck(unit: Unit, account: Row[Any]) -> Row[Any]:
     return row
 
 
-def record_failure(unit: Unit, action: str, account: Row[Any] | None, attempt: Attempt, email: str = "") -> None:
+def record_failure(unit: Unit, action: str, account: Row[Any] | None, failure: Failure, email: str = "") -> None:
     """Into the audit log of the account's home; without an account, into that of the installation."""
     chain, target = (account.home_organisation_id, account.id) if account is not None else (INSTALLATION, mask(email))
-    after = {"failures": attempt.failures, "locked_s": attempt.locked_s}
+    after = {"failures": failure.failures, "locked_s": failure.locked_s}
     record_denial(unit, action, chain, target, ErrorKind.INVALID_CREDENTIALS, after)
 
 

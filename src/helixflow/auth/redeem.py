@@ -1,6 +1,7 @@
 """RedeemToken: an invitation makes an account, or joins one to an organisation; a reset sets a password.
 
-Who invites is shown the token. It must not let them into an account that exists: accepting needs its password.
+Who invites is shown the token. It must not let them into an account that exists: accepting needs its password. Nor may
+it bring them back once they are gone: a token works only while its issuer could still issue it (`issuers`).
 """
 
 import secrets
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.dispatch import Invocation
 from helixflow.auth.grants import permissions_of_role
+from helixflow.auth.issuers import stands
 from helixflow.auth.lockout import Lockout
 from helixflow.auth.one_time_tokens import Purpose, find, use
 from helixflow.auth.own_account import set_password
@@ -106,6 +108,8 @@ class Redeem:
 
 async def _find(unit: Unit, token: str) -> _Found:
     row = await find(unit.connection, token, (Purpose.INVITE, Purpose.RESET), unit.now)
+    if row is not None and not await stands(unit, row):
+        row = None
     account = None
     if row is not None and row.purpose == Purpose.RESET.value:
         account = await find_account(unit.connection, row.account_id)

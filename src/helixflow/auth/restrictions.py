@@ -13,6 +13,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import (
     DEFAULT_SCOPES,
     INSTALLATION_PERMISSIONS,
+    OPERATOR_SCOPES,
     Permission,
     parse_permission,
 )
@@ -54,15 +55,19 @@ class Restrictions:
         return any(_contains(ip_network(own), network) for own in self.networks)
 
 
-def parse_scopes_given(names: Sequence[str]) -> frozenset[Permission]:
-    """The permissions of these names. Raises `HelixError` UNPROCESSABLE for one that no key can have."""
+def parse_scopes_given(names: Sequence[str], *, operator: bool) -> frozenset[Permission]:
+    """The permissions of these names. Raises `HelixError` UNPROCESSABLE for one that no key can have, or that only an
+    `operator` can give it.
+    """
     _check_count(names, "scopes")
     found = set()
     for name in names:
         permission = parse_permission(name)
         if permission is None:
             raise _bad("scopes", f"There is no permission {_shown(name)}.")
-        if permission in INSTALLATION_PERMISSIONS:
+        if permission in OPERATOR_SCOPES and not operator:
+            raise _bad("scopes", f"{name}: only operators of the installation can give this to a key.")
+        if permission in INSTALLATION_PERMISSIONS - OPERATOR_SCOPES:
             raise _bad("scopes", f"{name} is for operators of the installation; no key can have it.")
         found.add(permission)
     return frozenset(found)

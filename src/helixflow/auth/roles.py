@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Integer, Row, and_, delete, exists, insert, literal, or_, select, union_all
 
-from helixflow.auth.authority import check_held
+from helixflow.auth.authority import check_held, check_unrestricted
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import parse_scopes
 from helixflow.auth.invitations import open_invitations
@@ -87,6 +87,7 @@ async def update_role(unit: Unit, request: pb.UpdateRoleRequest) -> pb.Role:
     if request.HasField("description"):
         values["description"] = _check_description(request.description)
     if request.HasField("permissions"):
+        await check_unrestricted(unit)
         permissions = _parse(request.permissions.values)
         check_held(unit, permissions, "")
         values["permissions"] = _stored(permissions)

@@ -21,6 +21,7 @@ from helixflow.auth import (
 from helixflow.auth.audit import retention
 from helixflow.auth.audit.checkpoints import Checkpoints
 from helixflow.auth.audit.operations import audit_operations
+from helixflow.auth.audit.refusals import Refusals
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.bootstrap import ensure_bootstrap_key
 from helixflow.auth.changes import ChangeFeed, prune_changes
@@ -68,7 +69,10 @@ class AuthServices:
         self._rotation = SigningKeyRotation(self.units, signing_keys, sealer)
         tokens = AccessTokens(signing_keys, clock, issuer=settings.auth.issuer, audience=settings.auth.audience)
         checkpoints = Checkpoints(database, sealer)
-        self._dispatcher = Dispatcher(self.units, Authentication(tokens.read, clock), Idempotency(sealer))
+        self._refusals = Refusals(database, clock)
+        self._dispatcher = Dispatcher(
+            self.units, Authentication(tokens.read, clock), Idempotency(sealer), self._refusals
+        )
         token_life_s = settings.auth.invitation_hours * 3600
         admin_operations: Mapping[str, Operation | Conversation | Flow] = {
             **organisations.operations(token_life_s),
@@ -89,6 +93,7 @@ class AuthServices:
             self._dispatcher.handler(_SESSIONS, session_operations(self._passwords, sealer, signing_keys, tokens)),
         )
         self._identity = IdentityService(database, self._feed, clock, signing_keys.public_keys, settings.auth)
+        installation_days = settings.auth.installation_audit_retention_days
         session_housekeeping = SessionHousekeeping(self.units, self._rotation)
         self._chores = Chores(
             (
@@ -96,7 +101,7 @@ class AuthServices:
                 Chore("sessions", 300, lambda _now: session_housekeeping.run_once()),
                 Chore("changes", 600, lambda now: prune_changes(database, now)),
                 Chore("idempotency keys", 600, lambda now: prune_idempotency_keys(database, now)),
-                Chore("audit log", 3600, lambda now: retention.prune(database, now)),
+                Chore("audit log", 3600, lambda now: retention.prune(database, now, installation_days)),
             ),
             clock,
         )
@@ -119,16 +124,21 @@ class AuthServices:
         await self._signing_keys.refresh()
 
     async def run(self) -> None:
-        """Tells the gateways of changes, keeps signing keys and tidies up, until cancelled."""
+        """Tells the gateways of changes, records refusals, keeps signing keys and tidies up, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._feed.run(), name="changes")
             tasks.create_task(self._rotation.run(), name="signing keys")
+            tasks.create_task(self._refusals.run(), name="refusals")
             tasks.create_task(self._chores.run(), name="chores")
 
     async def close(self) -> None:
-        """Ends all watches, which else never end, waits for writes under way and closes the database. Idempotent."""
+        """Ends all watches, which else never end, waits for writes under way and closes the database. Idempotent.
+
+        End `run` before.
+        """
         self._feed.close()
         await self._dispatcher.finish()
+        await self._refusals.close()
         self._passwords.close()
         await self._database.close()
 

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 from sqlalchemy import Row, insert, select
 
-from helixflow.auth.authority import check_held, check_role
+from helixflow.auth.authority import check_held, check_role, check_unrestricted
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import permissions_of_role
+from helixflow.auth.issuers import end_fallen
 from helixflow.auth.keys import revoke_keys_of_owner
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import authorise_in
@@ -25,6 +26,7 @@ _TARGET: Final = "service_account"
 
 async def create_service_account(unit: Unit, request: pb.CreateServiceAccountRequest) -> pb.ServiceAccount:
     await authorise_in(unit, request.project_id)
+    await check_unrestricted(unit)
     name = check_name(request.name)
     await check_role(unit, request.role, request.project_id)
     statement = insert(service_accounts).values(
@@ -73,6 +75,7 @@ async def update_service_account(unit: Unit, request: pb.UpdateServiceAccountReq
     if request.HasField("name"):
         values["name"] = check_name(request.name)
     if request.HasField("role"):
+        await check_unrestricted(unit)
         await check_role(unit, request.role, row.project_id)
         values["role"] = request.role
     if request.HasField("suspended") and request.suspended != (row.suspended_at is not None):
@@ -82,6 +85,7 @@ async def update_service_account(unit: Unit, request: pb.UpdateServiceAccountReq
         unit.record(_TARGET, row.id, before=_visible(row), after=_visible(changed))
     if (changed.role, changed.suspended_at) != (row.role, row.suspended_at):
         await unit.change(CHANGE_KIND_OWNER, row.id, organisation_id=row.organisation_id)
+        await end_fallen(unit, row.id, row.organisation_id)
     return _message(changed)
 
 

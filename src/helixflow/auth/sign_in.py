@@ -12,6 +12,7 @@ from helixflow.auth.sessions import open_session
 from helixflow.auth.tokens import ACCESS_LIFE_S, AccessTokens, Subject, UnsignedToken
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.permissions import INSTALLATION_PERMISSIONS
 from helixflow.rpc.generated.auth_v1 import sessions_pb2
 from helixflow.storage.schema import accounts
 
@@ -48,7 +49,8 @@ class SignIn:
     async def admit(
         self, unit: Unit, account: Row[Any], place: Place, session_id: str, refresh_token: str, refresh_life_s: int
     ) -> Admission:
-        """Tokens for a session that is open."""
+        """Tokens for a session that is open. An operator's also hold what gateways let only operators do."""
+        beyond = INSTALLATION_PERMISSIONS if account.operator else frozenset()
         subject = Subject(
             account.id,
             account.name or account.email,
@@ -56,7 +58,7 @@ class SignIn:
             place.organisation_id,
             place.project_id,
             place.held.roles,
-            place.permissions,
+            place.permissions | beyond,
             # The unit is alone in writing: nothing has changed since the place was looked up.
             await current_revision(unit.connection),
         )

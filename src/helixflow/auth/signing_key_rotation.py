@@ -132,7 +132,7 @@ class SigningKeyRotation:
         await self._forget(unit, signing_keys.c.expires_at <= unit.now)
 
     async def _replace(self, unit: Unit) -> admin_pb2.RotateSigningKeyResponse:
-        """Forgets all other keys: not just by marking them, for where a clock is behind they would go on for a while."""
+        """Forgets all other keys. If they were only marked, they would go on for a while where a clock is behind."""
         forgotten = await self._forget(unit, true())
         # Active already where the clock is behind.
         kid = await self._add(unit, unit.prepared, unit.now - LEEWAY_S)

@@ -14,6 +14,7 @@ from helixflow.auth.caller import Caller, Source, denied
 from helixflow.auth.changes import ChangeFeed
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.permissions import Permission
 from helixflow.rpc.access import Access, Level
 from helixflow.rpc.generated.auth_v1 import identity_pb2 as pb
 from helixflow.storage.engine import Database
@@ -37,6 +38,11 @@ class Unit:
         self._action = action
         self.authorised = access.level is not Level.PROJECT
         self.entries: list[AuditEntry] = []
+
+    @property
+    def permission(self) -> Permission | None:
+        """What the operation's declaration asks for."""
+        return self._access.permission
 
     def authorise(self, project_id: str | None) -> None:
         """Checks the operation's permission in that project, or with None (or '') in the whole organisation.
@@ -111,7 +117,7 @@ class Units:
         self._feed = feed
 
     async def identify(self, authentication: Authentication, credential: str, source: Source) -> Caller:
-        """Who calls. Raises `HelixError` INVALID_TOKEN or INVALID_API_KEY."""
+        """Who calls. Raises as `Authentication.identify`."""
         async with self._database.reading() as connection:
             return await authentication.identify(connection, credential, source)
 

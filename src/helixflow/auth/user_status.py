@@ -1,6 +1,7 @@
 """What takes a user's sign-in away, and gives it back: suspension, reset, deletion, and the end of sessions.
 
-All but the end of sessions is for the account's home organisation only and holds in all organisations.
+All but the end of sessions is for the account's home organisation only and holds in all organisations. Who is suspended
+or deleted leaves no open invitations and resets behind.
 """
 
 from collections.abc import Mapping
@@ -9,14 +10,27 @@ from typing import Any, Final
 
 from sqlalchemy import Row, and_, delete, or_, select
 
-from helixflow.auth.authority import check_outranks, check_owner_remains
+from helixflow.auth.authority import (
+    check_may_take_over,
+    check_outranks,
+    check_owner_remains,
+    check_unrestricted,
+)
 from helixflow.auth.dispatch import Operation
+from helixflow.auth.issuers import end_fallen
 from helixflow.auth.keys import revoke_keys_of_owner
 from helixflow.auth.one_time_tokens import Purpose
 from helixflow.auth.paging import read_page
 from helixflow.auth.sessions import EndReason, describe_session, end_sessions, is_open
 from helixflow.auth.unit import Unit
-from helixflow.auth.users import describe_user, find_user, find_user_to_change, issue_reset, to_proto
+from helixflow.auth.users import (
+    describe_user,
+    find_user,
+    find_user_to_change,
+    issue_reset,
+    record_elsewhere,
+    to_proto,
+)
 from helixflow.auth.versions import check_version, revise
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
 from helixflow.rpc.generated.auth_v1 import sessions_pb2
@@ -43,7 +57,9 @@ async def suspend_user(unit: Unit, request: pb.ChangeRequest) -> pb.User:
         return to_proto(row)
     await check_owner_remains(unit, row.id)
     await end_sessions(unit, row.id, None, EndReason.SUSPENDED)
-    return to_proto(await _change(unit, row, {"suspended_at": unit.now}))
+    after = await _change(unit, row, {"suspended_at": unit.now})
+    await end_fallen(unit, row.id)
+    return to_proto(after)
 
 
 async def reinstate_user(unit: Unit, request: pb.ChangeRequest) -> pb.User:
@@ -58,9 +74,12 @@ async def reinstate_user(unit: Unit, request: pb.ChangeRequest) -> pb.User:
 async def reset_user(unit: Unit, request: pb.ChangeRequest, *, token_life_s: int) -> pb.ResetUserResponse:
     row = await find_user_to_change(unit, request.id)
     check_version(row.version, request.if_version)
+    await check_unrestricted(unit)
+    await check_may_take_over(unit, row)
     await end_sessions(unit, row.id, None, EndReason.PASSWORD)
     await unit.connection.execute(delete(recovery_codes).where(recovery_codes.c.account_id == row.id))
     after = await _change(unit, row, _NO_SIGN_IN)
+    await record_elsewhere(unit, row, after)
     token, expires_at = await issue_reset(unit, row, token_life_s)
     return pb.ResetUserResponse(user=to_proto(after), token=token, token_expires_at=expires_at)
 
@@ -78,7 +97,7 @@ async def delete_user(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteRespons
     # Also the invitations that they came by, and those of this organisation that they could come back by.
     invited = and_(
         one_time_tokens.c.purpose == Purpose.INVITE.value,
-        one_time_tokens.c.email == row.email,
+        one_time_tokens.c.email_key == row.email_key,
         or_(
             one_time_tokens.c.used_at.is_not(None),
             one_time_tokens.c.organisation_id == unit.caller.organisation_id,
@@ -86,6 +105,7 @@ async def delete_user(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteRespons
     )
     await connection.execute(delete(one_time_tokens).where(or_(one_time_tokens.c.account_id == row.id, invited)))
     await revise(unit, accounts, row, {**FORGOTTEN, "deleted_at": unit.now})
+    await end_fallen(unit, row.id)
     await unit.change(CHANGE_KIND_OWNER, row.id)
     before = describe_user(row)
     unit.record("user", row.id, before={name: before[name] for name in ("status", "role", "operator")})

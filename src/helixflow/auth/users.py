@@ -2,6 +2,11 @@
 
 Only its home organisation may change an account. Others see it while it is a member of theirs.
 
+Whoever resets an account, or gives it another e-mail, can sign in as it, with its roles in other organisations too.
+Those are not the home's to give: while the account may change users or members of another organisation, only operators
+and the account itself do that, others get a CONFLICT. With lesser roles elsewhere it is done, and the audit log of every
+organisation in which the account is a member says so.
+
 An e-mail has one account in the whole installation, so whoever may create accounts can find out whether a certain
 e-mail has one: the sign-in that they made works or does not, whatever we answer. `CreateUser`, and `UpdateUser` with a
 new e-mail, therefore refuse one that is taken, in the same words wherever that account is, and tell nothing else of it.
@@ -15,11 +20,12 @@ from typing import Any, Final
 
 from sqlalchemy import Row, and_, insert, or_, select
 
-from helixflow.auth.authority import check_outranks, check_role
+from helixflow.auth.authority import check_may_take_over, check_outranks, check_role, check_unrestricted
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.one_time_tokens import Purpose, issue
 from helixflow.auth.paging import read_page
 from helixflow.auth.passwords import Passwords
+from helixflow.auth.places import organisations_of
 from helixflow.auth.texts import check_email, check_name, email_key
 from helixflow.auth.unit import Unit
 from helixflow.auth.versions import check_version, revise
@@ -64,6 +70,7 @@ async def hash_first_password(passwords: Passwords, request: pb.CreateUserReques
 
 async def create_user(unit: Unit, request: pb.CreateUserRequest, *, token_life_s: int) -> pb.CreateUserResponse:
     """`unit.prepared` is what `hash_first_password` gave."""
+    await check_unrestricted(unit)
     if request.operator and not unit.caller.operator:
         raise HelixError(ErrorKind.PERMISSION_DENIED, "Not permitted: only operators can make operators.")
     if request.role:
@@ -136,13 +143,24 @@ async def update_user(unit: Unit, request: pb.UpdateUserRequest) -> pb.User:
     if request.HasField("email"):
         key = email_key(check_email(request.email))
         if key != row.email_key:
+            await check_unrestricted(unit)
+            await check_may_take_over(unit, row)
             await _check_email_is_free(unit, request.email)
         values |= {"email": request.email, "email_key": key}
     if await revise(unit, accounts, row, values) is row:
         return to_proto(row)
     after = await find_user(unit, row.id)
     unit.record("user", row.id, before=describe_user(row), after=describe_user(after))
+    if after.email_key != row.email_key:
+        await record_elsewhere(unit, row, after)
     return to_proto(after)
+
+
+async def record_elsewhere(unit: Unit, row: Row[Any], after: Row[Any]) -> None:
+    """Tells the audit logs of the other organisations in which the account is a member how its sign-in changed."""
+    for organisation_id in await organisations_of(unit.connection, row.id):
+        if organisation_id != unit.caller.organisation_id:
+            unit.record("user", row.id, before=_sign_in(row), after=_sign_in(after), organisation_id=organisation_id)
 
 
 async def _check_email_is_free(unit: Unit, email: str) -> None:
@@ -187,6 +205,11 @@ def describe_user(row: Row[Any]) -> dict[str, Any]:
         "mfa_enabled": row.totp_confirmed_at is not None,
         "operator": row.operator,
     }
+
+
+def _sign_in(row: Row[Any]) -> dict[str, Any]:
+    described = describe_user(row)
+    return {name: described[name] for name in ("email", "status", "mfa_enabled")}
 
 
 def to_proto(row: Row[Any]) -> pb.User:

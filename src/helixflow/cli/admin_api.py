@@ -1,6 +1,7 @@
 """A client of the admin API: JSON in, JSON out, problems as errors."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -8,12 +9,14 @@ import msgspec
 
 from helixflow.cli.api import MAX_BODY_BYTES, MAX_ERROR_BYTES
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
-from helixflow.transport.client import HttpClient, Timeouts, build_head
+from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _PAGE: Final = 100
 _TIMEOUTS: Final = Timeouts(connect_s=10, first_byte_s=30, idle_s=30)
+# Pieces of a long answer come as the database gives them.
+_STREAM_TIMEOUTS: Final = Timeouts(connect_s=10, first_byte_s=600, idle_s=300)
 _KINDS: Final = {kind.value: kind for kind in ErrorKind}
 
 
@@ -57,27 +60,18 @@ class AdminApi:
 
         Raises `HelixError`: the API's own error, or UPSTREAM_UNAVAILABLE when nothing answers.
         """
-        given = {name: value for name, value in (query or {}).items() if value is not None}
-        target = self._path + path + (f"?{urlencode(given)}" if given else "")
-        headers = self._headers if body is None else [*self._headers, ("content-type", "application/json")]
-        try:
-            head = build_head(method, target, self._origin, headers)
-        except ValueError as exc:
-            raise UserError(f"the request cannot be sent: {exc}", ExitCode.USAGE) from exc
-        payload = b"" if body is None else msgspec.json.encode(body)
-        try:
-            response = await self._client.request(self._origin, head, payload, timeouts=_TIMEOUTS)
-        except HelixError as exc:
-            raise HelixError(exc.kind, f"nothing answers at {self.root_url}") from exc
-        try:
-            if response.status >= 300:
-                raise _refusal(response.status, await response.read_all(MAX_ERROR_BYTES), self.root_url)
+        async with self._send(method, path, body, query, _TIMEOUTS) as response:
             answer = await response.read_all(MAX_BODY_BYTES)
+        try:
             return msgspec.json.decode(answer) if answer else None
         except msgspec.DecodeError as exc:
             raise _not_ours(self.root_url) from exc
-        finally:
-            response.close()
+
+    @asynccontextmanager
+    async def open(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[HttpResponse]:
+        """What is at `path`, to be read piece by piece, for what does not fit into memory. Raises as `ask` does."""
+        async with self._send("GET", path, None, query, _STREAM_TIMEOUTS) as response:
+            yield response
 
     async def collect(self, path: str, query: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """All entries of a list, page by page. Raises `HelixError`."""
@@ -92,6 +86,37 @@ class AdminApi:
 
     async def close(self) -> None:
         await self._client.close()
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, Any] | None,
+        timeouts: Timeouts,
+    ) -> AsyncIterator[HttpResponse]:
+        """The response of what was done, once its head is there."""
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        headers = self._headers if body is None else [*self._headers, ("content-type", "application/json")]
+        try:
+            target = self._path + path + (f"?{urlencode(given)}" if given else "")
+            head = build_head(method, target, self._origin, headers)
+            payload = b"" if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError as exc:
+            raise UserError("the request cannot be sent: what was given is not UTF-8 text", ExitCode.USAGE) from exc
+        except ValueError as exc:
+            raise UserError(f"the request cannot be sent: {exc}", ExitCode.USAGE) from exc
+        try:
+            response = await self._client.request(self._origin, head, payload, timeouts=timeouts)
+        except HelixError as exc:
+            raise HelixError(exc.kind, f"nothing answers at {self.root_url}") from exc
+        try:
+            if response.status >= 300:
+                raise _refusal(response.status, await response.read_all(MAX_ERROR_BYTES), self.root_url)
+            yield response
+        finally:
+            response.close()
 
 
 def _refusal(status: int, body: bytes, root_url: str) -> HelixError:

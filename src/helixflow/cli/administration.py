@@ -1,7 +1,8 @@
 """What the commands that administer have in common: which server, with which credential, and one question to it."""
 
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from urllib.parse import quote
@@ -9,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from helixflow.cli.invocation import invocation_of
-from helixflow.cli.output import print_json, print_table
+from helixflow.cli.output import print_json, print_lines, print_table
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", help="Server; default: $HELIXFLOW_BASE_URL, or the configured gateway.")
+]
 Project = Annotated[str | None, typer.Option("--project", metavar="ID", help="In this project; default: everywhere.")]
 
 # An access token that ends sooner is renewed first.
@@ -60,6 +64,8 @@ def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable
         credential = server.credential
         if not server.from_environment and (token := await _token(server, logins)) is not None:
             credential = token
+        elif credential is not None and not server.from_environment:
+            _note_bootstrap_key(context)
         try:
             return await ask_server(server, credential, question)
         except HelixError as exc:
@@ -68,6 +74,13 @@ def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable
             raise UserError("sign in first: helixflow login, or set HELIXFLOW_API_KEY") from exc
 
     return asyncio.run(put())
+
+
+def ask_openly(server: Server, path: str, body: dict[str, Any]) -> Any:
+    """What `POST path` answers to anybody, without a credential. Raises as `administer` does."""
+    import asyncio  # here and not above: `helixflow version` and `--help` need none of it
+
+    return asyncio.run(ask_server(server, None, lambda api: api.ask("POST", path, body)))
 
 
 async def ask_server(server: Server, credential: str | None, question: "Callable[[AdminApi], Awaitable[T]]") -> T:
@@ -123,6 +136,13 @@ async def _token(server: Server, logins: "Logins") -> str | None:
         return renewed.access_token
 
 
+def _note_bootstrap_key(context: typer.Context) -> None:
+    """Tells people, and no programs, as whom they act: with more rights than they may expect."""
+    to_program = context.params.get("as_json", False) and not sys.stdout.isatty()
+    if sys.stderr.isatty() and not to_program:
+        sys.stderr.write("helixflow: nobody is signed in: acting with the bootstrap key of this server\n")
+
+
 def part(identifier: str) -> str:
     """An id as one segment of a path."""
     return quote(identifier, safe="") or "%20"
@@ -140,6 +160,12 @@ def show_list(name: str, columns: tuple[str, ...], entries: list[dict[str, Any]]
         return
     headings = [column.removesuffix("_at").replace("_", " ") for column in columns]
     print_table(headings, [tuple(cell(entry.get(column)) for column in columns) for entry in entries])
+
+
+def show_fields(headline: str, fields: Sequence[tuple[str, str]]) -> None:
+    """One thing for people: its name, then a line for each of its fields."""
+    width = max(len(name) for name, _ in fields)
+    print_lines(headline, *(f"{name:{width}}  {value}" for name, value in fields))
 
 
 def cell(value: Any) -> str:

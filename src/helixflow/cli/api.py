@@ -77,7 +77,7 @@ class _Piece(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: _Error | str | None = None
-    # Of a problem document, as the admin API answers.
+    # Of a problem document, or of a server made with FastAPI.
     detail: str | None = None
 
 
@@ -159,10 +159,6 @@ class ApiClient:
             first_token_s=collected.first_token_s if streamed else None,
             total_s=time.perf_counter() - begun,
         )
-
-    async def open(self, target: str) -> HttpResponse:
-        """What is at `target`, below the base URL: read and close it. Raises `HelixError` for every status but 200."""
-        return await self._send("GET", target, b"")
 
     async def is_helixflow(self) -> bool:
         """Whether the server says that it is one of ours; asked without the key."""

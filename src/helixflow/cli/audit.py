@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from helixflow.cli.invocation import invocation_of
+from helixflow.cli.administration import Json, administer
 from helixflow.cli.output import format_time, print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
@@ -21,7 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Since = Annotated[
     str | None, typer.Option("--since", metavar="WHEN", help="From then on: 7d, 12h, 2w ago, a date or a time (UTC).")
 ]
@@ -49,13 +48,12 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List records, newest first."""
-    settings = invocation_of(context).load_settings()
     from helixflow.cli.audit_api import list_records, query_of
 
     filters = query_of(
         since, until, installation, {"actor_id": actor, "action": action, "target_id": target, "outcome": outcome}
     )
-    records = list_records(settings, filters, limit)
+    records = administer(context, lambda api: list_records(api, filters, limit))
     if as_json:
         print_json({"records": records})
     else:
@@ -76,15 +74,14 @@ def export_command(
     ] = None,
 ) -> None:
     """Export the log as JSON Lines that anybody can verify. The export itself is recorded."""
-    settings = invocation_of(context).load_settings()
     from helixflow.cli.audit_api import export_log, query_of, written_whole
 
     query = query_of(since, until, installation, {})
     if out is None:
-        export_log(settings, query, sys.stdout.buffer)
+        administer(context, lambda api: export_log(api, query, sys.stdout.buffer))
         return
     with written_whole(out) as file:
-        export_log(settings, query, file)
+        administer(context, lambda api: export_log(api, query, file))
 
 
 @app.command(
@@ -132,8 +129,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     who = record["actor_name"] or record["actor_id"] or record["actor_kind"]
     target = " ".join(record[name] for name in ("target_kind", "target_id") if record[name])
     outcome = record["outcome"] if not record["reason"] else f"{record['outcome']} ({record['reason']})"
-    when = record["at"][:19].replace("T", " ")
-    return (when, who, record["action"], target, outcome, record["address"] or "")
+    return (record["at"], who, record["action"], target, outcome, record["address"] or "")
 
 
 def _read_keys(path: Path) -> "dict[str, EllipticCurvePublicKey]":

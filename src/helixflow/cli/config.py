@@ -9,6 +9,7 @@ import typer
 
 from helixflow.cli.invocation import invocation_of
 from helixflow.cli.output import print_json, print_lines
+from helixflow.cli.references import Location, find_problems
 from helixflow.core.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Location = tuple[str | int, ...]
 
 _HIDDEN = "…hidden…"
 
@@ -32,7 +32,7 @@ def check_command(context: typer.Context, as_json: Json = False) -> None:
     invocation = invocation_of(context)
     try:
         settings = invocation.load_settings()
-        problems = _find_problems(settings, _text_of(invocation.config))
+        problems = _problems(settings, _text_of(invocation.config))
     except UserError as exc:
         if exc.exit_code is not ExitCode.CONFIG:
             raise
@@ -126,65 +126,17 @@ def _without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _find_problems(settings: "Settings", source: tuple[Path | None, str]) -> list[str]:
-    """What a start would stumble over although the settings are well-formed."""
-    from helixflow.pool.catalogue import Catalogue
-    from helixflow.pool.plan import fill_from_catalogue, plan_deployments
-    from helixflow.rpc.sockets import socket_path
+def _problems(settings: "Settings", source: tuple[Path | None, str]) -> list[str]:
+    """What is wrong with what the settings refer to, a line each: file and line where it stands there, and setting."""
     from helixflow.settings.lines import line_of
 
     path, text = source
     problems = []
-    catalogue = Catalogue.load()
-
-    def note(location: Location, reason: str) -> None:
+    for location, reason in find_problems(settings):
         line = line_of(text, location) if path is not None else None
         where = f"{path}:{line}: " if line else ""
         problems.append(f"{where}{_dotted(location)}: {reason}")
-
-    try:
-        socket_path(settings.run_dir, "control")
-    except UserError as exc:
-        note(("data_dir",), exc.message)
-    for index, model in enumerate(settings.models):
-        try:
-            filled = fill_from_catalogue(settings.model_copy(update={"models": (model,)}), catalogue)
-            plan_deployments(filled, catalogue)
-        except UserError as exc:
-            note(("models", index), exc.message)
-        for number, deployment in enumerate(model.deployments):
-            for field, reason in _broken_references(deployment):
-                note(("models", index, "deployments", number, field), reason)
     return problems
-
-
-def _broken_references(deployment: Any) -> Iterator[tuple[str, str]]:
-    """Files and variables that a deployment names and that are not there: setting and reason."""
-    import os
-    import shutil
-
-    for field in ("chat_template_file", "mmproj", "draft_model", "ca_file", "api_key_file"):
-        path = getattr(deployment, field, None)
-        if path is not None and not (path.expanduser().is_file() and os.access(path.expanduser(), os.R_OK)):
-            yield field, f"{path} is not a readable file"
-    for path in getattr(deployment, "lora", ()):
-        if not path.expanduser().is_file():
-            yield "lora", f"{path} is not a readable file"
-    binary = getattr(deployment, "binary", None)
-    if binary is not None and shutil.which(binary.expanduser()) is None:
-        yield "binary", f"{binary} is not an executable file"
-    if getattr(deployment, "api_key_env", None) is not None:
-        try:
-            deployment.api_key.read()
-        except ValueError as exc:
-            yield "api_key_env", str(exc)
-    if (url := getattr(deployment, "base_url", None)) is not None:
-        from helixflow.transport.origin import Origin
-
-        try:
-            Origin.parse(url)
-        except ValueError as exc:
-            yield "base_url", str(exc)
 
 
 def _text_of(config: Path | None) -> tuple[Path | None, str]:

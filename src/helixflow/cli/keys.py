@@ -1,27 +1,27 @@
 """`helixflow keys`: API keys, through the admin API."""
 
-import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.administration import Json, Project, administer, cell, part, present
+from helixflow.cli.administration import Json, Project, administer, cell, part, present, show_fields
+from helixflow.cli.moments import parse_expiry, parse_span, rfc3339
 from helixflow.cli.output import print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
 app = typer.Typer(
-    help="Create, list, rotate and revoke API keys; the service must be running.",
+    help="Create, list, show, change, rotate and revoke API keys; the service must be running.",
     epilog="Example:\n\n$ helixflow keys create laptop --expires 30d",
     no_args_is_help=True,
 )
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, as `keys list` shows it.")]
+Models = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model. Several times.")]
+Networks = Annotated[
+    list[str] | None, typer.Option("--network", metavar="CIDR", help="Only from this network. Several times.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the key and nothing else.")]
-
-_SPAN = re.compile(r"([0-9]{1,6})([hdw])")
-_SPAN_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 @app.command(
@@ -44,17 +44,13 @@ def create_command(
         list[str] | None,
         typer.Option("--scope", metavar="NOUN:VERB", help="What it may do; default: use models. Several times."),
     ] = None,
-    models: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model. Several times.")
-    ] = None,
-    networks: Annotated[
-        list[str] | None, typer.Option("--network", metavar="CIDR", help="Only from this network. Several times.")
-    ] = None,
+    models: Models = None,
+    networks: Networks = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Create an API key. It is shown once and cannot be had again."""
-    expires_at = _rfc3339(parse_expiry(expires, time.time())) if expires is not None else None
+    expires_at = rfc3339(parse_expiry(expires, time.time())) if expires is not None else None
     body = present(
         name=name,
         project_id=project,
@@ -79,6 +75,50 @@ def list_command(context: typer.Context, project: Project = None, as_json: Json 
         ("id", "name", "key", "created", "state"),
         [(key["id"], key["name"], key["hint"], cell(key["created_at"]), _state(key)) for key in keys],
     )
+
+
+@app.command("show", epilog="Example:\n\n$ helixflow keys show key_abc123")
+def show_command(context: typer.Context, key_id: KeyId, as_json: Json = False) -> None:
+    """Show a key and its restrictions, without its secret."""
+    _show(administer(context, lambda api: api.ask("GET", f"/keys/{part(key_id)}")), as_json)
+
+
+@app.command(
+    "update",
+    epilog="Example:\n\n$ helixflow keys update key_abc123 --network 10.1.0.0/16 --network 10.2.0.0/16\n\n"
+    "$ helixflow keys update key_abc123 --all-models --expires never",
+)
+def update_command(
+    context: typer.Context,
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option("--name", help="Its new name.")] = None,
+    scopes: Annotated[
+        list[str] | None, typer.Option("--scope", metavar="NOUN:VERB", help="What it may do. Several times.")
+    ] = None,
+    models: Models = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Any model again.")] = False,
+    networks: Networks = None,
+    all_networks: Annotated[bool, typer.Option("--all-networks", help="From everywhere again.")] = False,
+    expires: Annotated[
+        str | None, typer.Option("--expires", help="30d, 12h, 2w, a date (2027-01-31), a time in UTC, or never.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change a key, everywhere within a second. What is given replaces what was; the rest stays."""
+    if (all_models and models) or (all_networks and networks):
+        raise UserError("give either a restriction or the option that lifts it", ExitCode.USAGE)
+    body = present(
+        name=name,
+        scopes=scopes or None,
+        models=[] if all_models else models or None,
+        networks=[] if all_networks else networks or None,
+    )
+    if expires is not None:
+        never = expires.strip().lower() == "never"
+        body["expires_at"] = None if never else rfc3339(parse_expiry(expires, time.time()))
+    if not body:
+        raise UserError("say what changes; see: helixflow keys update --help", ExitCode.USAGE)
+    _show(administer(context, lambda api: api.ask("PATCH", f"/keys/{part(key_id)}", body)), as_json)
 
 
 @app.command("rotate", epilog="Example:\n\n$ helixflow keys rotate key_abc123 --overlap 12h")
@@ -107,37 +147,6 @@ def revoke_command(context: typer.Context, key_id: KeyId, as_json: Json = False)
         print_lines(f"revoked {key['name']} ({key['id']})")
 
 
-def parse_expiry(text: str, now: float) -> int:
-    """Epoch seconds for `30d`, `12h`, `2w`, a date or a time (UTC unless it says otherwise). Raises `UserError`."""
-    if (match := _SPAN.fullmatch(text.strip().lower())) is not None:
-        at = int(now) + int(match[1]) * _SPAN_S[match[2]]
-    else:
-        try:
-            moment = datetime.fromisoformat(text.strip())
-            at = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-        except (ValueError, OverflowError) as exc:
-            raise UserError(
-                f"--expires {text!r}: give a span (30d, 12h, 2w), a date (2027-01-31) or a time", ExitCode.USAGE
-            ) from exc
-    if at <= now:
-        raise UserError(f"--expires {text!r}: lies in the past", ExitCode.USAGE)
-    if at > 253_402_300_799:
-        raise UserError(f"--expires {text!r}: lies after the year 9999; leave it out for never", ExitCode.USAGE)
-    return at
-
-
-def parse_span(text: str, option: str) -> int:
-    """Seconds for `12h`, `7d` or `2w`. Raises `UserError`."""
-    match = _SPAN.fullmatch(text.strip().lower())
-    if match is None:
-        raise UserError(f"{option} {text!r}: give a span such as 12h, 7d or 2w", ExitCode.USAGE)
-    return int(match[1]) * _SPAN_S[match[2]]
-
-
-def _rfc3339(epoch_s: int) -> str:
-    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _show_secret(done: str, made: dict[str, Any], quiet: bool, as_json: bool) -> None:
     key, secret = made["key"], made["secret"]
     if as_json:
@@ -157,6 +166,25 @@ def _show_secret(done: str, made: dict[str, Any], quiet: bool, as_json: bool) ->
             print_lines(f"The old key ({made['replaced']['id']}): {_state(made['replaced'])}.")
 
 
+def _show(key: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(_as_dict(key))
+        return
+    show_fields(
+        f"{key['name']} ({key['id']})",
+        [
+            ("key", key["hint"]),
+            ("state", _state(key)),
+            ("project", key["project_id"]),
+            ("acts for", key["owner_id"] or "the project itself"),
+            ("may", cell(key["scopes"])),
+            ("models", cell(key["models"]) or "all"),
+            ("networks", cell(key["networks"]) or "all"),
+            ("created", f"{cell(key['created_at'])} by {key['created_by']}"),
+        ],
+    )
+
+
 def _as_dict(key: dict[str, Any]) -> dict[str, Any]:
     """As the API shows it, with its state in a word."""
     return {"key_id": key["id"], **key, "state": _state(key).split(" ")[0]}
@@ -166,7 +194,7 @@ def _state(key: dict[str, Any]) -> str:
     if key["revoked_at"]:
         return "revoked"
     # Both are RFC 3339 in UTC to the second: the order of texts is that of times.
-    if key["expires_at"] and key["expires_at"] <= _rfc3339(int(time.time())):
+    if key["expires_at"] and key["expires_at"] <= rfc3339(int(time.time())):
         return "expired"
     return f"valid ({_expiry(key)})"
 

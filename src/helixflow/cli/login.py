@@ -1,19 +1,16 @@
 """`helixflow login` and `helixflow logout`."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from helixflow.cli.administration import ask_server, login_of, present, server_of
+from helixflow.cli.administration import BaseUrl, ask_openly, login_of, present, server_of
 from helixflow.cli.output import print_lines
+from helixflow.cli.prompts import ask_line, ask_secret
 
 EPILOG = "Example:\n\n$ helixflow login --email ada@example.com"
 LOGOUT_EPILOG = "Example:\n\n$ helixflow logout"
-
-BaseUrl = Annotated[
-    str | None, typer.Option("--base-url", help="Server; default: $HELIXFLOW_BASE_URL, or the configured gateway.")
-]
 
 
 def login_command(
@@ -29,14 +26,14 @@ def login_command(
 ) -> None:
     """Sign in for the commands that administer. The password is asked for, never given on the command line."""
     server, logins = server_of(context, base_url)
-    email = email or typer.prompt("E-mail", err=True)
-    password = typer.prompt("Password", hide_input=True, err=True)
+    email = email or ask_line("E-mail")
+    password = ask_secret("Password")
     body = present(email=email, password=password, organisation_id=organisation, project_id=project)
     now = time.time()
-    tokens = _ask(server, "/auth/login", body)
+    tokens = ask_openly(server, "/auth/login", body)
     if "challenge" in tokens:
-        code = typer.prompt("Code of your authenticator app, or a recovery code", err=True).strip()
-        tokens = _ask(server, "/auth/mfa/verify", {"challenge": tokens["challenge"], "code": code})
+        code = ask_line("Code of your authenticator app, or a recovery code")
+        tokens = ask_openly(server, "/auth/mfa/verify", {"challenge": tokens["challenge"], "code": code})
     with logins.locked():
         logins.keep(server.root_url, login_of(email, tokens, now))
     print_lines(f"Signed in to {server.root_url} as {email}.")
@@ -56,11 +53,5 @@ def logout_command(context: typer.Context, base_url: BaseUrl = None) -> None:
             return
         # Here first: whatever the server says, this user is signed out on this machine.
         logins.forget(server.root_url)
-        _ask(server, "/auth/logout", {"refresh_token": login.refresh_token})
+        ask_openly(server, "/auth/logout", {"refresh_token": login.refresh_token})
     print_lines(f"Signed out of {server.root_url}.")
-
-
-def _ask(server: Any, path: str, body: dict[str, Any]) -> Any:
-    import asyncio  # here and not above: `helixflow version` and `--help` need none of it
-
-    return asyncio.run(ask_server(server, None, lambda api: api.ask("POST", path, body)))

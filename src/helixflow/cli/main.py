@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from helixflow.cli import (
+    account,
     audit,
     auth,
     chat,
@@ -21,10 +22,12 @@ from helixflow.cli import (
     keys,
     login,
     members,
+    mfa,
     models,
     orgs,
     pki,
     projects,
+    redeem,
     roles,
     serve,
     service_accounts,
@@ -47,8 +50,12 @@ _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "serve": lambda app: app.command("serve", epilog=serve.EPILOG)(serve.serve_command),
     "chat": lambda app: app.command("chat", epilog=chat.EPILOG)(chat.chat_command),
     "models": lambda app: app.add_typer(models.app, name="models"),
+    "redeem": lambda app: app.command("redeem", epilog=redeem.EPILOG)(redeem.redeem_command),
     "login": lambda app: app.command("login", epilog=login.EPILOG)(login.login_command),
     "logout": lambda app: app.command("logout", epilog=login.LOGOUT_EPILOG)(login.logout_command),
+    "whoami": lambda app: app.command("whoami", epilog=account.WHOAMI_EPILOG)(account.whoami_command),
+    "password": lambda app: app.command("password", epilog=account.PASSWORD_EPILOG)(account.password_command),
+    "mfa": lambda app: app.add_typer(mfa.app, name="mfa"),
     "orgs": lambda app: app.add_typer(orgs.app, name="orgs"),
     "projects": lambda app: app.add_typer(projects.app, name="projects"),
     "users": lambda app: app.add_typer(users.app, name="users"),

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.administration import Json, administer, cell, part, present, show_list
+from helixflow.cli.administration import Json, administer, cell, part, present, show_fields, show_list
 from helixflow.cli.output import print_json, print_lines
 
 app = typer.Typer(
@@ -71,8 +71,10 @@ def _show(organisation: dict[str, Any], as_json: bool) -> None:
         print_json(organisation)
         return
     days = organisation["audit_retention_days"]
-    print_lines(
+    show_fields(
         f"{organisation['name']} ({organisation['id']})",
-        f"created        {cell(organisation['created_at'])}",
-        f"audit records  {f'kept for {days} days' if days else 'kept for ever'}",
+        [
+            ("created", cell(organisation["created_at"])),
+            ("audit records", f"kept for {days} days" if days else "kept for ever"),
+        ],
     )

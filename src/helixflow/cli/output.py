@@ -15,8 +15,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_lines(*lines: str) -> None:
+def print_lines(*lines: str, flush: bool = False) -> None:
+    """On standard output; `flush` where a question on standard error follows."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+    if flush:
+        sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

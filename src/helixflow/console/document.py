@@ -37,11 +37,11 @@ _ERRORS: Final = {
     403: "The caller may not do that.",
     404: "There is no such thing, or it belongs to another organisation.",
     408: "The request body did not come in time.",
-    409: "It conflicts with what there is, or the idempotency key was used for another request.",
+    409: "It conflicts with what there is.",
     412: "It has been changed since: `If-Match` names another version.",
     413: "The request body is larger than 1 MiB.",
     415: "The request body is not sent as `application/json`.",
-    422: "A field or parameter is wrong; `errors` names each.",
+    422: "A field or parameter is wrong, which `errors` names; or the idempotency key was used for another request.",
     429: "Too many attempts; `Retry-After` says when to try again.",
     500: "The server failed.",
     503: "The service cannot be reached or is overloaded; try again.",
@@ -110,11 +110,11 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint) -> None:
 
 def _statuses(endpoint: Endpoint, *, has_body: bool) -> list[int]:
     """The errors that this endpoint may answer with."""
-    found = {400, 401, 422, 429, 500, 503, 504}
+    found = {400, 422, 429, 500, 503, 504} | endpoint.errors
     if endpoint.access.level is not Level.PUBLIC:
-        found |= {403, 404}
-    if endpoint.access.writes:
-        found |= {409}
+        found |= {401, 403, 404}
+        if endpoint.access.writes:
+            found |= {409}
     if endpoint.conditional:
         found |= {412}
     if has_body:

@@ -1,7 +1,7 @@
 """What an endpoint is: a path and method bound to one RPC, with a function that makes the RPC's request."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -31,7 +31,8 @@ class Endpoint:
     from the RPC is added by `binding`: pages (`limit`, `cursor`), `If-Match` where the request has `if_version`,
     `Idempotency-Key`. `show` makes the answer, of type `answer`, from the RPC's; without it the answer is 204.
     `location` is a format string over the answer for what was created (`/projects/{0.id}`). `versioned` false: the
-    request's `if_version` is not offered, since nothing shows a version.
+    request's `if_version` is not offered, since nothing shows a version. `errors` are the statuses of errors that are
+    its own, beside those that follow from the RPC's declaration.
     """
 
     verb: Verb
@@ -43,6 +44,7 @@ class Endpoint:
     location: str | None
     timeout_s: float
     versioned: bool
+    errors: frozenset[int]
 
     @property
     def access(self) -> Access:
@@ -84,12 +86,13 @@ def endpoint(
     location: str | None = None,
     timeout_s: float = RPC_TIMEOUT_S,
     versioned: bool = True,
+    errors: Iterable[int] = (),
 ) -> Callable[[Callable[..., Message]], Endpoint]:
     """Makes an `Endpoint` of a conversion. `path` is without /api/v1. `show` defaults to validating `answer`."""
     if show is None and answer is not None:
         show = answer.model_validate
 
     def declare(convert: Callable[..., Message]) -> Endpoint:
-        return Endpoint(verb, path, method, convert, answer, show, location, timeout_s, versioned)
+        return Endpoint(verb, path, method, convert, answer, show, location, timeout_s, versioned, frozenset(errors))
 
     return declare

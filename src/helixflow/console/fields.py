@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from helixflow.core.permissions import ROLE_PERMISSIONS
+from helixflow.core.permissions import OPERATOR_SCOPES, ROLE_PERMISSIONS
 
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 MAX_LIST: Final = 100
@@ -103,19 +103,30 @@ Cursor = Annotated[
 ]
 
 _PERMISSIONS: Final = sorted(permission.value for permission in ROLE_PERMISSIONS)
+_SCOPES: Final = sorted(permission.value for permission in ROLE_PERMISSIONS | OPERATOR_SCOPES)
 
 
-def _check_permission(text: str) -> str:
-    if text not in _PERMISSIONS:
-        raise ValueError("must be one of the permissions that docs/reference/roles.md lists")
-    return text
+def _one_of(names: list[str]) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, str) and value not in names:
+            raise ValueError("must be one of the permissions that docs/reference/roles.md lists")
+        return value
+
+    return BeforeValidator(check)
 
 
 PermissionName = Annotated[
     str,
-    BeforeValidator(lambda value: _check_permission(value) if isinstance(value, str) else value),
+    _one_of(_PERMISSIONS),
     Field(examples=["keys:read"]),
     WithJsonSchema({"type": "string", "enum": _PERMISSIONS}),
+]
+# What an API key may have: beyond roles, what operators may give it.
+ScopeName = Annotated[
+    str,
+    _one_of(_SCOPES),
+    Field(examples=["models:use"]),
+    WithJsonSchema({"type": "string", "enum": _SCOPES}),
 ]
 
 _MOMENT: Final = re.compile(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.rpc.errors import describe
 
 MEDIA_TYPE: Final = "application/problem+json"
 _MAX_NAME: Final = 200
@@ -88,7 +89,8 @@ def _on_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HelixError)
     request_id = request_id_of(request.scope)
     if exc.traits.http >= 500:
-        log.warning("admin_request.error", request_id=request_id, code=exc.code, exc_info=exc.__cause__)
+        cause = describe(exc.__cause__) if exc.__cause__ is not None else None
+        log.warning("admin_request.error", request_id=request_id, code=exc.code, cause=cause)
     return render(exc, request_id)
 
 

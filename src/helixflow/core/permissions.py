@@ -59,6 +59,8 @@ P = Permission
 INSTALLATION_PERMISSIONS: Final = frozenset(
     {P.ORGANISATIONS_CREATE, P.ORGANISATIONS_LIST, P.SIGNING_KEYS_ROTATE, P.METRICS_READ}
 )
+# Those of them that an operator may give to an API key, whoever it acts for.
+OPERATOR_SCOPES: Final = frozenset({P.METRICS_READ})
 # What a role, built in or custom, may hold.
 ROLE_PERMISSIONS: Final = frozenset(Permission) - INSTALLATION_PERMISSIONS
 DEFAULT_SCOPES: Final = frozenset({P.MODELS_READ, P.MODELS_USE})

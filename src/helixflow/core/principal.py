@@ -22,7 +22,8 @@ class Principal:
 
     `id` is the key's or the account's; `owner_id` the account or service account that a key acts for, empty for a key
     of the project itself. `project_id` is empty for a token that is for no project in particular. `permissions` hold
-    in that project (without one: in the organisation). `models` and `networks` are restrictions, None for none.
+    in that project (without one: in the organisation); those of an operator or the bootstrap key also have what holds in
+    the installation. `models` and `networks` are restrictions, None for none.
     """
 
     kind: PrincipalKind

@@ -29,6 +29,7 @@ _ANY = "*"
 _PROBLEM = (b"content-type", MEDIA_TYPE)
 # RFC 6750, section 3.1: the token, not its absence, is what is wrong.
 _CHALLENGES = {ErrorKind.INVALID_TOKEN: b'Bearer error="invalid_token"'}
+_SINGLE = (b"host", b"authorization", b"content-type")
 # After these the rest of a body may still be on its way: the connection is not worth keeping.
 _CLOSE_AFTER = frozenset({ErrorKind.BODY_TOO_LARGE, ErrorKind.REQUEST_TIMEOUT, ErrorKind.SHUTTING_DOWN})
 
@@ -100,6 +101,8 @@ class App:
         """What is to be done. Raises `HelixError` for a path or method that does not exist, and while draining."""
         if b"host" not in exchange.headers and exchange.scope["http_version"] == "1.1":  # RFC 9112, section 3.2
             raise HelixError(ErrorKind.INVALID_REQUEST, "An HTTP/1.1 request needs exactly one Host header.")
+        if len(exchange.headers) != len(exchange.scope["headers"]):
+            _check_repeated(exchange)
         path = exchange.path
         route = self._routes.get(path)
         if route is None:
@@ -163,6 +166,14 @@ class App:
             await exchange.reply(status, render_problem(error, exchange.request_id), headers, _PROBLEM)
         else:
             await exchange.reply(status, render_error(error), headers, JSON)
+
+
+def _check_repeated(exchange: Exchange) -> None:
+    """Refuses a second one of what must be one: whoever checked the first did not check the one that we would take."""
+    names = [name for name, _ in exchange.scope["headers"]]
+    for name in _SINGLE:
+        if names.count(name) > 1:
+            raise HelixError(ErrorKind.INVALID_REQUEST, f"The header {name.decode()} must not be sent twice.")
 
 
 def _internal(exchange: Exchange) -> HelixError:

@@ -131,6 +131,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._max_header_bytes:
             raise ValueError("the request head is too large")
+        if self._head_since is None:
+            # A trailer, which may come from somebody whom a proxy in front did not look at (RFC 9110, section 6.5.1).
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -63,7 +63,11 @@ class KeyPair:
         chain = parse_certificates(chain_pem if chain_pem is not None else key_pem)
         if not chain:
             raise ValueError("there is no certificate in it")
-        if chain[0].public_key() != key.public_key():
+        try:
+            belongs = chain[0].public_key() == key.public_key()
+        except UnsupportedAlgorithm as exc:
+            raise ValueError("the certificate's key is of a kind that is not supported") from exc
+        if not belongs:
             raise ValueError("the key and the certificate do not belong together")
         return cls(key, chain)
 
@@ -152,11 +156,13 @@ def create_leaf(issuer: KeyPair, subject: str, names: Names, usage: Usage, *, no
 
 
 def names_of(certificate: x509.Certificate) -> Names:
-    """The subject's alternative names that we know of."""
+    """The subject's alternative names that we know of. Raises `ValueError` when they cannot be read."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return Names()
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        raise ValueError("the certificate's extensions cannot be read") from exc
     return Names(
         uris=frozenset(names.get_values_for_type(x509.UniformResourceIdentifier)),
         dns=frozenset(names.get_values_for_type(x509.DNSName)),
@@ -186,7 +192,7 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     """Whether `issuer` signed it; says nothing of whether it may have."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

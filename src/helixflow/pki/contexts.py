@@ -44,6 +44,8 @@ class ServerContext:
         self._key_file = key_file.expanduser() if key_file is not None else self._certificate_file
         self._clock = clock if clock is not None else SystemClock()
         self._versions = self._look()
+        # What was refused last, and why: told once, though it is tried again at every look.
+        self._refused: tuple[object, str] | None = None
         self.context = _create_context()
         _load(self.context, self._read())
 
@@ -58,19 +60,22 @@ class ServerContext:
     async def reload_if_changed(self) -> bool:
         """Takes over changed files for connections from now on; True when it did.
 
-        A pair that is half-written, does not match or has expired is logged and refused: the present one stays.
+        What cannot be used (half-written, of two pairs, expired, or no room for a copy) is logged once, and tried again
+        at the next look: the present pair stays.
         """
         versions = await asyncio.to_thread(self._look)
         if versions == self._versions:
             return False
-        self._versions = versions
         try:
             sealed = await asyncio.to_thread(self._read)
+            # Not in a thread: a handshake on the event loop must not see the certificate without its key.
+            _load(self.context, sealed)
         except UserError as exc:
-            log.error("https_certificate.refused", reason=exc.message)
+            if self._refused != (versions, exc.message):
+                self._refused = versions, exc.message
+                log.error("https_certificate.refused", reason=exc.message)
             return False
-        # Not in a thread: a handshake on the event loop must not see the certificate without its key.
-        _load(self.context, sealed)
+        self._versions, self._refused = versions, None
         log.info("https_certificate.renewed")
         return True
 
@@ -95,9 +100,8 @@ class ServerContext:
             _load(_create_context(), sealed)
         except FileNotFoundError as exc:
             raise UserError(f"{exc.filename}: there is no such file", ExitCode.CONFIG) from exc
-        except (ValueError, ssl.SSLError) as exc:
-            reason = exc if isinstance(exc, ValueError) else "not usable for TLS"
-            raise UserError(f"{self._certificate_file}: {reason}; replace it", ExitCode.CONFIG) from exc
+        except ValueError as exc:
+            raise UserError(f"{self._certificate_file}: {exc}; replace it", ExitCode.CONFIG) from exc
         return sealed
 
 
@@ -119,8 +123,18 @@ def _seal(pair: KeyPair) -> _Sealed:
 
 
 def _load(context: ssl.SSLContext, sealed: _Sealed) -> None:
-    """OpenSSL wants a file; a copy of ours, for the original may change between two looks. Raises `ssl.SSLError`."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(sealed.pem)
-        file.flush()
-        context.load_cert_chain(file.name, password=sealed.password)
+    """OpenSSL wants a file; a copy of ours, for the original may change between two looks.
+
+    Raises `ValueError` for what TLS cannot use, or `UserError` (STORAGE) when there is no room for the copy: `context`
+    is then as it was.
+    """
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(sealed.pem)
+            file.flush()
+            context.load_cert_chain(file.name, password=sealed.password)
+    except ssl.SSLError as exc:
+        raise ValueError("not usable for TLS") from exc
+    except OSError as exc:
+        message = f"the folder for temporary files (TMPDIR) cannot be used: {exc.strerror}; make room there"
+        raise UserError(message, ExitCode.STORAGE) from exc

@@ -51,6 +51,9 @@ class ServiceIdentity:
         self.version = 0
         self._revoked_version = version_of(folder.revoked)
         self.revoked = Register(folder).revoked_serials()
+        # What was refused last, and why: told once, though it is tried again at every look.
+        self._refused: tuple[object, str] | None = None
+        self._revoked_refused: tuple[object, str] | None = None
         self._listeners: list[Callable[[], None]] = []
 
     @classmethod
@@ -74,25 +77,39 @@ class ServiceIdentity:
 
     def refresh(self) -> None:
         """Takes over what has changed since the last look. Blocks; raises nothing."""
+        self._refresh_credential()
+        self._refresh_revoked()
+
+    def _refresh_credential(self) -> None:
         versions = self._look()
-        if versions != self._versions:
-            self._versions = versions
-            try:
-                credential = self._read()
-            except UserError as exc:
+        if versions == self._versions:
+            return
+        try:
+            credential = self._read()
+        except UserError as exc:
+            if self._refused != (versions, exc.message):
+                self._refused = versions, exc.message
                 log.error("identity.refused", peer=self.service, reason=exc.message)
-            else:
-                self.credential = credential
-                self.version += 1
-                log.debug("identity.renewed", peer=self.service)
-        revoked_version = version_of(self._folder.revoked)
-        if revoked_version != self._revoked_version:
-            self._revoked_version = revoked_version
-            try:
-                self.revoked = Register(self._folder).revoked_serials()
-            except UserError as exc:
-                # Those known so far stay revoked.
+            return
+        self._versions, self._refused = versions, None
+        self.credential = credential
+        self.version += 1
+        log.debug("identity.renewed", peer=self.service)
+
+    def _refresh_revoked(self) -> None:
+        version = version_of(self._folder.revoked)
+        if version == self._revoked_version:
+            return
+        try:
+            revoked = Register(self._folder).revoked_serials()
+        except UserError as exc:
+            # Those known so far stay revoked.
+            if self._revoked_refused != (version, exc.message):
+                self._revoked_refused = version, exc.message
                 log.error("revocations.refused", reason=exc.message)
+            return
+        self._revoked_version, self._revoked_refused = version, None
+        self.revoked = revoked
 
     def _look(self) -> tuple[Version | None, ...]:
         return tuple(version_of(path) for path in self._paths)
@@ -105,7 +122,11 @@ class ServiceIdentity:
         if expires_at <= now:
             raise UserError(f"{path}: the certificate has expired; run: helixflow pki rotate", ExitCode.CONFIG)
         wanted = spiffe_id(self.trust_domain, self.service)
-        if wanted not in names_of(pair.certificate).uris:
+        try:
+            named = names_of(pair.certificate).uris
+        except ValueError as exc:
+            raise UserError(f"{path}: {exc}; replace it", ExitCode.CONFIG) from exc
+        if wanted not in named:
             raise UserError(f"{path}: the certificate is not that of {wanted}; replace it", ExitCode.CONFIG)
         roots = read_roots(roots_path)
         if not build_path(pair.chain, parse_certificates(roots)):

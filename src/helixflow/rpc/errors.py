@@ -11,8 +11,12 @@ import msgspec
 import structlog
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.keys import mask_secrets
 
 TRAILER: Final = "helixflow-error-bin"
+MAX_DESCRIPTION: Final = 300
+# More is not looked at.
+_MAX_LINE: Final = 2 * MAX_DESCRIPTION
 INTERNAL_TEXT: Final = "Internal error. The service's log says more."
 
 log = structlog.get_logger("helixflow.rpc")
@@ -84,10 +88,24 @@ def _from_trailer(value: bytes) -> HelixError | None:
     )
 
 
+def describe(exc: BaseException) -> str:
+    """For logs: the type and the first line of the text, of a failed call the status and its details. Without what looks
+    like a key or token of ours, at most `MAX_DESCRIPTION` characters.
+    """
+    if isinstance(exc, grpc.aio.AioRpcError):
+        text = f"{exc.code().name}: {exc.details() or ''}"
+    else:
+        text = str(exc)
+    line = next(iter(text.strip().splitlines()), "")
+    printable = "".join(c if c.isprintable() else "?" for c in line[:_MAX_LINE])
+    return mask_secrets(f"{type(exc).__name__}: {printable}" if line else type(exc).__name__)[:MAX_DESCRIPTION]
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call whose servicer raised: a `HelixError` as it is, anything else as INTERNAL with fixed text.
 
-    What was raised is logged, by method; requests and answers never are.
+    What was raised is logged, by method; requests and answers never are. What is behind a `HelixError`, such as a
+    database that was stopped, takes one line: its traceback is for level debug.
     """
 
     async def intercept_service(
@@ -143,7 +161,8 @@ async def _abort(exc: Exception, method: str, context: grpc.aio.ServicerContext[
     if isinstance(exc, HelixError):
         error = exc
         if exc.__cause__ is not None:
-            log.warning("rpc.failed", method=method, code=exc.code, exc_info=exc)
+            log.warning("rpc.failed", method=method, code=exc.code, cause=describe(exc.__cause__))
+            log.debug("rpc.traceback", method=method, exc_info=exc)
     else:
         error = HelixError(ErrorKind.INTERNAL, INTERNAL_TEXT)
         log.error("rpc.crashed", method=method, exc_info=exc)

@@ -119,6 +119,20 @@ class AuthSettings(Section):
     master_key_env: str | None = Field(None, description="Environment variable that holds that key.")
     password_min_length: int = Field(12, ge=8, le=128, description="Fewest characters of a password.")
     invitation_hours: int = Field(72, ge=1, le=720, description="How long invitations and reset tokens work.")
+    installation_audit_retention_days: int = Field(
+        365,
+        ge=0,
+        le=3650,
+        description="Days that the installation's own audit log is kept: 30 or more, or 0 for ever. "
+        "Organisations have each their own `audit_retention_days`.",
+    )
+
+    @field_validator("installation_audit_retention_days")
+    @classmethod
+    def _month_or_more(cls, days: int) -> int:
+        if 0 < days < 30:
+            raise ValueError("audit records are kept for 30 days or more, or for ever (0)")
+        return days
 
     @model_validator(mode="after")
     def _one_master_key(self) -> "AuthSettings":

@@ -195,7 +195,10 @@ sessions = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    # For its whole life: who goes on in another organisation has a new session there.
     Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
+    # The session that the sign-in opened, of all that followed from it: itself, for that one.
+    Column("family_id", Text, nullable=False),
     Column("project_id", Text, nullable=False),
     Column("method", Text, nullable=False),
     Column("address", Text, nullable=False),
@@ -203,10 +206,13 @@ sessions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("refreshed_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    # No refresh carries it, or what follows from it, further than that.
+    Column("last_until", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
-    # `logout`, `reused`, `revoked`, `password`, `suspended`, `deleted`.
+    # `logout`, `moved`, `reused`, `revoked`, `password`, `suspended`, `deleted`.
     Column("end_reason", Text),
     Index("ix_sessions_account_id", "account_id", "created_at", "id"),
+    Index("ix_sessions_family_id", "family_id"),
     Index("ix_sessions_expires_at", "expires_at"),
 )
 
@@ -232,17 +238,24 @@ one_time_tokens = Table(
     Column("account_id", Text, ForeignKey("accounts.id")),
     Column("organisation_id", Text, ForeignKey("organisations.id"), nullable=False),
     Column("project_id", Text, nullable=False),
+    # As it was given, and as it is compared.
     Column("email", Text, nullable=False),
+    Column("email_key", Text, nullable=False),
     Column("role", Text, nullable=False),
     # Sign-in so far, for `mfa`.
     Column("method", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
+    # Who answers for it (a key only if it acts for nobody), the API key that was used or '', and the permission that it
+    # took: it works while all of that holds.
     Column("created_by", Text, nullable=False),
+    Column("created_with", Text, nullable=False),
+    Column("needs", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("used_at", BigInteger),
     Index("ix_one_time_tokens_organisation_id", "organisation_id", "purpose", "created_at", "id"),
     Index("ix_one_time_tokens_account_id", "account_id"),
+    Index("ix_one_time_tokens_created_by", "created_by"),
     Index("ix_one_time_tokens_expires_at", "expires_at"),
 )
 
@@ -251,10 +264,22 @@ sign_in_failures = Table(
     "sign_in_failures",
     metadata,
     Column("subject", LargeBinary(32), primary_key=True),
+    # As of `counted_at`.
     Column("failures", Integer, nullable=False),
-    Column("last_at", BigInteger, nullable=False),
+    Column("counted_at", BigInteger, nullable=False),
     Column("locked_until", BigInteger, nullable=False),
-    Index("ix_sign_in_failures_last_at", "last_at"),
+    Index("ix_sign_in_failures_counted_at", "counted_at"),
+)
+
+# Passwords that are being tried at this moment, by the same hashes. So few that they need no index.
+sign_in_attempts = Table(
+    "sign_in_attempts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("email_subject", LargeBinary(32), nullable=False),
+    # Null when nobody knows the address.
+    Column("address_subject", LargeBinary(32)),
+    Column("began_at", BigInteger, nullable=False),
 )
 
 # RSA keys for tokens (`token`) and ECDSA keys for checkpoints of the audit log (`audit`).
@@ -278,9 +303,7 @@ idempotency_keys = Table(
     metadata,
     Column("caller_id", Text, primary_key=True),
     Column("key", Text, primary_key=True),
-    # SHA-256 of method and request.
-    Column("request_hash", LargeBinary(32), nullable=False),
-    # The answer, sealed with the master key: it may hold a secret.
+    # SHA-256 of the request and the answer, sealed with the master key: both may hold a secret.
     Column("response", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Index("ix_idempotency_keys_created_at", "created_at"),
@@ -309,6 +332,11 @@ audit_records = Table(
     Column("previous_hash", LargeBinary(32), nullable=False),
     Column("hash", LargeBinary(32), nullable=False),
     Index("ix_audit_records_at", "organisation_id", "at"),
+    # What lists are filtered by, in their order.
+    Index("ix_audit_records_actor_id", "organisation_id", "actor_id", "sequence"),
+    Index("ix_audit_records_action", "organisation_id", "action", "sequence"),
+    Index("ix_audit_records_outcome", "organisation_id", "outcome", "sequence"),
+    Index("ix_audit_records_target_id", "organisation_id", "target_id", "sequence"),
 )
 
 # The end of each chain: the next record goes on from here also when all before it were pruned.

@@ -5,7 +5,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 from sqlalchemy import update
 
-from helixflow.auth.caller import ANONYMOUS
+from helixflow.auth.caller import Caller, CallerKind
 from helixflow.auth.changes import BLIND_S, KEEP_S, QUEUE_LENGTH, ChangeFeed, News, prune_changes
 from helixflow.auth.unit import Units
 from helixflow.core.clock import FakeClock
@@ -17,6 +17,7 @@ from helixflow.storage.engine import Database, open_database
 from helixflow.storage.schema import changes, installation
 
 ACCESS = Access(Level.SERVICE, None, writes=True, idempotent=False)
+SYSTEM = Caller(CallerKind.SYSTEM)
 KEY, SESSION = pb.CHANGE_KIND_KEY, pb.CHANGE_KIND_SESSION
 
 
@@ -31,7 +32,7 @@ class Process:
 
     async def tell(self, *subjects: str, kind: "pb.ChangeKind.ValueType" = KEY) -> None:
         """A transaction with these changes."""
-        async with self._units.writing(ANONYMOUS, ACCESS, "test") as unit:
+        async with self._units.writing(SYSTEM, ACCESS, "test") as unit:
             for subject in subjects:
                 await unit.change(kind, subject, key_hash=subject.encode().ljust(32))
 
@@ -92,7 +93,7 @@ async def test_what_is_taken_back_is_never_told_and_leaves_no_gap(process: Proce
     async with process.running(), aclosing(process.feed.watch()) as watch:
         await take(watch, 1)
         with pytest.raises(ZeroDivisionError):
-            async with process._units.writing(ANONYMOUS, ACCESS, "test") as unit:
+            async with process._units.writing(SYSTEM, ACCESS, "test") as unit:
                 await unit.change(KEY, "undone")
                 raise ZeroDivisionError
         await process.tell("done")

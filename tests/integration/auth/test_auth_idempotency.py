@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 
 from helixflow.auth.idempotency import KEEP_S, prune_idempotency_keys
 from helixflow.core.errors import ErrorKind, HelixError
@@ -29,6 +30,26 @@ async def test_a_request_that_is_sent_twice_is_done_once_and_answered_alike(auth
     ada_later = await auth.sign_in(ada.id, acme)
     assert (await auth.call(ada_later, "CreateKey", request, idempotency_key=KEY)).secret != first.secret
     assert len(await auth.rows(api_keys)) == 3
+
+
+async def test_what_is_remembered_says_nothing_of_a_password(auth: Installation) -> None:
+    """The request is remembered to tell others from it. A plain hash of it would be a way to try passwords."""
+    acme = await auth.add_organisation()
+    ada = await auth.add_person(acme, roles={"": "owner"})
+    request = pb.CreateUserRequest(email="bob@example.com", name="Bob", password="a long enough pass phrase")
+    made = await auth.call(ada, "CreateUser", request, idempotency_key=KEY)
+    (row,) = await auth.rows(idempotency_keys)
+    said = request.SerializeToString()
+    method = b"helixflow.auth.v1.AdminService.CreateUser\0"
+    parts = (acme.encode() + b"\0", b"\0")
+    inside = hashlib.sha256(b"".join((*parts, method, said))).digest()
+    context = f"{ada.id}\0{KEY}"
+    # That is the hash which is kept, and it is kept sealed: nothing else of the row knows it or anything like it.
+    assert auth.sealer.open("idempotency", row.response, context) == inside + made.SerializeToString()
+    stored = repr(row._asdict())
+    assert row._asdict().keys() == {"caller_id", "key", "response", "created_at"}
+    for known in (inside, hashlib.sha256(said).digest(), hashlib.sha256(method + said).digest()):
+        assert known not in row.response and known.hex() not in stored
 
 
 async def test_a_key_belongs_to_one_request_and_one_caller(auth: Installation) -> None:

@@ -5,7 +5,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.core.permissions import ROLES
+from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, refresh_tokens, sessions, signing_keys
 from tests.harness.auth import refused
@@ -96,6 +96,17 @@ async def test_a_member_of_nothing_gets_nowhere(door: SignIns) -> None:
     ada = await door.add_account(roles={})
     async with refused(ErrorKind.PERMISSION_DENIED):
         await door.login(ada.email)
+
+
+async def test_only_an_operators_token_holds_permissions_of_the_installation(door: SignIns) -> None:
+    eve = await door.add_account("eve@example.com", operator=True)
+    ada = await door.add_account(organisation_id=eve.organisation_id)
+    answers = {person.id: await door.login(person.email) for person in (eve, ada)}
+    for _ in range(2):
+        scopes = {name: set(door.claims(answer)["scope"].split()) for name, answer in answers.items()}
+        assert INSTALLATION_PERMISSIONS <= scopes[eve.id]
+        assert scopes[eve.id] - INSTALLATION_PERMISSIONS == scopes[ada.id]
+        answers = {name: await door.refresh(answer.refresh_token) for name, answer in answers.items()}
 
 
 async def test_the_organisation_and_project_that_are_asked_for(door: SignIns) -> None:

@@ -1,6 +1,7 @@
 """Signing keys: one at the first start, the next one announced first, the old one accepted as long as its tokens."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from helixflow.auth.master_key import MasterKey, check_master_key
 from helixflow.auth.signing_key_rotation import ANNOUNCED_S, FIRST_ANNOUNCED_S
 from helixflow.auth.tokens import ACCESS_LIFE_S, AccessTokens
 from helixflow.core.claims import LEEWAY_S
+from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
@@ -19,12 +21,13 @@ from tests.harness.sessions import AUDIENCE, PASSWORD, WRONG, SignIns
 from tests.harness.tokens import signing_key
 
 
-async def rotate(door: SignIns, key: str) -> admin_pb2.RotateSigningKeyResponse:
+async def rotate(door: SignIns, key: str, *, revoke_others: bool = False) -> admin_pb2.RotateSigningKeyResponse:
     door.next_key = key
-    prepared = await door.rotation.prepare(admin_pb2.RotateSigningKeyRequest())
+    request = admin_pb2.RotateSigningKeyRequest(revoke_others=revoke_others)
+    prepared = await door.rotation.prepare(request)
     async with door.system() as unit:
         unit.prepared = prepared
-        return await door.rotation.rotate(unit, admin_pb2.RotateSigningKeyRequest())
+        return await door.rotation.rotate(unit, request)
 
 
 async def kids(door: SignIns) -> list[str]:
@@ -112,6 +115,51 @@ async def test_two_rotations_in_a_row_leave_one_key_that_signs(door: SignIns) ->
     door.clock.advance(third.others_expire_at - door.now)
     assert await kids(door) == [third.kid]
     assert door.kid(await door.login(ada.email)) == third.kid
+
+
+async def test_a_leaked_key_is_cut_off_with_those_announced_and_the_new_one_signs_at_once(door: SignIns) -> None:
+    ada = await door.add_account()
+    (leaked,) = await kids(door)
+    announced = await rotate(door, "second")
+    before = await door.login(ada.email)
+    assert door.kid(before) == leaked
+    # Another process on the same database, whose clock is behind.
+    behind = SignIns(door.database, FakeClock(door.clock.now() - LEEWAY_S))
+    told = len(await door.told())
+    answer = await rotate(door, "third", revoke_others=True)
+    assert answer.others_expire_at == door.now
+    assert [row.kid for row in await door.rows(signing_keys)] == [answer.kid], "no private half is left"
+    changed = {(identity_pb2.CHANGE_KIND_SIGNING_KEYS, kid, "") for kid in (leaked, announced.kid, answer.kid)}
+    assert set((await door.told())[told:]) == changed
+    refresh_token = before.refresh_token
+    for process in (door, behind):
+        assert await kids(process) == [answer.kid]
+        await process.keys.refresh()
+        with pytest.raises(HelixError) as caught:
+            process.tokens.read(before.access_token)
+        assert caught.value.kind is ErrorKind.INVALID_TOKEN
+        # The session goes on.
+        renewed = await process.refresh(refresh_token)
+        refresh_token = renewed.refresh_token
+        assert process.kid(renewed) == answer.kid and process.tokens.read(renewed.access_token)
+    (record,) = await door.audited("", action="rotate", target_id=answer.kid)
+    assert set(json.loads(record.after)["revoked"]) == {leaked, announced.kid}
+    fourth = await rotate(door, "fourth")
+    door.clock.advance(ANNOUNCED_S)
+    assert door.kid(await door.login(ada.email)) == fourth.kid, "the next rotation is an ordinary one"
+    await behind.close()
+
+
+async def test_a_rotation_elsewhere_does_not_bring_a_leaked_key_back(database: Database) -> None:
+    doors = [await SignIns.open(database), SignIns(database, key="second")]
+    (leaked,) = await kids(doors[0])
+    answers = await asyncio.gather(
+        rotate(doors[0], "third", revoke_others=True), rotate(doors[1], "fourth", revoke_others=True)
+    )
+    (left,) = await kids(doors[1])
+    assert left in {answer.kid for answer in answers} - {leaked}
+    for door in doors:
+        await door.close()
 
 
 async def test_without_any_key_a_sign_in_is_told_to_wait(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

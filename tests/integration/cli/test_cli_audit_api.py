@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from helixflow.cli.audit_api import parse_moment
+from helixflow.cli.moments import parse_past
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.transport.testing import ScriptedUpstream, Send, answer
 from tests.harness.audit import build_export, build_records, new_key
@@ -58,7 +58,7 @@ async def test_a_list_for_people(ask: Run) -> None:
     async with ScriptedUpstream([[page(RECORD)]]) as upstream:
         done = await ask(upstream, "list", "--outcome", "denied", "--target", "key_1", "--since", "2026-11-01")
     assert done.code == 0
-    assert "2026-11-23 09:30:05  Ada[2J  create_key  key key_1  denied (not_found)" in done.out
+    assert "2026-11-23T09:30:05Z  Ada[2J  create_key  key key_1  denied (not_found)" in done.out
     (sent,) = upstream.requests
     assert sent.headers["authorization"] == "Bearer hfk_test"
     assert urlsplit(sent.target).path == "/api/v1/audit/records"
@@ -125,10 +125,10 @@ def test_without_a_service_it_says_how_to_start_one(run: Run) -> None:
     ],
 )
 def test_times_as_people_write_them(text: str, expected: str) -> None:
-    assert parse_moment(text, NOW, "--since") == expected
+    assert parse_past(text, NOW, "--since") == expected
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7", "-7d", "2027-13-01", "0001-01-01T00:00+23:00"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--since"):
-        parse_moment(text, NOW, "--since")
+        parse_past(text, NOW, "--since")

@@ -153,6 +153,33 @@ async def test_a_body_that_comes_in_pieces_is_passed_on_whole(run: Run) -> None:
     assert (admin.requests[0].body, admin.requests[0].headers["content-length"]) == (b"abcdef", "6")
 
 
+async def test_trailers_are_not_taken_for_headers(run: Run) -> None:
+    async with (
+        run([answer(b"{}")], trusted_proxies=("127.0.0.0/8",)) as (gateway, admin),
+        await gateway.connect() as wire,
+    ):
+        head = (
+            b"POST /api/v1/x HTTP/1.1\r\nhost: t\r\nx-forwarded-for: 198.51.100.7\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        trailers = b"x-forwarded-for: 10.1.2.3\r\nauthorization: Bearer stolen\r\n"
+        got = await wire.ask(head + chunk(b"abc") + b"0\r\n" + trailers + b"\r\n")
+    assert got.status == 200
+    asked = admin.requests[0].headers
+    assert asked["x-forwarded-for"] == "198.51.100.7"
+    assert "authorization" not in asked
+
+
+@pytest.mark.parametrize("name", ["host", "authorization", "content-type"])
+async def test_what_must_be_one_is_refused_twice(run: Run, name: str) -> None:
+    async with run([]) as (gateway, admin), await gateway.connect() as wire:
+        lines = f"{name}: Bearer a\r\n{name}: Bearer b\r\n"
+        host = "" if name == "host" else "host: t\r\n"
+        got = await wire.ask(f"GET /api/v1/me HTTP/1.1\r\n{host}{lines}\r\n".encode())
+    assert (got.status, got.json["code"]) == (400, "invalid_request")
+    assert name in got.json["detail"]
+    assert admin.requests == []
+
+
 async def test_a_head_request_gets_the_head_alone(run: Run) -> None:
     head = Send(b"HTTP/1.1 200 OK\r\ncontent-length: 1234\r\netag: x\r\n\r\n")
     async with run([head]) as (gateway, admin):

@@ -141,6 +141,12 @@ async def test_behind_a_trusted_proxy_the_forwarded_address_counts(tmp_path: Pat
         scraper = gateway.resolver.add("scraper", permissions=frozenset({Permission.METRICS_READ}))
         assert (await ask(gateway, "GET", "/metrics", scraper, **{"x-forwarded-for": "192.0.2.7"})).status == 200
         assert (await gateway.ask("GET", "/metrics")).status == 200
+        # As auth makes them for operators, and for others.
+        for scope, status in (("models:use metrics:read", 200), ("models:use", 403)):
+            got = await ask(
+                gateway, "GET", "/metrics", gateway.mint.token(scope=scope), **{"x-forwarded-for": "192.0.2.7"}
+            )
+            assert got.status == status
 
 
 async def test_a_restricted_key_is_judged_on_every_request_of_a_connection(gateway: RunningGateway) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from helixflow.cli.administration import cell, part
-from helixflow.cli.keys import parse_span
+from helixflow.cli.moments import parse_span
 from helixflow.cli.logins import FILE_NAME, Login, Logins
 from helixflow.core.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 
 from helixflow.cli.api import Answer
 from helixflow.cli.installation import check_data_dir, check_models, plan
-from helixflow.cli.keys import parse_expiry
+from helixflow.cli.moments import parse_expiry
 from helixflow.cli.machine import check_gpu, check_memory, check_python, known_features
 from helixflow.cli.output import printable
 from helixflow.cli.serve import welcome_arguments

@@ -11,7 +11,7 @@ from helixflow.console.binding import PREFIX, operation_id
 from helixflow.console.document import build_document
 from helixflow.console.endpoint import ADMIN, SESSIONS, Endpoint
 from helixflow.console.tags import TAGS
-from helixflow.core.permissions import ROLE_PERMISSIONS
+from helixflow.core.permissions import ROLE_PERMISSIONS, Permission
 from helixflow.rpc.access import Level, access_of
 
 ENDPOINTS = [endpoint for tag in TAGS for endpoint in tag.endpoints]
@@ -135,7 +135,7 @@ def _references(value: Any) -> list[str]:
 
 def test_scopes_are_those_that_a_role_may_hold(document: dict[str, Any]) -> None:
     scopes = document["components"]["schemas"]["NewKey"]["properties"]["scopes"]
-    assert set(scopes["items"]["enum"]) == {permission.value for permission in ROLE_PERMISSIONS}
+    assert set(scopes["items"]["enum"]) == {permission.value for permission in ROLE_PERMISSIONS | {Permission.METRICS_READ}}
 
 
 def test_no_page_of_others_is_served(app: FastAPI) -> None:

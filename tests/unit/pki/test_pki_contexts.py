@@ -1,5 +1,7 @@
 import asyncio
+import errno
 import ssl
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,28 @@ async def test_a_pair_that_does_not_match_yet_is_refused_and_the_old_one_stays(
         assert [record["event"] for record in logs] == ["https_certificate.refused"]
         assert x509.load_der_x509_certificate(handshake(node, server.context)[0]) == old
     new_key.rename(files[1])
+    assert await server.reload_if_changed()
+    assert x509.load_der_x509_certificate(handshake(node, server.context)[0]) == new
+
+
+async def test_without_room_for_temporary_files_the_old_pair_stays_until_there_is_some(
+    node: Node, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerContext(*files, clock=node.clock)
+    old = parse_certificates(files[0].read_bytes())[0]
+    new = replace(node, *files)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+        patch.setattr(tempfile, "NamedTemporaryFile", full)
+        for _ in range(3):
+            assert not await server.reload_if_changed()
+    (record,) = logs
+    assert (record["event"], record["log_level"]) == ("https_certificate.refused", "error")
+    assert "No space left on device; make room there" in record["reason"]
+    assert x509.load_der_x509_certificate(handshake(node, server.context)[0]) == old
     assert await server.reload_if_changed()
     assert x509.load_der_x509_certificate(handshake(node, server.context)[0]) == new
 

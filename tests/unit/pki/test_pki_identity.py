@@ -1,9 +1,13 @@
+import errno
 from pathlib import Path
 
 import pytest
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from helixflow.core.errors import UserError
+from helixflow.pki.certificates import KeyPair
 from helixflow.pki.identity import ServiceIdentity
 from tests.unit.pki.conftest import Node
 
@@ -53,6 +57,48 @@ def test_a_file_that_is_gone_for_a_moment_does_no_harm(node: Node, identity: Ser
     path.with_suffix(".away").rename(path)
     identity.refresh()
     assert identity.credential.expires_at == node.clock.now() + 24 * 3600
+
+
+def test_what_was_unreadable_for_a_moment_is_tried_again(
+    node: Node, identity: ServiceIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.issuance.rotate()
+    revoked = int(node.issuance.revoke("console")[0], 16)
+
+    def fail(path: Path, mode: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+        patch.setattr(Path, "open", fail)
+        for _ in range(3):
+            identity.refresh()
+    assert [record["event"] for record in logs] == ["identity.refused", "revocations.refused"]
+    assert (identity.version, identity.revoked) == (0, frozenset())
+    identity.refresh()
+    assert identity.version == 1
+    assert revoked in identity.revoked
+
+
+def test_a_certificate_whose_extensions_cannot_be_read_is_refused(node: Node, identity: ServiceIdentity) -> None:
+    path = node.folder.service_file("gateway")
+    pair = KeyPair.parse(path.read_bytes())
+    present = pair.certificate
+    builder = x509.CertificateBuilder(
+        present.issuer,
+        present.subject,
+        present.public_key(),
+        present.serial_number,
+        present.not_valid_before_utc,
+        present.not_valid_after_utc,
+    )
+    broken = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"\x30\x03\xff")
+    certificate = builder.add_extension(broken, critical=False).sign(pair.key, hashes.SHA256())
+    path.write_bytes(KeyPair(pair.key, (certificate,)).pem())
+    with structlog.testing.capture_logs() as logs:
+        identity.refresh()
+    (record,) = logs
+    assert "extensions cannot be read" in record["reason"]
+    assert identity.version == 0
 
 
 def test_the_identity_of_another_service_is_refused(node: Node, identity: ServiceIdentity) -> None:

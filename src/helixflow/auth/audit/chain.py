@@ -21,7 +21,7 @@ class Head(NamedTuple):
 
 
 async def append(connection: AsyncConnection, entries: Sequence[AuditEntry], now: int) -> None:
-    """Adds `entries`, in order, at `now` (seconds since the epoch).
+    """Adds `entries`, in order, at `now` (seconds since the epoch) unless they say otherwise.
 
     The transaction must be alone in writing, and this the last thing in it: nobody else moves the heads meanwhile.
     """
@@ -62,7 +62,7 @@ def _record(entry: AuditEntry, head: Head, now: int) -> Record:
     return Record(
         organisation_id=entry.organisation_id,
         sequence=head.sequence + 1,
-        at=now,
+        at=now if entry.at is None else entry.at,
         actor_kind=caller.kind.value,
         actor_id=plain(caller.id),
         actor_name=plain(caller.name),

@@ -23,7 +23,8 @@ class AuditEntry:
     """One act, before it is given its place in the chain of `organisation_id`.
 
     `action` is the RPC in snake case. `before` and `after` are JSON objects without secrets, None where there is
-    nothing to show. `reason` is the error's code when it was denied.
+    nothing to show. `reason` is the error's code when it was denied. `at` is seconds since the epoch, where that is not
+    when it is recorded.
     """
 
     organisation_id: str
@@ -35,3 +36,4 @@ class AuditEntry:
     after: Mapping[str, Any] | None = None
     outcome: Outcome = Outcome.DONE
     reason: str = ""
+    at: int | None = None

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.chain import Head, record_of
 from helixflow.auth.audit.checkpoints import Checkpoints, last_signed, public_keys
-from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
+from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.audit.lines import FORMAT, VERSION, Checkpoint, End, Header, header_hash, render, signature_of
 from helixflow.auth.audit.signatures import SigningKey
 from helixflow.auth.dispatch import Invocation
@@ -58,8 +58,12 @@ class AuditExport:
         """Raises `HelixError` PERMISSION_DENIED for the installation's log unless the caller is an operator, and
         UNAVAILABLE when retention takes away meanwhile what has not been read yet.
         """
+        if request.installation and not invocation.caller.operator:
+            raise operators_only()
         organisation_id = INSTALLATION if request.installation else invocation.caller.organisation_id
-        await _record_act(invocation, organisation_id, request)
+        async with invocation.writing() as unit:
+            asked = {"since": request.since, "until": request.until}
+            unit.record("audit_log", organisation_id, after=asked, organisation_id=organisation_id)
         async with invocation.writing() as unit:
             span = await self._open(unit.connection, organisation_id, request, unit.now)
         yield pb.ExportAuditLogResponse(lines=render(span.header))
@@ -98,24 +102,6 @@ class AuditExport:
             keys=await public_keys(connection),
         )
         return _Span(organisation_id, after, last, extent, key, header)
-
-
-async def _record_act(invocation: Invocation, organisation_id: str, request: pb.ExportAuditLogRequest) -> None:
-    caller = invocation.caller
-    refused = request.installation and not caller.operator
-    async with invocation.writing() as unit:
-        if refused:
-            denied = ErrorKind.PERMISSION_DENIED.value
-            unit.entries.append(
-                AuditEntry(
-                    caller.organisation_id, caller, invocation.action, "", "", None, None, Outcome.DENIED, denied
-                )
-            )
-        else:
-            span = {"since": request.since, "until": request.until}
-            unit.record("audit_log", organisation_id, after=span, organisation_id=organisation_id)
-    if refused:
-        raise operators_only()
 
 
 def operators_only() -> HelixError:

@@ -1,4 +1,4 @@
-"""Prunes what is older than an organisation keeps it. The chain that is left begins after the last pruned record.
+"""Prunes what is older than it is to be kept. The chain that is left begins after the last pruned record.
 
 Whole stretches between checkpoints go, once the checkpoint at their end is older than the retention; that checkpoint
 stays and vouches for the beginning of what is left. Nothing else ever deletes a record, and nothing changes one.
@@ -6,11 +6,11 @@ stays and vouches for the beginning of what is left. Nothing else ever deletes a
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Row, Select, cast, delete, select, update
+from sqlalchemy import BigInteger, Row, Select, case, cast, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.audit.chain import Head, append
-from helixflow.auth.audit.entry import AuditEntry
+from helixflow.auth.audit.entry import INSTALLATION, AuditEntry
 from helixflow.auth.caller import Caller, CallerKind
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import audit_checkpoints, audit_heads, audit_records, organisations
@@ -24,22 +24,26 @@ _BATCH: Final = 5000
 _SYSTEM: Final = Caller(CallerKind.SYSTEM, name="housekeeping")
 
 
-async def prune(database: Database, now: int) -> int:
+async def prune(database: Database, now: int, installation_days: int) -> int:
     """Removes the records of all organisations that are due, some thousand in each transaction; returns how many.
 
     For housekeeping, about once an hour. `now` is seconds since the epoch. Records live for the days of their
-    organisation's retention and up to one more.
+    organisation's retention, those of the installation itself for `installation_days` (0: for ever); and for up to one
+    more.
     """
     async with database.reading() as connection:
-        due = (await connection.execute(_find_due(now))).all()
+        due = (await connection.execute(_find_due(now, installation_days))).all()
     removed = 0
     for row in due:
-        while batch := await _prune_once(database, row.organisation_id, now - row.audit_retention_days * DAY_S, now):
+        while batch := await _prune_once(database, row.organisation_id, now - row.days * DAY_S, now):
             removed += batch
     return removed
 
 
-def _find_due(now: int) -> "Select[Any]":
+def _find_due(now: int, installation_days: int) -> "Select[Any]":
+    days = case(
+        (audit_heads.c.organisation_id == INSTALLATION, installation_days), else_=organisations.c.audit_retention_days
+    )
     signed = audit_checkpoints.c
     next_signed_at = (
         select(signed.at)
@@ -50,12 +54,9 @@ def _find_due(now: int) -> "Select[Any]":
         .scalar_subquery()
     )
     return (
-        select(audit_heads.c.organisation_id, organisations.c.audit_retention_days)
-        .join(organisations, organisations.c.id == audit_heads.c.organisation_id)
-        .where(
-            organisations.c.audit_retention_days > 0,
-            next_signed_at + cast(organisations.c.audit_retention_days, BigInteger) * DAY_S < now - _SLACK_S,
-        )
+        select(audit_heads.c.organisation_id, days.label("days"))
+        .outerjoin(organisations, organisations.c.id == audit_heads.c.organisation_id)
+        .where(days > 0, next_signed_at + cast(days, BigInteger) * DAY_S < now - _SLACK_S)
     )
 
 

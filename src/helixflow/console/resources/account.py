@@ -28,8 +28,8 @@ class ProjectPermissions(Shown):
 class Self(Shown):
     """Who calls, and what that caller may do."""
 
-    kind: str = Field(description="`account`, `service_account` or `key`.", examples=["account"])
-    id: str = Field(description="Id of the account, service account or key.", examples=["user_6b86b273ff34fce1"])
+    kind: str = Field(description="`account` or `key`.", examples=["account"])
+    id: str = Field(description="Id of the account or key.", examples=["user_6b86b273ff34fce1"])
     name: str = Field(description="Its name.", examples=["Ada Lovelace"])
     email: OptionalText = Field(description="Of accounts only.", examples=["ada@example.com"])
     mfa_enabled: bool = Field(description="Whether signing in wants a second factor.", examples=[True])

@@ -32,9 +32,7 @@ class AuditRecord(Shown):
     )
     sequence: int = Field(description="1, 2, 3 … in each log.", examples=[42])
     at: Moment = Field(description="When.")
-    actor_kind: str = Field(
-        description="`account`, `service_account`, `key`, `anonymous` or `system`.", examples=["account"]
-    )
+    actor_kind: str = Field(description="`account`, `key`, `anonymous` or `system`.", examples=["account"])
     actor_id: OptionalText = Field(description="Who.", examples=["user_6b86b273ff34fce19d6b804e"])
     actor_name: OptionalText = Field(description="Their name at the time.", examples=["Ada Lovelace"])
     action: str = Field(description="What was done.", examples=["create_project"])

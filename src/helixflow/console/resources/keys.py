@@ -18,7 +18,7 @@ from helixflow.console.fields import (
     OptionalMoment,
     OptionalProject,
     OptionalText,
-    PermissionName,
+    ScopeName,
     Texts,
 )
 from helixflow.console.models import Changes, Given, Page, Shown, absent
@@ -28,7 +28,7 @@ MAX_OVERLAP_S = 30 * 86_400
 _ID = ["key_37913d99a1ae28e3195d7a1f"]
 Id = Annotated[Identifier, Path(description="The key.", examples=_ID)]
 Expiry = Annotated[GivenMoment | None, Field(examples=["2027-01-31T00:00:00Z"])]
-Scopes = Annotated[list[PermissionName], Field(max_length=MAX_LIST, examples=[["models:read", "models:use"]])]
+Scopes = Annotated[list[ScopeName], Field(max_length=MAX_LIST, examples=[["models:read", "models:use"]])]
 Models = Annotated[list[ModelName], Field(max_length=MAX_LIST, examples=[["smollm2-135m-instruct"]])]
 Networks = Annotated[list[Network], Field(max_length=MAX_LIST, examples=[["203.0.113.0/24"]])]
 

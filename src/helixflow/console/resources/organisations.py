@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from helixflow.console.endpoint import ADMIN, endpoint
 from helixflow.console.fields import Email, Identifier, Moment, Name
 from helixflow.console.models import Changes, Given, Page, Shown, absent
-from helixflow.console.resources.invitations import Invitation
+from helixflow.console.resources.invitations import CreatedInvitation, Invitation
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 
 _ID = ["org_5d41402abc4b2a76b9719d91"]
@@ -50,6 +50,12 @@ class NewOrganisation(Given):
     owner_email: Email = Field(description="The first owner, who gets an invitation.")
 
 
+class NewOwner(Given):
+    """Who is to own an organisation too."""
+
+    owner_email: Email = Field(description="Who gets an invitation; not yet a member there.")
+
+
 class OrganisationChanges(Changes):
     """What changes; the rest stays."""
 
@@ -83,6 +89,18 @@ def create_organisation(body: NewOrganisation) -> admin_pb2.CreateOrganisationRe
     return admin_pb2.CreateOrganisationRequest(**body.given())
 
 
+@endpoint(
+    "POST",
+    "/organisations/{id}/owners",
+    ADMIN["InviteOwner"],
+    CreatedInvitation,
+    location="/invitations/{0.invitation.id}",
+)
+def invite_owner(id: Id, body: NewOwner) -> admin_pb2.InviteOwnerRequest:
+    """Invites one more owner, for an organisation whose owners cannot sign in any more."""
+    return admin_pb2.InviteOwnerRequest(organisation_id=id, **body.given())
+
+
 @endpoint("GET", "/organisations/{id}", ADMIN["GetOrganisation"], Organisation)
 def get_organisation(id: Id) -> admin_pb2.GetRequest:
     """One organisation."""
@@ -101,4 +119,11 @@ def delete_organisation(id: Id) -> admin_pb2.DeleteRequest:
     return admin_pb2.DeleteRequest(id=id)
 
 
-ENDPOINTS = (list_organisations, create_organisation, get_organisation, update_organisation, delete_organisation)
+ENDPOINTS = (
+    list_organisations,
+    create_organisation,
+    invite_owner,
+    get_organisation,
+    update_organisation,
+    delete_organisation,
+)

@@ -1,6 +1,6 @@
 """Signing in and out."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,8 @@ from helixflow.console.fields import AnyEmail, Code, Identifier, Name, OptionalP
 from helixflow.console.models import Given, Shown
 from helixflow.rpc.generated.auth_v1 import sessions_pb2
 
+# A wrong credential, an account that is suspended, an organisation or project that is not the account's.
+_NOT_LET_IN: Final = (401, 403, 404)
 _JWT = "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJpc3MiOiJoZWxpeGZsb3cifQ.c2lnbmF0dXJl"
 
 
@@ -22,8 +24,8 @@ class Credentials(Given):
     )
     project_id: OptionalProject = Field(
         None,
-        description="Which project the token is for; null: the oldest project in which models may be used, none if there "
-        "is none.",
+        description="Which project the token is for; null: the oldest project in which models may be used, none if "
+        "there is none.",
     )
 
 
@@ -43,8 +45,8 @@ class RefreshToken(Given):
     )
     project_id: OptionalProject = Field(
         None,
-        description="Changes the project; null: as before, or in another organisation and where that project is gone the "
-        "oldest project in which models may be used, none if there is none.",
+        description="Changes the project; null: as before, or in another organisation and where that project is gone "
+        "the oldest project in which models may be used, none if there is none.",
     )
 
 
@@ -111,17 +113,19 @@ def _show_login(message: sessions_pb2.LoginResponse) -> Tokens | MfaChallenge:
     Tokens | MfaChallenge,
     show=_show_login,
     timeout_s=PASSWORD_TIMEOUT_S,
+    errors=_NOT_LET_IN,
 )
 def login(body: Credentials) -> sessions_pb2.LoginRequest:
     """Signs in with e-mail and password. Answers with tokens, or with a challenge where a second factor is wanted.
 
     401 `invalid_credentials` for an unknown e-mail and a wrong password alike; 429 `too_many_attempts` while locked
-    out.
+    out. With the right password 403 `permission_denied` for an account that is suspended or a member nowhere, and 404
+    `not_found` for an organisation or project that is not the account's.
     """
     return sessions_pb2.LoginRequest(**body.given())
 
 
-@endpoint("POST", "/auth/refresh", SESSIONS["Refresh"], Tokens, show=_show_tokens)
+@endpoint("POST", "/auth/refresh", SESSIONS["Refresh"], Tokens, show=_show_tokens, errors=_NOT_LET_IN)
 def refresh(body: RefreshToken) -> sessions_pb2.RefreshRequest:
     """Trades a refresh token for new tokens. A token that is used twice ends its session."""
     return sessions_pb2.RefreshRequest(**body.given())
@@ -133,7 +137,14 @@ def logout(body: SessionEnd) -> sessions_pb2.LogoutRequest:
     return sessions_pb2.LogoutRequest(**body.given())
 
 
-@endpoint("POST", "/auth/redeem", SESSIONS["RedeemToken"], Redeemed, timeout_s=PASSWORD_TIMEOUT_S)
+@endpoint(
+    "POST",
+    "/auth/redeem",
+    SESSIONS["RedeemToken"],
+    Redeemed,
+    timeout_s=PASSWORD_TIMEOUT_S,
+    errors=(401, 403, 409),
+)
 def redeem(body: Redemption) -> sessions_pb2.RedeemTokenRequest:
     """Accepts an invitation or resets a password, with the token of it. Signs nobody in.
 
@@ -142,7 +153,15 @@ def redeem(body: Redemption) -> sessions_pb2.RedeemTokenRequest:
     return sessions_pb2.RedeemTokenRequest(**body.given())
 
 
-@endpoint("POST", "/auth/mfa/verify", SESSIONS["VerifyMfa"], Tokens, show=_show_tokens, timeout_s=PASSWORD_TIMEOUT_S)
+@endpoint(
+    "POST",
+    "/auth/mfa/verify",
+    SESSIONS["VerifyMfa"],
+    Tokens,
+    show=_show_tokens,
+    timeout_s=PASSWORD_TIMEOUT_S,
+    errors=_NOT_LET_IN,
+)
 def verify_mfa(body: MfaAnswer) -> sessions_pb2.VerifyMfaRequest:
     """Finishes signing in with the second factor."""
     return sessions_pb2.VerifyMfaRequest(**body.given())

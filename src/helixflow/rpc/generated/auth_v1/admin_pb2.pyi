@@ -265,6 +265,28 @@ class CreateOrganisationResponse(_message.Message):
 Global___CreateOrganisationResponse: _TypeAlias = CreateOrganisationResponse  # noqa: Y015
 
 @_typing.final
+class InviteOwnerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANISATION_ID_FIELD_NUMBER: _builtins.int
+    OWNER_EMAIL_FIELD_NUMBER: _builtins.int
+    organisation_id: _builtins.str
+    owner_email: _builtins.str
+    def __init__(
+        self,
+        *,
+        organisation_id: _builtins.str = ...,
+        owner_email: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organisation_id", b"organisation_id", "owner_email", b"owner_email"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InviteOwnerRequest: _TypeAlias = InviteOwnerRequest  # noqa: Y015
+
+@_typing.final
 class ListOrganisationsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1500,11 +1522,11 @@ class AuditRecord(_message.Message):
     """1, 2, 3 … in each organisation."""
     at: _builtins.int
     actor_kind: _builtins.str
-    """`account`, `service_account`, `key`, `anonymous` or `system`."""
+    """`account`, `key` (also one of a service account), `anonymous` or `system`."""
     actor_id: _builtins.str
     actor_name: _builtins.str
     action: _builtins.str
-    """The RPC, in snake case: `create_project`."""
+    """The RPC, in snake case: `create_project`; or what the platform does by itself, see docs/reference/audit-log.md."""
     outcome: _builtins.str
     """`done`, or `denied` with the error's code in `reason`."""
     reason: _builtins.str

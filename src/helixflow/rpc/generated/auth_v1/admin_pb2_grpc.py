@@ -42,6 +42,11 @@ class AdminServiceStub:
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationResponse.FromString,
                 _registered_method=True)
+        self.InviteOwner = channel.unary_unary(
+                '/helixflow.auth.v1.AdminService/InviteOwner',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.FromString,
+                _registered_method=True)
         self.ListOrganisations = channel.unary_unary(
                 '/helixflow.auth.v1.AdminService/ListOrganisations',
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.ListRequest.SerializeToString,
@@ -271,6 +276,13 @@ class AdminServiceServicer:
 
     def CreateOrganisation(self, request, context):
         """With its first owner, who gets an invitation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InviteOwner(self, request, context):
+        """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -584,6 +596,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationResponse.SerializeToString,
             ),
+            'InviteOwner': grpc.unary_unary_rpc_method_handler(
+                    servicer.InviteOwner,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.SerializeToString,
+            ),
             'ListOrganisations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrganisations,
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.ListRequest.FromString,
@@ -834,6 +851,33 @@ class AdminService:
             '/helixflow.auth.v1.AdminService/CreateOrganisation',
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.CreateOrganisationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InviteOwner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.auth.v1.AdminService/InviteOwner',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateOrganisation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateOrganisationRequest, _admin_pb2.CreateOrganisationResponse]
     """With its first owner, who gets an invitation."""
+    InviteOwner: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InviteOwnerRequest, _admin_pb2.InviteUserResponse]
+    """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
     ListOrganisations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRequest, _admin_pb2.ListOrganisationsResponse]
     """All of the installation, by name."""
     GetOrganisation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _admin_pb2.Organisation]
@@ -134,6 +136,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateOrganisation: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateOrganisationRequest, _admin_pb2.CreateOrganisationResponse]  # type: ignore[assignment]
     """With its first owner, who gets an invitation."""
+    InviteOwner: _aio.UnaryUnaryMultiCallable[_admin_pb2.InviteOwnerRequest, _admin_pb2.InviteUserResponse]  # type: ignore[assignment]
+    """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
     ListOrganisations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRequest, _admin_pb2.ListOrganisationsResponse]  # type: ignore[assignment]
     """All of the installation, by name."""
     GetOrganisation: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _admin_pb2.Organisation]  # type: ignore[assignment]
@@ -225,6 +229,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.CreateOrganisationResponse, _abc.Awaitable[_admin_pb2.CreateOrganisationResponse]]:
         """With its first owner, who gets an invitation."""
+
+    @_abc_1.abstractmethod
+    def InviteOwner(
+        self,
+        request: _admin_pb2.InviteOwnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InviteUserResponse, _abc.Awaitable[_admin_pb2.InviteUserResponse]]:
+        """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
 
     @_abc_1.abstractmethod
     def ListOrganisations(

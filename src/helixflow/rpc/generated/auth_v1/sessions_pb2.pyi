@@ -258,7 +258,7 @@ class Self(_message.Message):
     ORGANISATIONS_FIELD_NUMBER: _builtins.int
     PROJECTS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`account`, `service_account` or `key`."""
+    """`account` or `key`."""
     id: _builtins.str
     name: _builtins.str
     email: _builtins.str

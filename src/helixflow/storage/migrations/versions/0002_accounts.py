@@ -24,6 +24,7 @@ _NEW_TABLES: Final = (
     "changes",
     "idempotency_keys",
     "installation",
+    "sign_in_attempts",
     "sign_in_failures",
     "signing_keys",
     "accounts",
@@ -204,6 +205,8 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("organisation_id", "sequence", name="pk_audit_records"),
     )
     op.create_index("ix_audit_records_at", "audit_records", ["organisation_id", "at"])
+    for column in ("actor_id", "action", "outcome", "target_id"):
+        op.create_index(f"ix_audit_records_{column}", "audit_records", ["organisation_id", column, "sequence"])
     op.create_table(
         "changes",
         sa.Column("revision", sa.BigInteger, nullable=False, autoincrement=False),
@@ -218,7 +221,6 @@ def _create_tables() -> None:
         "idempotency_keys",
         sa.Column("caller_id", sa.Text, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
-        sa.Column("request_hash", sa.LargeBinary(32), nullable=False),
         sa.Column("response", sa.LargeBinary, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("caller_id", "key", name="pk_idempotency_keys"),
@@ -232,14 +234,22 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("name", name="pk_installation"),
     )
     op.create_table(
+        "sign_in_attempts",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("email_subject", sa.LargeBinary(32), nullable=False),
+        sa.Column("address_subject", sa.LargeBinary(32)),
+        sa.Column("began_at", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_sign_in_attempts"),
+    )
+    op.create_table(
         "sign_in_failures",
         sa.Column("subject", sa.LargeBinary(32), nullable=False),
         sa.Column("failures", sa.Integer, nullable=False),
-        sa.Column("last_at", sa.BigInteger, nullable=False),
+        sa.Column("counted_at", sa.BigInteger, nullable=False),
         sa.Column("locked_until", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("subject", name="pk_sign_in_failures"),
     )
-    op.create_index("ix_sign_in_failures_last_at", "sign_in_failures", ["last_at"])
+    op.create_index("ix_sign_in_failures_counted_at", "sign_in_failures", ["counted_at"])
     op.create_table(
         "signing_keys",
         sa.Column("kid", sa.Text, nullable=False),
@@ -340,10 +350,13 @@ def _create_tables() -> None:
         sa.Column("organisation_id", sa.Text, nullable=False),
         sa.Column("project_id", sa.Text, nullable=False),
         sa.Column("email", sa.Text, nullable=False),
+        sa.Column("email_key", sa.Text, nullable=False),
         sa.Column("role", sa.Text, nullable=False),
         sa.Column("method", sa.Text, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("created_by", sa.Text, nullable=False),
+        sa.Column("created_with", sa.Text, nullable=False),
+        sa.Column("needs", sa.Text, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, nullable=False),
         sa.Column("used_at", sa.BigInteger),
@@ -353,6 +366,7 @@ def _create_tables() -> None:
         sa.UniqueConstraint("hash", name="uq_one_time_tokens_hash"),
     )
     op.create_index("ix_one_time_tokens_account_id", "one_time_tokens", ["account_id"])
+    op.create_index("ix_one_time_tokens_created_by", "one_time_tokens", ["created_by"])
     op.create_index("ix_one_time_tokens_expires_at", "one_time_tokens", ["expires_at"])
     op.create_index(
         "ix_one_time_tokens_organisation_id", "one_time_tokens", ["organisation_id", "purpose", "created_at", "id"]
@@ -370,6 +384,7 @@ def _create_tables() -> None:
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("account_id", sa.Text, nullable=False),
         sa.Column("organisation_id", sa.Text, nullable=False),
+        sa.Column("family_id", sa.Text, nullable=False),
         sa.Column("project_id", sa.Text, nullable=False),
         sa.Column("method", sa.Text, nullable=False),
         sa.Column("address", sa.Text, nullable=False),
@@ -377,6 +392,7 @@ def _create_tables() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("refreshed_at", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, nullable=False),
+        sa.Column("last_until", sa.BigInteger, nullable=False),
         sa.Column("ended_at", sa.BigInteger),
         sa.Column("end_reason", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_sessions"),
@@ -385,6 +401,7 @@ def _create_tables() -> None:
     )
     op.create_index("ix_sessions_account_id", "sessions", ["account_id", "created_at", "id"])
     op.create_index("ix_sessions_expires_at", "sessions", ["expires_at"])
+    op.create_index("ix_sessions_family_id", "sessions", ["family_id"])
     op.create_table(
         "refresh_tokens",
         sa.Column("hash", sa.LargeBinary(32), nullable=False),
