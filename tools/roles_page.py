@@ -29,7 +29,8 @@ do more there. An organisation keeps an owner who can sign in: the last one cann
 deleted.
 
 An organisation can make roles of its own, from the permissions in the table. Those of the installation are not among
-them: they belong to operators, whom other operators make, and to the bootstrap key.
+them: they belong to operators, whom other operators make, and to the bootstrap key. One of them, `metrics:read`, can be
+a scope of an API key, if an operator gives it.
 """
 
 _ROLES_INTRO: Final = """## Built-in roles

@@ -3,6 +3,7 @@
 A few generated requests for each operation, valid and invalid ones, always the same, against a real node.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from schemathesis.config import SchemathesisConfig
 from helixflow.console.app import create_app
 from helixflow.console.document import build_document
 from tests.harness.node import Node, run_node, write_idle_config
+from tests.harness.visitor import PASSWORD, visit
 
 EXAMPLES = 3
 # Whether a valid request succeeds depends on what there is: names of roles, the rules for passwords.
@@ -73,3 +75,43 @@ def test_the_node_serves_this_document(node: Node) -> None:
 def test_every_answer_conforms(case: schemathesis.Case, node: Node) -> None:
     headers = {"Authorization": f"Bearer {node.key}"}
     case.call_and_validate(base_url=f"http://127.0.0.1:{node.port}", headers=headers, timeout=30)
+
+
+async def test_what_only_real_credentials_are_refused_conforms(node: Node) -> None:
+    """The right password, but not for that place, and not any more."""
+    async with visit(node) as operator:
+        project = (await operator.make("/projects", {"name": "of the invitations"}))["id"]
+        other = await operator.make("/organisations", {"name": "Foreign", "owner_email": "owner@foreign.example"})
+        foreign = {"organisation_id": other["organisation"]["id"]}
+        ada = await operator.new_user("ada@example.com", "viewer")
+        signed_in = await operator.sign_in("ada@example.com")
+        invitations = [
+            (await operator.make("/invitations", {"email": "ada@example.com", "role": role, "project_id": project}))
+            for role in ("developer", "billing")
+        ]
+        credentials = {"email": "ada@example.com", "password": PASSWORD}
+        refresh = {"refresh_token": signed_in.refresh_token}
+        first, second = ({"token": one["token"], "password": PASSWORD} for one in invitations)
+        await answers(node, "/auth/login", credentials, 200)
+        await answers(node, "/auth/login", {**credentials, "password": "not that pass phrase"}, 401)
+        await answers(node, "/auth/login", credentials | foreign, 404, "not_found")
+        await answers(node, "/auth/login", credentials | {"project_id": "proj_0"}, 404, "not_found")
+        await answers(node, "/auth/refresh", refresh | foreign, 404, "not_found")
+        await operator.do("POST", f"/users/{ada}/suspend")
+        await answers(node, "/auth/login", credentials, 403, "permission_denied")
+        await answers(node, "/auth/refresh", refresh, 401, "invalid_token")
+        await answers(node, "/auth/redeem", first, 403, "permission_denied")
+        await operator.do("POST", f"/users/{ada}/reinstate")
+        await answers(node, "/auth/redeem", first, 200)
+        await answers(node, "/auth/redeem", second, 409, "conflict")
+        await answers(node, "/auth/redeem", first, 401, "invalid_token")
+
+
+async def answers(node: Node, path: str, body: dict[str, str], status: int, code: str = "") -> None:
+    """That it is answered with that status, as the document says."""
+    case = schema[f"/api/v1{path}"]["POST"].Case(body=body, media_type="application/json")
+    base_url = f"http://127.0.0.1:{node.port}"
+    response = await asyncio.to_thread(case.call, base_url=base_url, timeout=30)
+    assert response.status_code == status, response.text
+    assert not code or response.json()["code"] == code
+    case.validate_response(response)

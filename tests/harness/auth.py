@@ -57,7 +57,7 @@ from helixflow.core.claims import AccessClaims
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
-from helixflow.rpc.access import AUTHORIZATION, IDEMPOTENCY_KEY, REQUEST_ID
+from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, IDEMPOTENCY_KEY, REQUEST_ID
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import (
@@ -113,7 +113,13 @@ class Installation:
         self.passwords.close()
 
     async def call(
-        self, caller: "Person | str | None", rpc: str, request: Message, *, idempotency_key: str = ""
+        self,
+        caller: "Person | str | None",
+        rpc: str,
+        request: Message,
+        *,
+        idempotency_key: str = "",
+        address: str = "",
     ) -> Any:
         """The answer to an RPC of AdminService. `caller` is a person, a credential, or None for nobody.
 
@@ -125,6 +131,8 @@ class Installation:
             metadata.append((AUTHORIZATION, f"Bearer {credential}"))
         if idempotency_key:
             metadata.append((IDEMPOTENCY_KEY, idempotency_key))
+        if address:
+            metadata.append((CLIENT_ADDRESS, address))
         details = _Details(f"/{ADMIN_SERVICE.full_name}/{rpc}", tuple(metadata))
         handler = self._handler.service(cast(grpc.HandlerCallDetails, details))
         assert handler is not None, f"{rpc} is no RPC of AdminService"

@@ -46,6 +46,7 @@ class Scene:
 # As little as possible is given or taken, so that only the declared permission decides.
 REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "CreateOrganisation": lambda s: pb.CreateOrganisationRequest(name="New", owner_email="o@example.com"),
+    "InviteOwner": lambda s: pb.InviteOwnerRequest(organisation_id=s.organisation, owner_email="o@example.com"),
     "ListOrganisations": lambda s: pb.ListRequest(),
     "GetOrganisation": lambda s: pb.GetRequest(id=s.organisation),
     "UpdateOrganisation": lambda s: pb.UpdateOrganisationRequest(id=s.organisation, name="New"),
@@ -110,6 +111,7 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
         lambda s: ("project", s.project),
     ),
     "RevokeInvitation": lambda s: ("invitation", s.invitation),
+    "InviteOwner": lambda s: ("organisation", s.organisation),
     "CreateOrganisation": lambda s: ("organisation", ""),
     "ListOrganisations": lambda s: ("organisation", ""),
     "CreateProject": lambda s: ("project", ""),
@@ -214,7 +216,7 @@ def test_what_writes_says_so() -> None:
     assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List"))}
     assert {rpc for rpc, access in ACCESS.items() if access.idempotent} == {
         *(rpc for rpc in ACCESS if rpc.startswith("Create")),
-        *("InviteUser", "RotateKey"),
+        *("InviteUser", "InviteOwner", "RotateKey"),
     }
 
 
@@ -306,7 +308,9 @@ async def test_what_is_looked_for_elsewhere_is_recorded(stage: Installation) -> 
 @on_sqlite
 async def test_a_key_that_is_used_from_elsewhere_is_recorded(stage: Installation) -> None:
     scene = await set_scene(stage)
-    _, secret = await stage.add_key(scene.organisation, scene.project, scopes=["projects:read"], networks=["10.0.0.0/8"])
+    _, secret = await stage.add_key(
+        scene.organisation, scene.project, scopes=["projects:read"], networks=["10.0.0.0/8"]
+    )
     before = len(await stage.audited(scene.organisation))
     assert await outcome(stage, secret, "GetProject", scene) is ErrorKind.PERMISSION_DENIED
     (record,) = (await stage.audited(scene.organisation))[before:]

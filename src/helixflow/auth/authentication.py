@@ -46,11 +46,13 @@ class Authentication:
             await connection.execute(
                 select(accounts.c.name, accounts.c.email, accounts.c.operator)
                 .join(sessions, sessions.c.account_id == accounts.c.id)
-                .join(organisations, organisations.c.id == claims.org)
+                .join(organisations, organisations.c.id == sessions.c.organisation_id)
                 .where(
                     sessions.c.id == claims.sid,
                     accounts.c.id == claims.sub,
+                    sessions.c.organisation_id == claims.org,
                     sessions.c.ended_at.is_(None),
+                    sessions.c.expires_at > int(self._clock.now()),
                     accounts.c.suspended_at.is_(None),
                     accounts.c.deleted_at.is_(None),
                     organisations.c.deleted_at.is_(None),

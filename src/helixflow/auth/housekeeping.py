@@ -5,7 +5,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Table, delete, or_, select
 
 from helixflow.auth.caller import Caller, CallerKind
-from helixflow.auth.lockout import prune_failures
+from helixflow.auth.lockout import tidy_failures
 from helixflow.auth.sessions import REFRESH_LIFE_S
 from helixflow.auth.signing_key_rotation import SigningKeyRotation
 from helixflow.auth.unit import Unit, Units
@@ -31,7 +31,7 @@ class SessionHousekeeping:
     async def run_once(self) -> None:
         """Deletes in batches, until nothing is left to delete. Raises `HelixError` when the database cannot be used."""
         async with self._unit() as unit:
-            await prune_failures(unit)
+            await tidy_failures(unit)
             await self._rotation.retire(unit)
         while await self._prune_batch() >= _BATCH:
             pass

@@ -102,7 +102,7 @@ async def revoke_invitation(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteR
 
 
 async def is_member(unit: Unit, organisation_id: str, email: str, project_id: str = "") -> bool:
-    """Whether the account with that e-mail, if there is one, has a role there: in the project, or in the organisation."""
+    """Whether an account with that e-mail has a role in the project, or with '' in the organisation."""
     member = (
         select(memberships.c.account_id)
         .join(accounts, accounts.c.id == memberships.c.account_id)

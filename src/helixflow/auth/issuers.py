@@ -1,7 +1,7 @@
 """Who stands behind an invitation or a reset: it works only while they could still issue it.
 
-Somebody may send tokens to addresses of their own. When they are suspended, deleted, removed or demoted, when the key
-that they used is revoked, their open tokens end; and whatever else may have changed is asked again when one is redeemed.
+Somebody may send tokens to addresses of their own. When they are suspended, deleted, removed or demoted, or the key
+that they used is revoked, their open tokens end; whatever else may have changed is asked again when one is redeemed.
 """
 
 from dataclasses import dataclass

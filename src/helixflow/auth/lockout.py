@@ -63,13 +63,16 @@ class Lockout:
         tallies = await _find_tallies(unit.connection, attempt)
         for tally in tallies:
             _check_lock(tally, unit.now)
-        own = or_(
-            sign_in_attempts.c.email_subject == attempt.email, sign_in_attempts.c.address_subject == attempt.address
-        )
-        reserved = (await unit.connection.execute(select(sign_in_attempts).where(own))).all()
+        subjects = [subject for subject, _ in attempt.subjects]
+        columns = sign_in_attempts.c.email_subject, sign_in_attempts.c.address_subject
+        query = select(sign_in_attempts.c.began_at, *columns).where(or_(*(column.in_(subjects) for column in columns)))
+        began: dict[bytes, list[int]] = {subject: [] for subject in subjects}
+        for at, *of in await unit.connection.execute(query):
+            for subject in began.keys() & of:
+                began[subject].append(at)
         return all(
-            tally.at(unit.now).admits(*_split([row.began_at for row in reserved if subject in row], unit.now))
-            for tally, (subject, _) in zip(tallies, attempt.subjects, strict=True)
+            tally.at(unit.now).admits(*_split(began[subject], unit.now))
+            for tally, subject in zip(tallies, subjects, strict=True)
         )
 
     async def check(self, unit: Unit, attempt: Attempt) -> None:
@@ -146,9 +149,7 @@ def _split(began: Sequence[int], now: int) -> tuple[int, int]:
 
 async def _find_tallies(connection: AsyncConnection, attempt: Attempt) -> list[Tally]:
     """In the order of the attempt's subjects."""
-    query = select(sign_in_failures).where(
-        sign_in_failures.c.subject.in_([subject for subject, _ in attempt.subjects])
-    )
+    query = select(sign_in_failures).where(sign_in_failures.c.subject.in_([subject for subject, _ in attempt.subjects]))
     rows = {row.subject: row for row in await connection.execute(query)}
     return [_tally(rows.get(subject), limit) for subject, limit in attempt.subjects]
 

@@ -5,16 +5,18 @@ from typing import Any, Final
 from sqlalchemy import Row, update
 
 from helixflow.auth.dispatch import Invocation
-from helixflow.auth.lockout import Lockout
+from helixflow.auth.failure_tally import HALVING_S
+from helixflow.auth.lockout import Attempt, Lockout
 from helixflow.auth.one_time_tokens import Purpose, find, issue, use
 from helixflow.auth.passwords import Passwords
 from helixflow.auth.places import Place
-from helixflow.auth.proof import PasswordProof, Proof, find_account, recheck, record_denial, record_failure
+from helixflow.auth.proof import PasswordProof, find_account, recheck, record_denial, record_failure
 from helixflow.auth.second_factor import SecondFactor
 from helixflow.auth.sign_in import Admission, SignIn, place_of
 from helixflow.auth.signing_keys import SigningKeys
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.keys import CHALLENGE_PREFIX, is_well_formed
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, one_time_tokens
 
@@ -44,23 +46,26 @@ class Login:
 
     async def login(self, invocation: Invocation, request: pb.LoginRequest) -> pb.LoginResponse:
         await self._keys.ready()
-        proof = await self._proof.by_email(invocation, request.email, request.password)
-        new_hash = await self._improved_hash(proof.account, request.password)
+        account = await self._proof.by_email(invocation, request.email, request.password)
+        new_hash = await self._improved_hash(account, request.password)
         async with invocation.writing() as unit:
-            outcome = await self._enter(unit, invocation.action, request, proof, new_hash)
+            outcome = await self._enter(unit, invocation.action, request, await recheck(unit, account), new_hash)
         return await self._answer(outcome)
 
     async def verify_mfa(self, invocation: Invocation, request: pb.VerifyMfaRequest) -> pb.LoginResponse:
+        if not is_well_formed(request.challenge, CHALLENGE_PREFIX):
+            raise _spent()
+        # Anybody may try: who brings no challenge, or is locked out, takes nobody's turn to write.
+        async with invocation.reading() as unit:
+            await self._find_challenge(unit, request.challenge)
         async with invocation.writing() as unit:
             outcome = await self._meet_challenge(unit, invocation.action, request)
         return await self._answer(outcome)
 
     async def _enter(
-        self, unit: Unit, action: str, request: pb.LoginRequest, proof: Proof, new_hash: str | None
+        self, unit: Unit, action: str, request: pb.LoginRequest, account: Row[Any], new_hash: str | None
     ) -> Admission | str | HelixError:
         """The password was right."""
-        account = await recheck(unit, proof.account)
-        await self._lockout.take_back(unit, proof.attempt)
         place = await _place(unit, action, account, request.organisation_id, request.project_id)
         if isinstance(place, HelixError):
             return place
@@ -82,25 +87,33 @@ class Login:
         return await self._open(unit, account, place, _PASSWORD)
 
     async def _meet_challenge(self, unit: Unit, action: str, request: pb.VerifyMfaRequest) -> Admission | HelixError:
-        challenge = await find(unit.connection, request.challenge, (Purpose.MFA,), unit.now)
-        account = await find_account(unit.connection, challenge.account_id) if challenge is not None else None
-        if challenge is None or account is None:
-            raise HelixError(ErrorKind.INVALID_TOKEN, "The challenge has expired or was used. Sign in again.")
-        attempt = await self._lockout.count(unit, account.email)
+        challenge, account, attempt = await self._find_challenge(unit, request.challenge)
         factor = await self._second_factor.check(unit, account, request.code)
         if factor is None:
             await self._count_failure(unit, challenge)
-            record_failure(unit, action, account, attempt)
+            record_failure(unit, action, account, await self._lockout.fail(unit, attempt))
             return HelixError(ErrorKind.INVALID_CREDENTIALS, "The code is wrong or was used.")
         await use(unit, challenge.id)
-        await self._lockout.take_back(unit, attempt)
         place = await _place(unit, action, account, challenge.organisation_id, challenge.project_id)
         if isinstance(place, HelixError):
             return place
         return await self._open(unit, account, place, f"{challenge.method}+{factor}")
 
+    async def _find_challenge(self, unit: Unit, text: str) -> tuple[Row[Any], Row[Any], Attempt]:
+        """Its row, the account's, and the attempt to meet it. Raises `HelixError` INVALID_TOKEN, TOO_MANY_ATTEMPTS."""
+        challenge = await find(unit.connection, text, (Purpose.MFA,), unit.now)
+        account = await find_account(unit.connection, challenge.account_id) if challenge is not None else None
+        if challenge is None or account is None:
+            raise _spent()
+        attempt = self._lockout.attempt(account.email, unit.caller.source.address)
+        await self._lockout.check(unit, attempt)
+        return challenge, account, attempt
+
     async def _open(self, unit: Unit, account: Row[Any], place: Place, method: str) -> Admission:
         await self._lockout.forgive(unit, account.email)
+        if (account.last_login_at or 0) <= unit.now - HALVING_S:
+            # Not each time: whoever guesses must not buy as many guesses with an account of their own.
+            await self._lockout.credit_address(unit)
         return await self._sign_in.open(unit, account, place, method)
 
     async def _count_failure(self, unit: Unit, challenge: Row[Any]) -> None:
@@ -126,6 +139,10 @@ class Login:
             case str():
                 return pb.LoginResponse(challenge=outcome)
         return await self._sign_in.answer(outcome)
+
+
+def _spent() -> HelixError:
+    return HelixError(ErrorKind.INVALID_TOKEN, "The challenge has expired or was used. Sign in again.")
 
 
 async def _place(

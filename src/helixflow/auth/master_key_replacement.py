@@ -18,7 +18,7 @@ from helixflow.auth.unit import Unit, Units
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.rpc.access import Access, Level
 from helixflow.rpc.generated.auth_v1 import identity_pb2
-from helixflow.storage.schema import idempotency_keys, sign_in_failures
+from helixflow.storage.schema import idempotency_keys, sign_in_attempts, sign_in_failures
 from helixflow.storage.schema import signing_keys as signing_key_rows
 
 # All that is ever sealed, by the names under which it is counted.
@@ -52,7 +52,8 @@ async def replace_master_key(units: Units, old: MasterKey | None, new: MasterKey
             sealed = dict.fromkeys(SEALED, 0)
         else:
             counts = sealed = await _rotate(unit, old, sealer)
-        await unit.connection.execute(delete(sign_in_failures))
+        for counts_of_failures in (sign_in_failures, sign_in_attempts):
+            await unit.connection.execute(delete(counts_of_failures))
         await replace_check(unit.connection, new, unit.now)
         await _verify(unit.connection, sealer, sealed)
         unit.record("master_key", "", after={**counts, "lost": old is None}, organisation_id=INSTALLATION)

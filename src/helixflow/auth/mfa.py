@@ -1,5 +1,6 @@
 """What people do with their own second factor: begin, confirm, renew recovery codes, turn off."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from sqlalchemy import Row
@@ -14,11 +15,15 @@ from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 
+_Check = Callable[[Unit, Row[Any], str], Awaitable[object]]
 _WRONG_CODE: Final = "The code is wrong or was used."
 
 
 class Mfa:
-    """A stolen access token alone changes nothing here: each act needs the password, or a code of the new secret."""
+    """A stolen access token alone changes nothing here: each act needs the password, or a code of the new secret.
+
+    What ends the present second factor, or could, needs a code of it too.
+    """
 
     def __init__(self, proof: PasswordProof, lockout: Lockout, second_factor: SecondFactor) -> None:
         self._proof = proof
@@ -26,10 +31,9 @@ class Mfa:
         self._second_factor = second_factor
 
     async def enrol(self, invocation: Invocation, request: pb.EnrolMfaRequest) -> pb.EnrolMfaResponse:
-        proof = await self._proof.of_caller(invocation, request.current_password)
+        proven = await self._proof.of_caller(invocation, request.current_password)
         async with invocation.writing() as unit:
-            account = await recheck(unit, proof.account)
-            await self._lockout.take_back(unit, proof.attempt)
+            account = await recheck(unit, proven)
             if account.totp_confirmed_at is not None:
                 raise HelixError(ErrorKind.CONFLICT, "The second factor is on already. Turn it off first.")
             secret = await self._second_factor.enrol(unit, account.id)
@@ -42,14 +46,10 @@ class Mfa:
             account = await find_own_account(unit)
             if account.totp_secret is None or account.totp_confirmed_at is not None:
                 raise HelixError(ErrorKind.CONFLICT, "There is no second factor to confirm. Begin with a new one.")
-            attempt = await self._lockout.count(unit, account.email)
-            if await self._second_factor.check_totp(unit, account, request.code):
-                await self._lockout.take_back(unit, attempt)
+            if await self._try(unit, invocation.action, account, self._second_factor.check_totp, request.code):
                 await self._second_factor.confirm(unit, account.id)
                 codes = await self._second_factor.renew_recovery_codes(unit, account.id)
                 unit.record("user", account.id, before={"mfa_enabled": False}, after={"mfa_enabled": True})
-            else:
-                record_failure(unit, invocation.action, account, attempt)
         if not codes:
             raise HelixError(ErrorKind.INVALID_CREDENTIALS, _WRONG_CODE, param="code")
         return pb.RecoveryCodes(codes=codes)
@@ -57,35 +57,41 @@ class Mfa:
     async def renew_recovery_codes(
         self, invocation: Invocation, request: pb.RenewRecoveryCodesRequest
     ) -> pb.RecoveryCodes:
-        proof = await self._proof.of_caller(invocation, request.current_password)
+        """As much as `disable` takes: with the new codes it could be turned off."""
+        codes: list[str] = []
+        proven = await self._proof.of_caller(invocation, request.current_password)
         async with invocation.writing() as unit:
-            account = await recheck(unit, proof.account)
-            await self._lockout.take_back(unit, proof.attempt)
+            account = await recheck(unit, proven)
             _check_on(account)
-            codes = await self._second_factor.renew_recovery_codes(unit, account.id)
-            unit.record("user", account.id)
+            if await self._try(unit, invocation.action, account, self._second_factor.check, request.code):
+                codes = await self._second_factor.renew_recovery_codes(unit, account.id)
+                unit.record("user", account.id)
+        if not codes:
+            raise HelixError(ErrorKind.INVALID_CREDENTIALS, _WRONG_CODE, param="code")
         return pb.RecoveryCodes(codes=codes)
 
     async def disable(self, invocation: Invocation, request: pb.DisableMfaRequest) -> pb.DisableMfaResponse:
-        proof = await self._proof.of_caller(invocation, request.current_password)
+        proven = await self._proof.of_caller(invocation, request.current_password)
         async with invocation.writing() as unit:
-            done = await self._remove(unit, await recheck(unit, proof.account), request.code)
-            if done:
-                await self._lockout.take_back(unit, proof.attempt)
-            else:
-                record_failure(unit, invocation.action, proof.account, proof.attempt)
-        if not done:
+            account = await recheck(unit, proven)
+            _check_on(account)
+            right = await self._try(unit, invocation.action, account, self._second_factor.check, request.code)
+            if right:
+                await self._second_factor.remove(unit, account.id)
+                await end_of_account(unit, account.id, Purpose.MFA)
+                unit.record("user", account.id, before={"mfa_enabled": True}, after={"mfa_enabled": False})
+        if not right:
             raise HelixError(ErrorKind.INVALID_CREDENTIALS, _WRONG_CODE, param="code")
         return pb.DisableMfaResponse()
 
-    async def _remove(self, unit: Unit, account: Row[Any], code: str) -> bool:
-        _check_on(account)
-        if await self._second_factor.check(unit, account, code) is None:
-            return False
-        await self._second_factor.remove(unit, account.id)
-        await end_of_account(unit, account.id, Purpose.MFA)
-        unit.record("user", account.id, before={"mfa_enabled": True}, after={"mfa_enabled": False})
-        return True
+    async def _try(self, unit: Unit, action: str, account: Row[Any], check: _Check, code: str) -> bool:
+        """Whether the code is right, counted and recorded if not. Raises `HelixError` TOO_MANY_ATTEMPTS."""
+        attempt = self._lockout.attempt(account.email, unit.caller.source.address)
+        await self._lockout.check(unit, attempt)
+        if await check(unit, account, code):
+            return True
+        record_failure(unit, action, account, await self._lockout.fail(unit, attempt))
+        return False
 
 
 def _check_on(account: Row[Any]) -> None:

@@ -71,16 +71,14 @@ async def create_organisation(
 
 
 async def invite_owner(unit: Unit, request: pb.InviteOwnerRequest, *, token_life_s: int) -> pb.InviteUserResponse:
-    """For an organisation without an owner who can sign in: operators are not members of it, and cannot help otherwise."""
+    """For an organisation whose owners cannot sign in: operators are not members of it, and cannot help otherwise."""
     row = await _find(unit.connection, request.organisation_id)
     if row is None or row.deleted_at is not None:
         message = f"There is no organisation {request.organisation_id!r}."
         raise HelixError(ErrorKind.NOT_FOUND, message, param="organisation_id")
     email = check_email(request.owner_email, "owner_email")
     if await is_member(unit, row.id, email):
-        message = (
-            "This user is a member there already. Invite another e-mail: as an owner it can reset or promote them."
-        )
+        message = "This user is a member there. Invite another e-mail, which as an owner can promote or reset them."
         raise HelixError(ErrorKind.CONFLICT, message, param="owner_email")
     invitation, token = await invite(unit, row.id, email, OWNER, token_life_s=token_life_s)
     for chain in (INSTALLATION, row.id):

@@ -6,7 +6,6 @@ from sqlalchemy import select, update
 
 from helixflow.auth.caller import CallerKind
 from helixflow.auth.dispatch import Invocation
-from helixflow.auth.lockout import Lockout
 from helixflow.auth.one_time_tokens import end_of_account
 from helixflow.auth.passwords import Passwords
 from helixflow.auth.places import organisations_of
@@ -73,25 +72,17 @@ async def end_own_session(unit: Unit, request: pb.EndOwnSessionRequest) -> pb.En
 class OwnPassword:
     """ChangePassword."""
 
-    def __init__(self, passwords: Passwords, proof: PasswordProof, lockout: Lockout) -> None:
+    def __init__(self, passwords: Passwords, proof: PasswordProof) -> None:
         self._passwords = passwords
         self._proof = proof
-        self._lockout = lockout
 
     async def change(self, invocation: Invocation, request: pb.ChangePasswordRequest) -> pb.ChangePasswordResponse:
-        proof = await self._proof.of_caller(invocation, request.current_password)
-        account = proof.account
-        try:
-            new_hash = await self._passwords.hash_new(
-                request.new_password, email=account.email, name=account.name, param="new_password"
-            )
-        except HelixError:
-            async with invocation.writing() as unit:
-                await self._lockout.take_back(unit, proof.attempt)
-            raise
+        account = await self._proof.of_caller(invocation, request.current_password)
+        new_hash = await self._passwords.hash_new(
+            request.new_password, email=account.email, name=account.name, param="new_password"
+        )
         async with invocation.writing() as unit:
             await recheck(unit, account)
-            await self._lockout.take_back(unit, proof.attempt)
             await set_password(unit, account.id, new_hash)
             ended = await end_sessions(unit, account.id, None, EndReason.PASSWORD, but=unit.caller.session_id)
             unit.record("user", account.id, after={"sessions_ended": ended})

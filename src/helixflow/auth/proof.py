@@ -1,4 +1,4 @@
-"""Whether somebody knows the password of an account: reserved before it is tried, counted and recorded when it is wrong."""
+"""Whether somebody knows the password of an account: tried in turn, counted and recorded when it is wrong."""
 
 from typing import Any, Final
 

@@ -2,6 +2,9 @@
 
 Who invites is shown the token. It must not let them into an account that exists: accepting needs its password. Nor may
 it bring them back once they are gone: a token works only while its issuer could still issue it (`issuers`).
+
+Accepting asks for no second factor, also where the account has one: it signs nobody in, and whoever wants to use the new
+membership meets the second factor at the sign-in.
 """
 
 import secrets
@@ -18,7 +21,7 @@ from helixflow.auth.lockout import Lockout
 from helixflow.auth.one_time_tokens import Purpose, find, use
 from helixflow.auth.own_account import set_password
 from helixflow.auth.passwords import Passwords
-from helixflow.auth.proof import PasswordProof, Proof, find_account, find_account_by_email, recheck
+from helixflow.auth.proof import PasswordProof, find_account, find_account_by_email, recheck
 from helixflow.auth.sessions import EndReason, end_sessions
 from helixflow.auth.sign_in import become
 from helixflow.auth.texts import check_name, email_key
@@ -53,12 +56,9 @@ class Redeem:
         async with invocation.reading() as unit:
             found = await _find(unit, request.token)
         if found.account is not None and not found.resets:
-            proof = await self._proof.by_email(invocation, found.token.email, request.password)
+            proven = await self._proof.by_email(invocation, found.token.email, request.password)
             async with invocation.writing() as unit:
-                # Committed also when what follows is refused: the password was right.
-                await self._lockout.take_back(unit, proof.attempt)
-            async with invocation.writing() as unit:
-                return await self._accept(unit, request, proof)
+                return await self._accept(unit, request, proven)
         if found.account is not None:
             email, name = found.account.email, found.account.name
         else:
@@ -98,9 +98,9 @@ class Redeem:
         account = (await unit.connection.execute(made.returning(*accounts.c))).one()
         return await _join(unit, token, account)
 
-    async def _accept(self, unit: Unit, request: pb.RedeemTokenRequest, proof: Proof) -> pb.RedeemTokenResponse:
+    async def _accept(self, unit: Unit, request: pb.RedeemTokenRequest, proven: Row[Any]) -> pb.RedeemTokenResponse:
         found = await _find(unit, request.token)
-        account = await recheck(unit, proof.account)
+        account = await recheck(unit, proven)
         if account.suspended_at is not None:
             raise HelixError(ErrorKind.PERMISSION_DENIED, "Not permitted: this account is suspended.")
         return await _join(unit, found.token, account)

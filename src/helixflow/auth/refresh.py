@@ -1,6 +1,7 @@
 """Refresh and Logout: what is done with a refresh token, which works once.
 
-One that comes a second time has been stolen, or its answer was lost: nobody can tell which. Its session ends.
+One that comes a second time has been stolen, or its answer was lost: nobody can tell which. Its session ends, and what
+followed from that elsewhere. What cannot work is refused before anything is written: anybody may try.
 """
 
 from contextlib import suppress
@@ -11,19 +12,11 @@ from sqlalchemy import Row, select, update
 from helixflow.auth.dispatch import Invocation
 from helixflow.auth.places import Place, find_place
 from helixflow.auth.proof import find_account
-from helixflow.auth.sessions import (
-    REFRESH_LIFE_S,
-    SESSION_LIFE_S,
-    EndReason,
-    add_refresh_token,
-    end_session,
-    find_session,
-)
+from helixflow.auth.sessions import EndReason, end_family, end_session, find_session, is_open, prolong_session
 from helixflow.auth.sign_in import Admission, SignIn, become
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import REFRESH_PREFIX, hash_key, is_well_formed
-from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, refresh_tokens, sessions
 
@@ -37,6 +30,8 @@ class Refresh:
         self._sign_in = sign_in
 
     async def refresh(self, invocation: Invocation, request: pb.RefreshRequest) -> pb.LoginResponse:
+        if not await _might_work(invocation, request.refresh_token):
+            raise _refusal()
         async with invocation.writing() as unit:
             token = await _find_token(unit, request.refresh_token)
             admission = None
@@ -46,10 +41,12 @@ class Refresh:
             elif token is not None:
                 admission = await self._renew(unit, token, request)
         if admission is None:
-            raise HelixError(ErrorKind.INVALID_TOKEN, "The refresh token has expired or was used. Sign in again.")
+            raise _refusal()
         return await self._sign_in.answer(admission)
 
     async def logout(self, invocation: Invocation, request: pb.LogoutRequest) -> pb.LogoutResponse:
+        if not await _might_work(invocation, request.refresh_token):
+            return pb.LogoutResponse()
         async with invocation.writing() as unit:
             token = await _find_token(unit, request.refresh_token)
             session = await find_session(unit, token.session_id) if token is not None else None
@@ -68,28 +65,19 @@ class Refresh:
         if account is None or account.suspended_at is not None:
             return None
         place = await _place(unit, account, session, request)
-        expires_at = min(unit.now + REFRESH_LIFE_S, session.created_at + SESSION_LIFE_S)
-        if place is None or expires_at <= unit.now:
+        if place is None:
             return None
         await unit.connection.execute(
             update(refresh_tokens).where(refresh_tokens.c.hash == token.hash).values(used_at=unit.now)
         )
-        await unit.connection.execute(
-            update(sessions)
-            .where(sessions.c.id == session.id)
-            .values(
-                organisation_id=place.organisation_id,
-                project_id=place.project_id,
-                refreshed_at=unit.now,
-                expires_at=expires_at,
+        become(unit, account, session.organisation_id, session.id)
+        if place.organisation_id == session.organisation_id:
+            return await self._sign_in.admit(
+                unit, account, place, await prolong_session(unit, session, place.project_id)
             )
-        )
-        if place.organisation_id != session.organisation_id:
-            # Who ends the sessions of that organisation will not find this one any more.
-            await unit.change(identity_pb2.CHANGE_KIND_OWNER, account.id, organisation_id=session.organisation_id)
-        fresh = await add_refresh_token(unit, session.id, expires_at)
-        become(unit, account, place.organisation_id, session.id)
-        return await self._sign_in.admit(unit, account, place, session.id, fresh, expires_at - unit.now)
+        await end_session(unit, session.id, EndReason.MOVED)
+        unit.record("session", session.id, after={"end_reason": EndReason.MOVED.value})
+        return await self._sign_in.follow(unit, account, place, session)
 
 
 async def _place(unit: Unit, account: Row[Any], session: Row[Any], request: pb.RefreshRequest) -> Place | None:
@@ -109,19 +97,40 @@ async def _place(unit: Unit, account: Row[Any], session: Row[Any], request: pb.R
         return None
 
 
-async def _find_token(unit: Unit, token: str) -> Row[Any] | None:
+async def _might_work(invocation: Invocation, token: str) -> bool:
+    """Without taking anybody's turn to write."""
     if not is_well_formed(token, REFRESH_PREFIX):
-        return None
-    query = select(refresh_tokens).where(refresh_tokens.c.hash == hash_key(token))
+        return False
+    async with invocation.reading() as unit:
+        return await _find_token(unit, token) is not None
+
+
+async def _find_token(unit: Unit, token: str) -> Row[Any] | None:
+    """The row of a token, used or not, as long as anything is open that it could renew or end.
+
+    With `family_id`, `account_id` and `organisation_id` of its session.
+    """
+    kin = sessions.alias("kin")
+    query = (
+        select(refresh_tokens, sessions.c.family_id, sessions.c.account_id, sessions.c.organisation_id)
+        .join(sessions, sessions.c.id == refresh_tokens.c.session_id)
+        .where(
+            refresh_tokens.c.hash == hash_key(token),
+            select(kin.c.id).where(kin.c.family_id == sessions.c.family_id, is_open(unit.now, kin)).exists(),
+        )
+    )
     return (await unit.connection.execute(query)).first()
 
 
 async def _end_family(unit: Unit, token: Row[Any]) -> None:
-    """Ends the session of a token that came again, once."""
-    owner = select(accounts.c.home_organisation_id, accounts.c.id).join(
-        sessions, sessions.c.account_id == accounts.c.id
-    )
-    row = (await unit.connection.execute(owner.where(sessions.c.id == token.session_id))).one()
-    if await end_session(unit, token.session_id, EndReason.REUSED):
-        after = {"account_id": row.id, "issued_at": token.issued_at, "used_at": token.used_at}
-        unit.record("session", token.session_id, after=after, organisation_id=row.home_organisation_id, action=_REUSED)
+    """Recorded at the account's home, where the token was from, and where the session was that ends."""
+    query = select(accounts.c.home_organisation_id).where(accounts.c.id == token.account_id)
+    chains = {(await unit.connection.execute(query)).scalar_one(), token.organisation_id}
+    chains.update(ended.organisation_id for ended in await end_family(unit, token.family_id, EndReason.REUSED))
+    after = {"account_id": token.account_id, "issued_at": token.issued_at, "used_at": token.used_at}
+    for chain in sorted(chains):
+        unit.record("session", token.session_id, after=after, organisation_id=chain, action=_REUSED)
+
+
+def _refusal() -> HelixError:
+    return HelixError(ErrorKind.INVALID_TOKEN, "The refresh token has expired or was used. Sign in again.")

@@ -37,7 +37,7 @@ def session_operations(
         "Logout": refresh.logout,
         "RedeemToken": Redeem(passwords, proof, lockout).redeem,
         "GetSelf": Operation(get_self),
-        "ChangePassword": OwnPassword(passwords, proof, lockout).change,
+        "ChangePassword": OwnPassword(passwords, proof).change,
         "EnrolMfa": mfa.enrol,
         "ConfirmMfa": mfa.confirm,
         "RenewRecoveryCodes": mfa.renew_recovery_codes,

@@ -24,11 +24,14 @@ ACCESS_LIFE_S: Final = MAX_TOKEN_LIFE_S
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a token is for, and what it says of them. `revision` was read before `roles` and `permissions` were."""
+    """Whom a token is for, and what it says of them. `revision` was read before `roles` and `permissions` were;
+    `session_until` is when the session ends unless it is refreshed, in seconds since the epoch.
+    """
 
     account_id: str
     name: str
     session_id: str
+    session_until: int
     organisation_id: str
     project_id: str
     roles: tuple[str, ...]
@@ -55,13 +58,16 @@ class AccessTokens:
         self._audience = audience
 
     async def draft(self, unit: Unit, subject: Subject) -> UnsignedToken:
-        """A token for an hour from now. Sign it once the unit is committed. Raises `HelixError` UNAVAILABLE."""
+        """A token for an hour from now, or until the session's end. Sign it once the unit is committed.
+
+        Raises `HelixError` UNAVAILABLE.
+        """
         kid, key = await self._keys.choose(unit.connection, unit.now)
         claims = AccessClaims(
             iss=self._issuer,
             sub=subject.account_id,
             aud=self._audience,
-            exp=unit.now + ACCESS_LIFE_S,
+            exp=min(unit.now + ACCESS_LIFE_S, subject.session_until),
             iat=unit.now,
             nbf=unit.now,
             jti=secrets.token_hex(16),

@@ -4,8 +4,8 @@ Only its home organisation may change an account. Others see it while it is a me
 
 Whoever resets an account, or gives it another e-mail, can sign in as it, with its roles in other organisations too.
 Those are not the home's to give: while the account may change users or members of another organisation, only operators
-and the account itself do that, others get a CONFLICT. With lesser roles elsewhere it is done, and the audit log of every
-organisation in which the account is a member says so.
+and the account itself do that, others get a CONFLICT. With lesser roles elsewhere it is done, and the audit logs of all
+organisations in which the account is a member say so.
 
 An e-mail has one account in the whole installation, so whoever may create accounts can find out whether a certain
 e-mail has one: the sign-in that they made works or does not, whatever we answer. `CreateUser`, and `UpdateUser` with a

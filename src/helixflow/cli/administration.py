@@ -168,6 +168,17 @@ def show_fields(headline: str, fields: Sequence[tuple[str, str]]) -> None:
     print_lines(headline, *(f"{name:{width}}  {value}" for name, value in fields))
 
 
+def show_token(headline: str, token: str, email: str, expires_at: str) -> None:
+    """What somebody else is to redeem, for people."""
+    print_lines(
+        headline,
+        "",
+        f"  {token}",
+        "",
+        f"Give it to {email}, for helixflow redeem: it works until {cell(expires_at)} and cannot be shown again.",
+    )
+
+
 def cell(value: Any) -> str:
     """A value of the API in a table."""
     if value is None:

@@ -48,12 +48,31 @@ def auth_command(
     serve_auth(settings, client_environment().bootstrap_api_key)
 
 
-@app.command("rotate-signing-key", epilog="Example:\n\n$ helixflow auth rotate-signing-key")
-def rotate_signing_key_command(context: typer.Context, as_json: Json = False) -> None:
-    """Sign access tokens with a new key. Tokens of the one before it work until they expire; nobody notices."""
-    rotated = administer(context, lambda api: api.ask("POST", "/signing-keys/rotate"))
+@app.command(
+    "rotate-signing-key",
+    epilog="Example:\n\n$ helixflow auth rotate-signing-key\n\n$ helixflow auth rotate-signing-key --revoke-others",
+)
+def rotate_signing_key_command(
+    context: typer.Context,
+    revoke_others: Annotated[
+        bool,
+        typer.Option(
+            "--revoke-others", help="End the other keys and all access tokens now: a key may be known to others."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign access tokens with a new key. Tokens of the one before it work until they expire; nobody notices.
+
+    With --revoke-others they end within a second, and everybody's next request asks for a refreshed token.
+    """
+    body = {"revoke_others": revoke_others}
+    rotated = administer(context, lambda api: api.ask("POST", "/signing-keys/rotate", body))
     if as_json:
         print_json(rotated)
+        return
+    if revoke_others:
+        print_lines(f"{rotated['kid']} signs from now on; other keys and all access tokens have ended.")
         return
     print_lines(
         f"{rotated['kid']} signs in a few seconds; tokens of other keys are accepted until "

@@ -21,7 +21,12 @@ def login_command(
         str | None, typer.Option("--organisation", metavar="ID", help="One of your organisations; default: your own.")
     ] = None,
     project: Annotated[
-        str | None, typer.Option("--project", metavar="ID", help="The project that you work in; default: none.")
+        str | None,
+        typer.Option(
+            "--project",
+            metavar="ID",
+            help="The project that you work in; default: the oldest in which you may use models.",
+        ),
     ] = None,
 ) -> None:
     """Sign in for the commands that administer. The password is asked for, never given on the command line."""

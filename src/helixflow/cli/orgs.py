@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.administration import Json, administer, cell, part, present, show_fields, show_list
-from helixflow.cli.output import print_json, print_lines
+from helixflow.cli.administration import Json, administer, cell, part, present, show_fields, show_list, show_token
+from helixflow.cli.output import print_json
 
 app = typer.Typer(
-    help="List, create, show and change organisations.",
+    help="List, create, show and change organisations, and invite owners.",
     epilog='Example:\n\n$ helixflow orgs create "Example Ltd" --owner ada@example.com',
     no_args_is_help=True,
 )
@@ -35,13 +35,30 @@ def create_command(
     if as_json:
         print_json(made)
         return
-    print_lines(
-        f"Created {made['organisation']['name']} ({made['organisation']['id']}).",
-        "",
-        f"  {made['invitation_token']}",
-        "",
-        f"Give it to {owner}: it works until {cell(made['invitation']['expires_at'])} and cannot be shown again.",
+    organisation = made["organisation"]
+    show_token(
+        f"Created {organisation['name']} ({organisation['id']}).",
+        made["invitation_token"],
+        owner,
+        made["invitation"]["expires_at"],
     )
+
+
+@app.command("invite-owner", epilog="Example:\n\n$ helixflow orgs invite-owner org_abc123 ada@example.com")
+def invite_owner_command(
+    context: typer.Context,
+    organisation_id: OrganisationId,
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="Who is to own it too.")],
+    as_json: Json = False,
+) -> None:
+    """Invite one more owner of any organisation, whose own can sign in no more; for operators of the installation."""
+    path, body = f"/organisations/{part(organisation_id)}/owners", {"owner_email": email}
+    made = administer(context, lambda api: api.ask("POST", path, body))
+    if as_json:
+        print_json(made)
+        return
+    invitation = made["invitation"]
+    show_token(f"Invited {email} ({invitation['id']}).", made["token"], email, invitation["expires_at"])
 
 
 @app.command("show", epilog="Example:\n\n$ helixflow orgs show org_abc123")

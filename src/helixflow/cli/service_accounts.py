@@ -42,7 +42,7 @@ def create_command(
         print_lines(f"Created {made['name']} ({made['id']}).")
 
 
-@app.command("delete", epilog="Example:\n\n$ helixflow service-accounts delete svc_abc123")
+@app.command("delete", epilog="Example:\n\n$ helixflow service-accounts delete sa_abc123")
 def delete_command(
     context: typer.Context,
     account_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the service account.")],

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.administration import Json, administer, cell, part, present, show_list
+from helixflow.cli.administration import Json, administer, part, present, show_list, show_token
 from helixflow.cli.output import print_json, print_lines
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def create_command(
     if as_json:
         print_json(made)
     else:
-        _print_token(f"Created {email} ({made['user']['id']}).", made["token"], email, made["token_expires_at"])
+        show_token(f"Created {email} ({made['user']['id']}).", made["token"], email, made["token_expires_at"])
 
 
 @app.command("invite", epilog="Example:\n\n$ helixflow users invite ada@example.com --role developer")
@@ -62,7 +62,7 @@ def invite_command(
         print_json(made)
     else:
         invitation = made["invitation"]
-        _print_token(f"Invited {email} ({invitation['id']}).", made["token"], email, invitation["expires_at"])
+        show_token(f"Invited {email} ({invitation['id']}).", made["token"], email, invitation["expires_at"])
 
 
 @app.command("suspend", epilog="Example:\n\n$ helixflow users suspend user_abc123")
@@ -85,7 +85,7 @@ def reset_command(context: typer.Context, user_id: UserId, as_json: Json = False
         print_json(made)
     else:
         email = made["user"]["email"]
-        _print_token(f"Reset {email} ({user_id}).", made["token"], email, made["token_expires_at"])
+        show_token(f"Reset {email} ({user_id}).", made["token"], email, made["token_expires_at"])
 
 
 @app.command("delete", epilog="Example:\n\n$ helixflow users delete user_abc123")
@@ -101,13 +101,3 @@ def _change(context: typer.Context, user_id: str, verb: str, done: str, as_json:
         print_json(user)
     else:
         print_lines(f"{done} {user['email']} ({user_id})")
-
-
-def _print_token(headline: str, token: str, email: str, expires_at: str) -> None:
-    print_lines(
-        headline,
-        "",
-        f"  {token}",
-        "",
-        f"Give it to {email}: it works until {cell(expires_at)} and cannot be shown again.",
-    )

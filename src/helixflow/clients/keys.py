@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
+from helixflow.clients.belonging import Belonging
 from helixflow.clients.changes import ChangeWatch
 from helixflow.clients.principals import principal_of_key
 from helixflow.core.clock import Clock
@@ -67,8 +68,11 @@ class KeyResolver:
         self._entries: dict[bytes, _Entry] = {}
         self._unknown: dict[bytes, float] = {}
         self._lookups: dict[bytes, asyncio.Task[Principal]] = {}
-        # Counts what made answers under way doubtful.
+        # One of 100,000 that changes must not cost a look at all of them: 10 ms of the event loop.
+        self._of_owner, self._of_project, self._of_organisation = Belonging(), Belonging(), Belonging()
+        # Counts what made all answers under way doubtful; of single keys only the answer for that key is.
         self._invalidations = 0
+        self._doubtful: set[bytes] = set()
         watch.follow(self)
 
     def cached(self, key_hash: bytes) -> Principal | None:
@@ -118,37 +122,61 @@ class KeyResolver:
         self._invalidations += 1
         self._entries.clear()
         self._unknown.clear()
+        for belonging in (self._of_owner, self._of_project, self._of_organisation):
+            belonging.clear()
 
     def begin(self, changes: Sequence[identity_pb2.Change]) -> None:
         """Says nothing about keys: those changed since are forgotten, or none has changed."""
 
     def apply(self, change: identity_pb2.Change) -> None:
-        # Looking at each of 100,000 takes 5 ms, and such changes are rare: no index.
-        subject, entries = change.subject_id, self._entries.items()
         match change.kind:
             case identity_pb2.CHANGE_KIND_KEY:
-                self._invalidations += 1
-                self._entries.pop(change.key_hash, None)
+                self._drop(change.key_hash)
                 self._unknown.pop(change.key_hash, None)
+                if change.key_hash in self._lookups:
+                    self._doubtful.add(change.key_hash)
             case identity_pb2.CHANGE_KIND_OWNER:
-                self._drop([key for key, entry in entries if entry.principal.owner_id == subject])
+                self._drop_all(self._of_owner, change.subject_id)
             case identity_pb2.CHANGE_KIND_PROJECT:
-                self._drop([key for key, entry in entries if entry.principal.project_id == subject])
+                self._drop_all(self._of_project, change.subject_id)
             case identity_pb2.CHANGE_KIND_ORGANISATION:
-                self._drop([key for key, entry in entries if entry.principal.organisation_id == subject])
+                self._drop_all(self._of_organisation, change.subject_id)
 
     def trust(self, watch: ChangeWatch) -> None:
         """Keys are not signed."""
 
-    def _drop(self, keys: Iterable[bytes]) -> None:
+    def _drop_all(self, belonging: Belonging, subject: str) -> None:
         self._invalidations += 1
-        for key in keys:
-            del self._entries[key]
+        keys = belonging.take(subject)
+        if len(keys) == len(self._entries):
+            # As where there is one organisation: 100,000 in 40 ms, one by one in 200.
+            self.forget()
+            return
+        for key_hash in keys:
+            self._drop(key_hash)
         # Whose these are is not known, and a key may have become valid: its owner was reinstated.
         self._unknown.clear()
 
+    def _drop(self, key_hash: bytes) -> None:
+        entry = self._entries.pop(key_hash, None)
+        if entry is not None:
+            self._of_owner.discard(entry.principal.owner_id, key_hash)
+            self._of_project.discard(entry.principal.project_id, key_hash)
+            self._of_organisation.discard(entry.principal.organisation_id, key_hash)
+
+    def _add(self, key_hash: bytes, entry: _Entry) -> None:
+        """As the one confirmed last."""
+        self._drop(key_hash)
+        while len(self._entries) >= self._size:
+            self._drop(next(iter(self._entries)))
+        self._entries[key_hash] = entry
+        self._of_owner.add(entry.principal.owner_id, key_hash)
+        self._of_project.add(entry.principal.project_id, key_hash)
+        self._of_organisation.add(entry.principal.organisation_id, key_hash)
+
     def _finish(self, key_hash: bytes, task: asyncio.Task[Principal]) -> None:
         del self._lookups[key_hash]
+        self._doubtful.discard(key_hash)
         if not task.cancelled():
             # Marks the exception as seen: all callers may have gone away.
             task.exception()
@@ -156,19 +184,24 @@ class KeyResolver:
     async def _look_up(self, key_hash: bytes) -> Principal:
         request = identity_pb2.ResolveKeyRequest(key_hash=key_hash)
         for _ in range(_ATTEMPTS):
+            self._doubtful.discard(key_hash)
             invalidations = self._invalidations
             try:
                 answer = await self._stub.ResolveKey(request, timeout=RESOLVE_TIMEOUT_S)
             except grpc.RpcError as exc:
                 error = from_rpc_error(exc)
-                if error.kind is ErrorKind.NOT_FOUND and invalidations != self._invalidations:
+                if error.kind is ErrorKind.NOT_FOUND and self._is_doubtful(key_hash, invalidations):
                     continue
                 return self._without_answer(key_hash, error, exc)
             self._watch.believe()
             # A change that came while the answer was under way may be of this very key: ask again.
-            if invalidations == self._invalidations:
+            if not self._is_doubtful(key_hash, invalidations):
                 return self._keep(key_hash, answer)
         raise _unavailable()
+
+    def _is_doubtful(self, key_hash: bytes, invalidations: int) -> bool:
+        """Whether a question asked when there were so many `invalidations` may have been answered too early."""
+        return invalidations != self._invalidations or key_hash in self._doubtful
 
     def _keep(self, key_hash: bytes, answer: identity_pb2.ResolveKeyResponse) -> Principal:
         principal = principal_of_key(answer)
@@ -176,19 +209,16 @@ class KeyResolver:
         expires_at = float(answer.expires_at) if answer.expires_at else math.inf
         fresh_until = min(now + self._ttl_s, now + expires_at - self._clock.now())
         if fresh_until <= now:
-            self._entries.pop(key_hash, None)
+            self._drop(key_hash)
             raise HelixError(ErrorKind.INVALID_API_KEY, _INVALID)
-        self._entries.pop(key_hash, None)
-        while len(self._entries) >= self._size:
-            del self._entries[next(iter(self._entries))]
-        self._entries[key_hash] = _Entry(principal, fresh_until, now, expires_at)
+        self._add(key_hash, _Entry(principal, fresh_until, now, expires_at))
         return principal
 
     def _without_answer(self, key_hash: bytes, error: HelixError, cause: grpc.RpcError) -> Principal:
         now = self._monotonic()
         if error.kind is ErrorKind.NOT_FOUND:
             self._watch.believe()
-            self._entries.pop(key_hash, None)
+            self._drop(key_hash)
             while len(self._unknown) >= MAX_NEGATIVE:
                 del self._unknown[next(iter(self._unknown))]
             self._unknown[key_hash] = now + NEGATIVE_TTL_S
@@ -203,7 +233,7 @@ class KeyResolver:
         vouched_until = max(entry.confirmed_at, min(self._watch.vouched_until, now))
         left_s = min(vouched_until + self._grace_s - now, valid_s)
         if left_s <= 0:
-            del self._entries[key_hash]
+            self._drop(key_hash)
             raise _unavailable() from cause
         entry.fresh_until = now + min(left_s, RETRY_S)
         return entry.principal

@@ -15,7 +15,7 @@ MAX_TOKEN_BYTES: Final = 8192
 class AccessClaims(msgspec.Struct, frozen=True, kw_only=True):
     """Claims of an access token. Times are seconds since the epoch.
 
-    `org` and `project` are ids, `project` empty for none in particular; `roles` names of roles in the organisation;
+    `org` and `project` are ids, `project` empty for none; `roles` names of roles in the organisation;
     `scope` the permissions that hold in the project (without one: in the organisation), and an operator's in the
     installation, separated by spaces; `sid` the session; `rev` the revision of the directory that the claims were made
     from: what changed later makes them void.

@@ -7,8 +7,10 @@ import structlog
 import uvloop
 
 from helixflow.console.server import SOCKET_NAME
+from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.launch.auth_node import AuthNode
 from helixflow.launch.lock import lock_data_dir
+from helixflow.launch.tasks import until_stopped
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pki.renewal import Renewal
@@ -30,7 +32,11 @@ def serve_auth(settings: Settings, bootstrap_key: str | None) -> None:
     lock_data_dir(settings.run_dir)
     check_port(settings.auth.host, settings.auth.port)
     ensure_pki(settings, SERVICES)
-    uvloop.run(_serve_until_signalled(settings, bootstrap_key))
+    try:
+        uvloop.run(_serve_until_signalled(settings, bootstrap_key))
+    except HelixError as exc:
+        log.error("auth.failed", reason=exc.message, exc_info=exc.__cause__)
+        raise UserError(exc.message, ExitCode.UNAVAILABLE) from exc
 
 
 async def _serve_until_signalled(settings: Settings, bootstrap_key: str | None) -> None:
@@ -38,14 +44,12 @@ async def _serve_until_signalled(settings: Settings, bootstrap_key: str | None) 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     # One task, so that a signal also ends a start that waits for its database.
-    serving = asyncio.create_task(_serve(settings, bootstrap_key))
-    signalled = asyncio.create_task(stopping.wait())
+    serving = asyncio.create_task(_serve(settings, bootstrap_key), name="auth")
     try:
-        await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        await until_stopped(stopping, [serving])
     finally:
-        for task in (serving, signalled):
-            task.cancel()
-        await asyncio.wait({serving, signalled})
+        serving.cancel()
+        await asyncio.wait({serving})
     if not serving.cancelled():
         serving.result()
 
@@ -56,7 +60,6 @@ async def _serve(settings: Settings, bootstrap_key: str | None) -> None:
     node = AuthNode(settings, identity, bootstrap_key)
     try:
         await node.start()
-        log.info("auth.serving", host=settings.auth.host, port=node.port)
         async with asyncio.TaskGroup() as tasks:
             for upkeep in (node.run(), identity.follow(), Renewal(settings).run()):
                 tasks.create_task(upkeep)

@@ -4,11 +4,14 @@ import asyncio
 from typing import Final
 
 import grpc
+import structlog
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from helixflow.auth.service import AuthServices, create_auth
 from helixflow.console.app import create_app
 from helixflow.console.server import SOCKET_NAME, AdminServer
+from helixflow.core.errors import ExitCode, UserError
+from helixflow.launch.launcher import AUTH_ADDRESS_NAME
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.peers import Policy
@@ -24,11 +27,13 @@ _POLICY: Final[Policy] = {
     "helixflow.auth.v1.AdminService": frozenset({"console"}),
 }
 
+log = structlog.get_logger("helixflow.auth")
+
 
 class AuthNode:
     """Listens on `run/control.sock` and `auth.host:auth.port` (gRPC) and on `run/admin.sock` (HTTP).
 
-    `identity` is what it shows to its callers. `start`, then `run` for as long as it serves, then `close`.
+    A port of 0 takes a free one: `run/auth.address` holds `host:port` as it is. `identity` is what it shows to its callers. `start`, then `run` for as long as it serves, then `close`.
     """
 
     def __init__(self, settings: Settings, identity: ServiceIdentity, bootstrap_key: str | None) -> None:
@@ -41,7 +46,7 @@ class AuthNode:
         self._console: ServiceIdentity | None = None
         self._channel: grpc.aio.Channel | None = None
         self._admin: AdminServer | None = None
-        self.port = 0
+        self._address_file = settings.run_dir / AUTH_ADDRESS_NAME
 
     async def start(self) -> None:
         """Opens the database and the listeners. Raises `UserError`; what was begun is to be closed."""
@@ -52,12 +57,15 @@ class AuthNode:
         self._services.register(self._server)
         self._health = await add_health_and_reflection(self._server, self._services.names)
         await listen(self._server, socket, self._identity)
-        self.port = await listen_tcp(self._server, settings.auth.host, settings.auth.port, self._identity)
+        host = settings.auth.host
+        port = await listen_tcp(self._server, host, settings.auth.port, self._identity)
         await self._server.start()
         self._console = await asyncio.to_thread(ServiceIdentity.open, settings, "console")
         self._channel = create_channel(socket, self._console, "auth")
         self._admin = AdminServer(create_app(self._channel), socket_path(settings.run_dir, SOCKET_NAME))
         await self._admin.start()
+        await asyncio.to_thread(self._tell_address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        log.info("auth.serving", host=host, port=port)
 
     async def run(self) -> None:
         """What goes on beside answering: telling of changes, housekeeping. Until cancelled."""
@@ -69,6 +77,7 @@ class AuthNode:
 
     async def close(self) -> None:
         """Answers what is under way, for a moment, and ends. Idempotent."""
+        await asyncio.to_thread(self._address_file.unlink, missing_ok=True)
         if self._admin is not None:
             await self._admin.close()
         if self._channel is not None:
@@ -80,3 +89,9 @@ class AuthNode:
         if self._server is not None:
             await self._server.stop(_STOP_GRACE_S)
         self._admin = self._channel = self._health = self._server = self._services = None
+
+    def _tell_address(self, address: str) -> None:
+        try:
+            self._address_file.write_text(address)
+        except OSError as exc:
+            raise UserError(f"{self._address_file}: cannot be written: {exc.strerror}", ExitCode.STORAGE) from exc

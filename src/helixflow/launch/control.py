@@ -16,6 +16,7 @@ import uvloop
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.launch.auth_node import AuthNode
 from helixflow.launch.launcher import SOCKET_NAME
+from helixflow.launch.tasks import until_stopped
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.renewal import Renewal
 from helixflow.pool import service as pool
@@ -47,13 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("control.failed", reason=exc.message)
         return exc.exit_code
     except HelixError as exc:
-        log.error("control.failed", reason=exc.message)
+        log.error("control.failed", reason=exc.message, exc_info=exc.__cause__)
         return ExitCode.UNAVAILABLE
     return ExitCode.OK
 
 
 async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: str | None) -> None:
-    """Runs both services until SIGTERM. Raises `UserError`, or `HelixError` when the launcher is lost."""
+    """Runs both services until SIGTERM. Raises `UserError`, or `HelixError` when the launcher is lost or a task that
+    must not end has ended.
+    """
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -64,18 +67,25 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: st
     tasks = [asyncio.create_task(supervision.run(), name="pool")]
     auth = AuthNode(settings, identity, bootstrap_key)
     server: grpc.aio.Server | None = None
-    try:
-        tasks += [asyncio.create_task(identity.follow()), asyncio.create_task(Renewal(settings).run())]
-        server = await _start_pool(settings, identity, supervision)
+
+    async def serve_auth() -> None:
         await auth.start()
-        tasks.append(asyncio.create_task(auth.run(), name="auth"))
         arguments.report_ready()
         log.debug("control.ready")
-        await _until_stopped(stopping, launcher, tasks)
+        await auth.run()
+
+    try:
+        tasks.append(asyncio.create_task(identity.follow(), name="identity"))
+        tasks.append(asyncio.create_task(Renewal(settings).run(), name="renewal"))
+        tasks.append(asyncio.create_task(_until_lost(launcher), name="launcher"))
+        server = await _start_pool(settings, identity, supervision)
+        # A task as well: it may wait for its database for long, and the others must not end unseen meanwhile.
+        tasks.append(asyncio.create_task(serve_auth(), name="auth"))
+        await until_stopped(stopping, tasks)
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await supervision.close()
         await auth.close()
         if server is not None:
@@ -92,22 +102,10 @@ async def _start_pool(settings: Settings, identity: ServiceIdentity, supervision
     return server
 
 
-async def _until_stopped(
-    stopping: asyncio.Event, launcher: LauncherClient, tasks: "Sequence[asyncio.Task[None]]"
-) -> None:
-    """Returns when asked to stop. Raises when there is nothing left to go on with."""
-    waits = {asyncio.create_task(stopping.wait()), asyncio.create_task(launcher.lost.wait())}
-    try:
-        done, _ = await asyncio.wait({*waits, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    if stopping.is_set():
-        return
-    if launcher.lost.is_set():
-        raise HelixError(ErrorKind.UNAVAILABLE, "The launcher's socket is gone.")
-    for task in done - waits:
-        await task
+async def _until_lost(launcher: LauncherClient) -> None:
+    """Raises `HelixError` once there is nobody left to start engines."""
+    await launcher.lost.wait()
+    raise HelixError(ErrorKind.UNAVAILABLE, "The launcher's socket is gone.")
 
 
 if __name__ == "__main__":

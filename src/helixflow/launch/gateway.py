@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 import uvloop
@@ -31,6 +31,7 @@ from helixflow.gateway.surfaces.control_plane import ControlPlaneSurface
 from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
 from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.launch.tasks import until_stopped
 from helixflow.pki.contexts import ServerContext
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.process.child import ChildArguments
@@ -114,9 +115,11 @@ class Gateway:
             observation=self.observation,
         )
 
-    def start_watches(self) -> None:
-        runs = (self._identity.follow(), self._pool.run(), self._changes.run())
-        self._tasks = [asyncio.create_task(run) for run in runs]
+    def start_watches(self) -> Sequence[asyncio.Task[None]]:
+        """Begins to follow what the gateway depends on. None of these tasks ends by itself; `close` cancels them."""
+        runs = {"identity": self._identity.follow(), "replicas": self._pool.run(), "changes": self._changes.run()}
+        self._tasks = [asyncio.create_task(run, name=name) for name, run in runs.items()]
+        return self._tasks
 
     async def close(self) -> None:
         """Ends watches, loads, connections; flushes the log."""
@@ -235,8 +238,10 @@ def _expand(value: str) -> str:
     return _VARIABLE.sub(look_up, value)
 
 
-async def serve(arguments: ChildArguments, settings: Settings) -> None:
-    """Runs until SIGTERM, then drains."""
+async def serve(arguments: ChildArguments, settings: Settings) -> ExitCode:
+    """Runs until SIGTERM, or until a task ends without which it would serve on with old keys, certificates or views:
+    that is logged. Drains in both cases. Raises `UserError` when it cannot start.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -249,18 +254,25 @@ async def serve(arguments: ChildArguments, settings: Settings) -> None:
         listeners.append(Listener(_inherited(arguments.tls_listen_fd), certificate.context))
         upkeep.append(asyncio.create_task(certificate.follow(), name="https certificate"))
     server = GatewayServer(app, settings.gateway, listeners)
-    gateway.start_watches()
+    watches = gateway.start_watches()
     await server.start()
     upkeep.append(asyncio.create_task(server.run(), name="housekeeping"))
     arguments.report_ready()
+    exit_code = ExitCode.OK
     try:
-        await stop.wait()
+        try:
+            await until_stopped(stop, [*watches, *upkeep])
+        except (HelixError, UserError) as exc:
+            # The launcher starts another one.
+            log.error("gateway.failed", reason=exc.message, exc_info=exc.__cause__)
+            exit_code = ExitCode.UNAVAILABLE
         await server.drain()
     finally:
         for task in upkeep:
             task.cancel()
         await asyncio.gather(*upkeep, return_exceptions=True)
         await gateway.close()
+    return exit_code
 
 
 def _inherited(fd: int | None) -> socket.socket:
@@ -276,11 +288,10 @@ def main() -> int:
     settings = arguments.load_settings()
     configure_logging(settings.log.level, settings.log.format, service=arguments.name or "gateway")
     try:
-        uvloop.run(serve(arguments, settings))
+        return int(uvloop.run(serve(arguments, settings)))
     except UserError as exc:
         log.error("gateway.refused", reason=exc.message)
         return int(exc.exit_code)
-    return 0
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ CONTROL_SOCKETS: Final = ("control.sock", "pool.sock", "admin.sock")
 # Tell the command line where the gateway listens.
 URL_NAME: Final = "gateway.url"
 HTTPS_URL_NAME: Final = "gateway.https_url"
+# Tells where the auth service listens for gRPC; the control process writes it.
+AUTH_ADDRESS_NAME: Final = "auth.address"
 # Engines have no use for these, nor for what the settings name.
 _SECRET_VARIABLES: Final = frozenset(
     {
@@ -148,7 +150,7 @@ class Launcher:
             service.start()
         self._loop.run()
         self._socket.close()
-        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME):
+        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME, AUTH_ADDRESS_NAME):
             (self._options.run_dir / name).unlink(missing_ok=True)
         self._loop.close()
         return self._exit_code

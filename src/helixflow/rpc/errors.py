@@ -89,13 +89,11 @@ def _from_trailer(value: bytes) -> HelixError | None:
 
 
 def describe(exc: BaseException) -> str:
-    """For logs: the type and the first line of the text, of a failed call the status and its details. Without what looks
-    like a key or token of ours, at most `MAX_DESCRIPTION` characters.
+    """For logs: the type and the first line of the text, of a failed call the status and its details.
+
+    Without what looks like a key or token of ours; at most `MAX_DESCRIPTION` characters.
     """
-    if isinstance(exc, grpc.aio.AioRpcError):
-        text = f"{exc.code().name}: {exc.details() or ''}"
-    else:
-        text = str(exc)
+    text = f"{exc.code().name}: {exc.details() or ''}" if isinstance(exc, grpc.aio.AioRpcError) else str(exc)
     line = next(iter(text.strip().splitlines()), "")
     printable = "".join(c if c.isprintable() else "?" for c in line[:_MAX_LINE])
     return mask_secrets(f"{type(exc).__name__}: {printable}" if line else type(exc).__name__)[:MAX_DESCRIPTION]

@@ -17,10 +17,12 @@ from helixflow.auth.audit.record import hash_of
 from helixflow.auth.audit.signatures import parse_public_keys
 from helixflow.auth.audit.verify import Broken, Verified, verify
 from helixflow.auth.caller import Caller, CallerKind
-from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.errors import ErrorKind
+from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import audit_checkpoints, audit_heads, audit_records, signing_keys
 from tests.harness.audit import ALICE, ORGANISATION, AuditLog, build_records
+from tests.harness.auth import Installation, refused
 
 OPERATOR = Caller(CallerKind.ACCOUNT, "user_op", "Op", ORGANISATION, operator=True)
 
@@ -133,9 +135,8 @@ async def test_clocks_may_jump_but_no_record_is_left_out(database: Database) -> 
 
 async def test_only_operators_export_the_installation(log: AuditLog) -> None:
     await log.add("x", organisation_id=INSTALLATION)
-    with pytest.raises(HelixError) as refused:
+    async with refused(ErrorKind.PERMISSION_DENIED):
         await log.export(installation=True)
-    assert refused.value.kind is ErrorKind.PERMISSION_DENIED
     lines = await log.export(OPERATOR, installation=True)
     assert check(lines).organisation_id == INSTALLATION
     assert [record["actor_id"] for record in of_type(lines, "record")] == ["user_alice", "user_op"]

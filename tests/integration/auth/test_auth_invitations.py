@@ -67,8 +67,12 @@ async def test_a_second_invitation_to_the_same_place_ends_the_first(auth: Instal
     ada = await owner(auth)
     project = await auth.add_project(ada.organisation_id)
     ids = []
-    for place, role in (("", "viewer"), (project, "viewer"), ("", "developer")):
-        request = pb.InviteUserRequest(email="b@example.com", role=role, project_id=place)
+    for place, role, email in (
+        ("", "viewer", "b@example.com"),
+        (project, "viewer", "b@example.com"),
+        ("", "developer", "B@Example.com"),
+    ):
+        request = pb.InviteUserRequest(email=email, role=role, project_id=place)
         ids.append((await auth.call(ada, "InviteUser", request)).invitation.id)
     listed = (await auth.call(ada, "ListInvitations", pb.ListRequest())).invitations
     assert {invitation.id for invitation in listed} == set(ids[1:])

@@ -5,11 +5,15 @@ from typing import Any
 import pytest
 
 from helixflow.auth.authentication import find_key, held_by_key
+from helixflow.auth.changes import ChangeFeed
+from helixflow.auth.identity_service import IdentityService
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import hash_key, is_well_formed
 from helixflow.core.permissions import Permission
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
+from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_KEY
+from helixflow.settings.tree import AuthSettings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import api_keys, changes
 from tests.harness.auth import Installation, Person, refused
@@ -120,6 +124,49 @@ async def test_bad_fields_are_named(world: World) -> None:
         async with refused(ErrorKind.UNPROCESSABLE, field):
             await world.create(world.ada, **{field: wrong})
     assert await world.auth.rows(api_keys) == []
+
+
+async def resolved(world: World, secret: str) -> set[str]:
+    """What a gateway hears that the key may do."""
+
+    async def no_keys() -> list[identity_pb2.SigningKey]:
+        return []
+
+    auth = world.auth
+    service = IdentityService(auth.database, ChangeFeed(auth.database, auth.clock), auth.clock, no_keys, AuthSettings())
+    request = identity_pb2.ResolveKeyRequest(key_hash=hash_key(secret))
+    return set((await service.ResolveKey(request, None)).permissions)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("owner", ["nobody", "oneself", "a service account"])
+async def test_operators_make_keys_that_read_metrics_and_nobody_hands_them_on(world: World, owner: str) -> None:
+    auth, ada = world.auth, world.ada
+    operator = await auth.add_person(world.acme, roles={"": "owner"}, operator=True)
+    owners = {"nobody": "", "oneself": operator.id, "a service account": await world.service_account("developer")}
+    scopes = ["metrics:read", "keys:create", "keys:update"]
+    scraper = await world.create(operator, owner_id=owners[owner], scopes=scopes)
+    assert await resolved(world, scraper.secret) == set(scopes)
+    for caller in (ada, scraper.secret):
+        async with refused(ErrorKind.UNPROCESSABLE, "scopes"):
+            await world.create(caller, scopes=["metrics:read"])
+        for rpc, request in (
+            ("UpdateKey", pb.UpdateKeyRequest(id=scraper.key.id, name="mine")),
+            ("RotateKey", pb.RotateKeyRequest(id=scraper.key.id)),
+        ):
+            with pytest.raises(HelixError) as caught:
+                await auth.call(caller, rpc, request)
+            assert caught.value.kind is ErrorKind.PERMISSION_DENIED
+    for name in ("organisations:create", "organisations:list", "signing_keys:rotate"):
+        async with refused(ErrorKind.UNPROCESSABLE, "scopes"):
+            await world.create(operator, scopes=[name])
+    rotated = await auth.call(operator, "RotateKey", pb.RotateKeyRequest(id=scraper.key.id))
+    assert await resolved(world, rotated.secret) == set(scopes)
+    # What it reads is metrics, not what operators see.
+    async with refused(ErrorKind.PERMISSION_DENIED):
+        await auth.call(rotated.secret, "ListOrganisations", pb.ListRequest())
+    await auth.call(ada, "RevokeKey", pb.ChangeRequest(id=rotated.key.id))
+    async with refused(ErrorKind.NOT_FOUND):
+        await resolved(world, rotated.secret)
 
 
 async def test_other_organisations_have_no_such_projects_and_keys(world: World) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 import helixflow.auth
 from helixflow.auth.audit.checkpoints import EVERY_S, Checkpoints
-from helixflow.auth.lockout import EMAIL_FAILURES
+from helixflow.auth.failure_tally import BY_EMAIL
 from helixflow.auth.master_key import MasterKey, check_master_key
 from helixflow.auth.master_key_replacement import SEALED, replace_master_key
 from helixflow.auth.second_factor import SEALED as SECOND_FACTORS
@@ -188,7 +188,7 @@ async def test_a_challenge_from_before_the_loss_is_void(house: House, reopened: 
 
 
 async def test_failed_sign_ins_count_anew(house: House, reopened: SignIns) -> None:
-    for _ in range(EMAIL_FAILURES):
+    for _ in range(BY_EMAIL.failures):
         async with refused(ErrorKind.INVALID_CREDENTIALS):
             await house.door.login(house.bob.email, WRONG)
     await replace_master_key(house.door.units, OLD, NEW)

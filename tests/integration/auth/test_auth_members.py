@@ -52,6 +52,25 @@ async def test_other_roles_and_sessions_stay(auth: Installation) -> None:
     await auth.call(bob, "GetProject", pb.GetRequest(id=project))
 
 
+async def test_the_keys_of_who_leaves_do_not_come_back_with_them(auth: Installation) -> None:
+    ada = await owner(auth)
+    acme, other = ada.organisation_id, await auth.add_organisation("Other")
+    project, elsewhere = await auth.add_project(acme), await auth.add_project(other)
+    bob = await auth.add_person(acme, roles={"": "viewer", project: "developer"})
+    await auth.add_membership(bob.id, other, "viewer")
+    _, key = await auth.add_key(acme, project, scopes=["projects:read"], owner_id=bob.id)
+    _, kept = await auth.add_key(other, elsewhere, scopes=["projects:read"], owner_id=bob.id)
+    await auth.call(ada, "RemoveMember", pb.RemoveMemberRequest(user_id=bob.id))
+    # They still have a role in the project.
+    await auth.call(key, "ListProjects", pb.ListRequest())
+    await auth.call(ada, "RemoveMember", pb.RemoveMemberRequest(user_id=bob.id, project_id=project))
+    assert (await auth.audited(acme))[-1].before == f'{{"keys":1,"project_id":"{project}","role":"developer"}}'
+    await auth.call(ada, "SetMember", pb.SetMemberRequest(user_id=bob.id, role="viewer"))
+    async with refused(ErrorKind.INVALID_API_KEY):
+        await auth.call(key, "ListProjects", pb.ListRequest())
+    await auth.call(kept, "ListProjects", pb.ListRequest())
+
+
 async def test_versions_count(auth: Installation) -> None:
     ada = await owner(auth)
     bob = await auth.add_person(ada.organisation_id, roles={"": "viewer"})
@@ -174,8 +193,8 @@ async def test_an_owner_of_another_organisation_is_not_taken_from_it(auth: Insta
     ):
         async with refused(ErrorKind.CONFLICT):
             await auth.call(ada, rpc, request)
-    # Which does not keep anybody from locking out an account that fell into wrong hands.
-    await auth.call(ada, "ResetUser", pb.ChangeRequest(id=bob.id))
+    # Their role at home may still be taken.
+    await auth.call(ada, "RemoveMember", pb.RemoveMemberRequest(user_id=bob.id))
 
 
 @pytest.mark.parametrize("step_down", [True, False], ids=["themselves", "each other"])

@@ -17,6 +17,12 @@ async def verify(door: SignIns, challenge: str, code: str) -> pb.LoginResponse:
     return answer
 
 
+async def renew(door: SignIns, token: str, code: str, password: str = PASSWORD) -> pb.RecoveryCodes:
+    request = pb.RenewRecoveryCodesRequest(current_password=password, code=code)
+    answer: pb.RecoveryCodes = await door.ask(token, "RenewRecoveryCodes", request)
+    return answer
+
+
 async def test_a_sign_in_with_a_second_factor(door: SignIns) -> None:
     ada = await door.add_account()
     secret, codes = await door.turn_on_mfa((await door.login(ada.email)).access_token)
@@ -38,15 +44,13 @@ async def test_a_sign_in_with_a_second_factor(door: SignIns) -> None:
 
 async def test_a_recovery_code_works_once_however_it_is_typed(door: SignIns) -> None:
     ada = await door.add_account()
-    _, codes = await door.turn_on_mfa((await door.login(ada.email)).access_token)
+    secret, codes = await door.turn_on_mfa((await door.login(ada.email)).access_token)
     answer = await verify(door, (await door.login(ada.email)).challenge, f" {codes[0].upper().replace('-', ' ')} ")
     (session,) = await door.rows(sessions, id=answer.session_id)
     assert session.method == "password+recovery_code"
     async with refused(ErrorKind.INVALID_CREDENTIALS):
         await verify(door, (await door.login(ada.email)).challenge, codes[0])
-    renewed = await door.ask(
-        answer.access_token, "RenewRecoveryCodes", pb.RenewRecoveryCodesRequest(current_password=PASSWORD)
-    )
+    renewed = await renew(door, answer.access_token, door.code(secret))
     assert set(renewed.codes).isdisjoint(codes) and len(renewed.codes) == 10
     challenge = (await door.login(ada.email)).challenge
     async with refused(ErrorKind.INVALID_CREDENTIALS):
@@ -115,6 +119,26 @@ async def test_the_secret_counts_only_once_confirmed_and_is_sealed(door: SignIns
     assert enrolled.secret not in log
 
 
+async def test_new_recovery_codes_take_as_much_as_turning_it_off(door: SignIns) -> None:
+    ada = await door.add_account()
+    token = (await door.login(ada.email)).access_token
+    secret, codes = await door.turn_on_mfa(token)
+    async with refused(ErrorKind.INVALID_CREDENTIALS, "current_password"):
+        await renew(door, token, door.code(secret), WRONG)
+    for wrong in ("", "000000", "aaaa-bbbb-cccc"):
+        async with refused(ErrorKind.INVALID_CREDENTIALS, "code"):
+            await renew(door, token, wrong)
+    renewed = await renew(door, token, codes[0])
+    assert set(renewed.codes).isdisjoint(codes) and len(await door.rows(recovery_codes)) == 10
+    async with refused(ErrorKind.INVALID_CREDENTIALS, "code"):
+        await renew(door, token, codes[1])
+    # Guessed as often as a password may be.
+    async with refused(ErrorKind.TOO_MANY_ATTEMPTS):
+        await renew(door, token, renewed.codes[0])
+    outcomes = [r.outcome for r in await door.audited(ada.organisation_id, action="renew_recovery_codes")]
+    assert outcomes == ["denied"] * 4 + ["done", "denied"]
+
+
 async def test_turning_it_off_takes_password_and_code(door: SignIns) -> None:
     ada = await door.add_account()
     token = (await door.login(ada.email)).access_token
@@ -132,7 +156,7 @@ async def test_turning_it_off_takes_password_and_code(door: SignIns) -> None:
     assert (await door.login(ada.email)).access_token
     assert await door.rows(recovery_codes) == []
     async with refused(ErrorKind.CONFLICT):
-        await door.ask(token, "RenewRecoveryCodes", pb.RenewRecoveryCodesRequest(current_password=PASSWORD))
+        await renew(door, token, codes[4])
     actions = [(record.action, record.outcome) for record in await door.audited(ada.organisation_id)]
     assert ("confirm_mfa", "done") in actions and ("disable_mfa", "denied") in actions
     assert actions[-2:] == [("disable_mfa", "done"), ("login", "done")]

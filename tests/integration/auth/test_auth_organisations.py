@@ -64,6 +64,30 @@ async def test_the_list_goes_by_name_page_by_page(auth: Installation) -> None:
     assert [ids[organisation_id] for organisation_id in seen] == sorted(names)
 
 
+async def test_an_organisation_whose_owner_is_lost_gets_another_one(auth: Installation) -> None:
+    acme, other = await auth.add_organisation("Acme"), await auth.add_organisation("Other")
+    operator = await auth.add_person(acme, operator=True, roles={"": "viewer"})
+    lost = await auth.add_person(other, roles={"": "owner"}, password=False)
+    request = pb.InviteOwnerRequest(organisation_id=other, owner_email="o@example.com")
+    made = await auth.call(operator, "InviteOwner", request, idempotency_key="once")
+    assert (made.invitation.email, made.invitation.role, made.invitation.project_id) == ("o@example.com", "owner", "")
+    assert made.token.startswith("hft_")
+    assert await auth.call(operator, "InviteOwner", request, idempotency_key="once") == made
+    for chain in ("", other):
+        (record,) = await auth.audited(chain)
+        assert (record.action, record.target_id) == ("invite_owner", made.invitation.id)
+        assert (record.actor_id, made.token in record.after, other in record.after) == (operator.id, False, True)
+    for param, kind, wrong in (
+        ("organisation_id", ErrorKind.NOT_FOUND, pb.InviteOwnerRequest(organisation_id="org_x", owner_email="o@x.org")),
+        ("owner_email", ErrorKind.UNPROCESSABLE, pb.InviteOwnerRequest(organisation_id=other, owner_email="o")),
+        ("owner_email", ErrorKind.CONFLICT, pb.InviteOwnerRequest(organisation_id=other, owner_email=lost.email)),
+    ):
+        async with refused(kind, param):
+            await auth.call(operator, "InviteOwner", wrong)
+    async with refused(ErrorKind.PERMISSION_DENIED):
+        await auth.call(await auth.add_person(other, roles={"": "owner"}), "InviteOwner", request)
+
+
 async def test_bad_input_is_refused(auth: Installation) -> None:
     acme = await auth.add_organisation()
     operator = await auth.add_person(acme, operator=True, roles={"": "owner"})

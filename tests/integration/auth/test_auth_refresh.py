@@ -2,17 +2,19 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from helixflow.auth.sessions import REFRESH_LIFE_S, SESSION_LIFE_S
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.rpc.generated.auth_v1 import identity_pb2
+from helixflow.core.keys import CHALLENGE_PREFIX, REFRESH_PREFIX, TOKEN_PREFIX, generate_key
+from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import sessions
 from tests.harness.auth import refused
-from tests.harness.sessions import SignIns
+from tests.harness.sessions import PASSWORD, SignIns
 
-SESSION, OWNER = identity_pb2.CHANGE_KIND_SESSION, identity_pb2.CHANGE_KIND_OWNER
+SESSION = identity_pb2.CHANGE_KIND_SESSION
 
 
 async def session_row(door: SignIns, session_id: str):
@@ -73,9 +75,16 @@ async def test_a_day_without_refresh_ends_a_session_and_a_month_ends_any(door: S
         door.clock.advance(REFRESH_LIFE_S - 1)
         answer = await door.refresh(answer.refresh_token)
     assert answer.refresh_expires_in == began + SESSION_LIFE_S - door.now < REFRESH_LIFE_S
-    door.clock.advance(answer.refresh_expires_in)
+    door.clock.advance(answer.refresh_expires_in - 60)
+    answer = await door.refresh(answer.refresh_token)
+    # Nor does an access token outlive its session.
+    assert answer.expires_in == answer.refresh_expires_in == 60
+    assert door.tokens.read(answer.access_token).exp == began + SESSION_LIFE_S
+    door.clock.advance(60)
     async with refused(ErrorKind.INVALID_TOKEN):
         await door.refresh(answer.refresh_token)
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.ask(answer.access_token, "GetSelf", pb.GetSelfRequest())
 
 
 async def test_a_refresh_looks_at_the_roles_of_now(door: SignIns) -> None:
@@ -87,7 +96,7 @@ async def test_a_refresh_looks_at_the_roles_of_now(door: SignIns) -> None:
     assert claims.project == project and "models:use" in claims.scope.split() and claims.roles == ["viewer"]
 
 
-async def test_a_session_moves_to_another_organisation(door: SignIns) -> None:
+async def test_who_goes_to_another_organisation_has_a_new_session_there(door: SignIns) -> None:
     ada = await door.add_account()
     other, strange = await door.add_organisation("Other"), await door.add_organisation("Strange")
     await door.add_membership(ada.id, other, "viewer")
@@ -97,13 +106,93 @@ async def test_a_session_moves_to_another_organisation(door: SignIns) -> None:
             await door.refresh(first.refresh_token, **asked)
         assert caught.value.kind is ErrorKind.NOT_FOUND
     # The token was not used up by that.
+    door.clock.advance(3600)
     moved = await door.refresh(first.refresh_token, organisation_id=other)
-    assert moved.session_id == first.session_id
+    assert moved.session_id != first.session_id
     assert door.tokens.read(moved.access_token).org == other
-    # The tokens that are left behind end: nobody there would find their session.
-    assert (OWNER, ada.id, ada.organisation_id) in await door.told()
+    assert (SESSION, first.session_id, "") in await door.told()
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.ask(first.access_token, "GetSelf", pb.GetSelfRequest())
+    left, entered = await session_row(door, first.session_id), await session_row(door, moved.session_id)
+    assert (left.organisation_id, left.end_reason) == (ada.organisation_id, "moved")
+    assert (entered.organisation_id, entered.method, entered.last_until) == (other, left.method, left.last_until)
+    (there,) = await door.audited(other)
+    assert (there.action, there.actor_id, there.target_id) == ("login", ada.id, moved.session_id)
+    ended, at_home = (await door.audited(ada.organisation_id))[-2:]
+    assert (ended.action, ended.target_id) == ("refresh", first.session_id) and "moved" in ended.after
+    assert (at_home.action, at_home.target_id) == ("login", moved.session_id)
     again = await door.refresh(moved.refresh_token)
-    assert door.tokens.read(again.access_token).org == other
+    assert (again.session_id, door.tokens.read(again.access_token).org) == (moved.session_id, other)
+
+
+async def test_nobody_escapes_an_organisation_by_going_to_another_and_back(door: SignIns) -> None:
+    ada = await door.add_account()
+    eve = await door.add_account("eve@example.com", organisation_id=ada.organisation_id)
+    other = await door.add_organisation("Other")
+    await door.add_membership(eve.id, other, "viewer")
+    await door.call(ada, "EndUserSessions", admin_pb2.EndUserSessionsRequest(user_id=eve.id))
+    stolen = await door.login(eve.email)
+    hidden = await door.refresh(stolen.refresh_token, organisation_id=other)
+    apart = await door.login(eve.email, organisation_id=other)
+    assert (await door.call(ada, "ListUserSessions", admin_pb2.ListUserSessionsRequest(user_id=eve.id))).sessions == []
+    ended = await door.call(ada, "EndUserSessions", admin_pb2.EndUserSessionsRequest(user_id=eve.id))
+    assert ended.ended == 0
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.refresh(hidden.refresh_token, organisation_id=ada.organisation_id)
+    for token in (stolen.access_token, hidden.access_token):
+        async with refused(ErrorKind.INVALID_TOKEN):
+            await door.ask(token, "GetSelf", pb.GetSelfRequest())
+    # What never was there is none of their business.
+    assert await door.refresh(apart.refresh_token)
+
+
+async def test_a_token_that_comes_again_ends_what_followed_elsewhere(door: SignIns) -> None:
+    ada = await door.add_account()
+    first_other, second_other = await door.add_organisation("Other"), await door.add_organisation("Third")
+    for organisation_id in (first_other, second_other):
+        await door.add_membership(ada.id, organisation_id, "viewer")
+    first = await door.login(ada.email, organisation_id=first_other)
+    moved = await door.refresh(first.refresh_token, organisation_id=second_other)
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.refresh(first.refresh_token)
+    assert (await session_row(door, first.session_id)).end_reason == "moved"
+    assert (await session_row(door, moved.session_id)).end_reason == "reused"
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.refresh(moved.refresh_token)
+    for chain in (ada.organisation_id, first_other, second_other):
+        (alarm,) = await door.audited(chain, action="refresh_token_reused")
+        assert alarm.target_id == first.session_id and ada.id in alarm.after
+
+
+async def test_a_token_counts_only_in_the_organisation_of_its_session(door: SignIns) -> None:
+    ada = await door.add_account()
+    other = await door.add_organisation("Other")
+    await door.add_membership(ada.id, other, "owner")
+    claims = msgspec.json.decode(ada.credential)
+    forged = msgspec.json.encode({**claims, "org": other}).decode()
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.call(forged, "GetOrganisation", admin_pb2.GetRequest(id=other))
+    assert (await door.call(ada, "GetOrganisation", admin_pb2.GetRequest(id=ada.organisation_id))).id
+
+
+async def test_what_cannot_work_waits_for_nobody_who_writes(door: SignIns) -> None:
+    ada = await door.add_account()
+    first = await door.login(ada.email)
+    await door.refresh(first.refresh_token)
+    async with refused(ErrorKind.INVALID_TOKEN):
+        await door.refresh(first.refresh_token)
+    rubbish = [first.refresh_token, generate_key(REFRESH_PREFIX), first.refresh_token[:-1] + "!", "hfr_", ""]
+    async with door.system(), asyncio.timeout(2):
+        for token in rubbish:
+            async with refused(ErrorKind.INVALID_TOKEN):
+                await door.refresh(token)
+            await door.ask(None, "Logout", pb.LogoutRequest(refresh_token=token))
+        for challenge in (generate_key(CHALLENGE_PREFIX), "hfc_", ""):
+            async with refused(ErrorKind.INVALID_TOKEN):
+                await door.ask(None, "VerifyMfa", pb.VerifyMfaRequest(challenge=challenge, code="000000"))
+        for token in (generate_key(TOKEN_PREFIX), "hft_"):
+            async with refused(ErrorKind.INVALID_TOKEN, "token"):
+                await door.ask(None, "RedeemToken", pb.RedeemTokenRequest(token=token, password=PASSWORD))
 
 
 @pytest.mark.parametrize("values", [{"suspended_at": 1}, {"deleted_at": 1}])

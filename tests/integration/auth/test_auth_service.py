@@ -12,6 +12,7 @@ import pytest
 import structlog
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import select
 
 from helixflow.auth.organisations import DEFAULT_ORGANISATION_ID
 from helixflow.auth.projects import DEFAULT_PROJECT_ID
@@ -30,7 +31,7 @@ from helixflow.rpc.generated.auth_v1 import admin_pb2_grpc, identity_pb2, identi
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
-from helixflow.storage.schema import api_keys
+from helixflow.storage.schema import api_keys, audit_records
 from helixflow.telemetry.logs import configure_logging
 from tests.harness.pki import Pki, allow
 from tests.harness.postgres import PostgresServer
@@ -273,6 +274,22 @@ async def test_bad_requests_and_callers(database_settings: Settings, pki: Pki) -
         admin = Admin(channel, services.bootstrap_key)
         for rpc, request in (("GetKey", pb.GetRequest(id="\0")), ("CreateKey", pb.CreateKeyRequest(models=["\0"]))):
             assert (await fails(admin.call(rpc, request))).kind is ErrorKind.UNPROCESSABLE
+
+
+async def test_refusals_are_recorded_within_a_second_and_before_the_end(database_settings: Settings, pki: Pki) -> None:
+    async def recorded(services: AuthServices) -> set[str]:
+        query = select(audit_records.c.target_id).where(audit_records.c.outcome == "denied")
+        return {row.target_id for row in await services.units._database.fetch_all(query)}
+
+    async with serving(database_settings, pki) as services, channel_to(database_settings, pki) as channel:
+        admin = Admin(channel, services.bootstrap_key)
+        assert (await fails(admin.call("GetKey", pb.GetRequest(id="key_1")))).kind is ErrorKind.NOT_FOUND
+        async with asyncio.timeout(2):
+            while "key_1" not in await recorded(services):
+                await asyncio.sleep(0.05)
+        assert (await fails(admin.call("GetKey", pb.GetRequest(id="key_2")))).kind is ErrorKind.NOT_FOUND
+    async with serving(database_settings, pki) as services:
+        assert await recorded(services) == {"key_1", "key_2"}
 
 
 async def test_a_client_that_hangs_up_does_not_undo_what_it_began(database_settings: Settings, pki: Pki) -> None:

@@ -1,4 +1,9 @@
+from typing import Any
+
+import pytest
+
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.permissions import ROLES
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_OWNER
 from helixflow.storage.schema import accounts, api_keys, memberships, one_time_tokens, recovery_codes, sessions
@@ -200,6 +205,81 @@ async def test_a_reset_takes_password_and_second_factor_and_gives_a_token(auth: 
     async with refused(ErrorKind.INVALID_TOKEN):
         await auth.call(bob, "GetOrganisation", pb.GetRequest(id=ada.organisation_id))
     assert (CHANGE_KIND_OWNER, bob.id, "") in await auth.told()
+
+
+async def test_an_account_that_administers_another_organisation_is_not_its_homes_to_take(auth: Installation) -> None:
+    ada, eve = await owner(auth), await owner(auth)
+    operator = await auth.add_person(ada.organisation_id, roles={"": "owner"}, operator=True)
+    bob = await auth.add_person(ada.organisation_id, roles={"": "viewer"}, email="bob@example.com")
+    project = await auth.add_project(eve.organisation_id)
+    await auth.add_membership(bob.id, eve.organisation_id, "admin", project)
+    takeovers = (
+        ("ResetUser", pb.ChangeRequest(id=bob.id)),
+        ("UpdateUser", pb.UpdateUserRequest(id=bob.id, email="mine@example.com")),
+    )
+    for rpc, request in takeovers:
+        async with refused(ErrorKind.CONFLICT):
+            await auth.call(ada, rpc, request)
+    # The name, and how the e-mail is written, are no way in.
+    await auth.call(ada, "UpdateUser", pb.UpdateUserRequest(id=bob.id, name="Bob", email="Bob@example.com"))
+    assert await auth.audited(eve.organisation_id) == []
+    for rpc, request in takeovers:
+        await auth.call(operator, rpc, request)
+    # Who administers both may change their own e-mail.
+    await auth.add_membership(ada.id, eve.organisation_id, "admin")
+    await auth.call(ada, "UpdateUser", pb.UpdateUserRequest(id=ada.id, email="new@example.com"))
+
+
+async def test_a_new_way_into_an_account_is_told_to_all_its_organisations(auth: Installation) -> None:
+    ada, eve = await owner(auth), await owner(auth)
+    bob = await auth.add_person(ada.organisation_id, roles={"": "developer"}, email="bob@example.com")
+    await auth.add_membership(bob.id, eve.organisation_id, "developer")
+    await auth.call(ada, "UpdateUser", pb.UpdateUserRequest(id=bob.id, email="mine@example.com"))
+    await auth.call(ada, "ResetUser", pb.ChangeRequest(id=bob.id))
+    update, reset = await auth.audited(eve.organisation_id)
+    assert (update.action, update.actor_id, update.target_id) == ("update_user", ada.id, bob.id)
+    assert update.after == '{"email":"mine@example.com","mfa_enabled":false,"status":"active"}'
+    assert (reset.action, reset.actor_id, reset.target_id) == ("reset_user", ada.id, bob.id)
+    assert '"status":"invited"' in reset.after
+
+
+@pytest.mark.parametrize("limited", ["models", "networks", "expires_at"])
+async def test_a_restricted_key_lets_nobody_in(auth: Installation, limited: str) -> None:
+    ada = await owner(auth)
+    acme = ada.organisation_id
+    project = await auth.add_project(acme)
+    bob = await auth.add_person(acme, roles={"": "viewer"})
+    program = await auth.call(ada, "CreateServiceAccount", pb.CreateServiceAccountRequest(name="CI", role="viewer"))
+    role = await auth.call(ada, "CreateRole", pb.CreateRoleRequest(name="reader"))
+    key = pb.CreateKeyRequest(name="k", project_id=project, owner_id=ada.id, scopes=sorted(ROLES["owner"]))
+    free = await auth.call(ada, "CreateKey", key)
+    limits: dict[str, Any] = {"models": ["smollm2"], "networks": ["192.0.2.0/24"], "expires_at": auth.now + 60}
+    key.MergeFrom(pb.CreateKeyRequest(**{limited: limits[limited]}))
+    restricted = await auth.call(ada, "CreateKey", key)
+    for rpc, request in (
+        ("CreateUser", pb.CreateUserRequest(email="b@example.com", name="Bob")),
+        ("InviteUser", pb.InviteUserRequest(email="c@example.com", role="viewer")),
+        ("ResetUser", pb.ChangeRequest(id=bob.id)),
+        ("UpdateUser", pb.UpdateUserRequest(id=bob.id, email="d@example.com")),
+        ("SetMember", pb.SetMemberRequest(user_id=bob.id, role="admin")),
+        ("CreateServiceAccount", pb.CreateServiceAccountRequest(name="New", role="viewer")),
+        ("UpdateServiceAccount", pb.UpdateServiceAccountRequest(id=program.id, role="admin")),
+        ("UpdateRole", pb.UpdateRoleRequest(id=role.id, permissions=pb.StringList(values=["keys:read"]))),
+    ):
+        with pytest.raises(HelixError, match="restricted") as caught:
+            await auth.call(restricted.secret, rpc, request, address="192.0.2.7")
+        assert caught.value.kind is ErrorKind.PERMISSION_DENIED
+        await auth.call(free.secret, rpc, request)
+
+
+async def test_a_deleted_user_is_not_invited_under_another_spelling(auth: Installation) -> None:
+    ada = await owner(auth)
+    project = await auth.add_project(ada.organisation_id)
+    bob = await auth.add_person(ada.organisation_id, roles={"": "viewer"}, email="bob@example.com")
+    request = pb.InviteUserRequest(email="BOB@example.com", role="viewer", project_id=project)
+    await auth.call(ada, "InviteUser", request)
+    await auth.call(ada, "DeleteUser", pb.DeleteRequest(id=bob.id))
+    assert await auth.rows(one_time_tokens) == []
 
 
 async def test_a_deleted_user_is_forgotten_but_for_the_id(auth: Installation) -> None:

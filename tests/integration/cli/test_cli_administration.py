@@ -1,38 +1,66 @@
 """The commands that administer, against a real node: with its first key, and as who has signed in."""
 
+import io
 import json
-import subprocess
+import sys
+import time
+from base64 import b32decode
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helixflow.auth.totp import STEP_S, code_at
+from helixflow.cli.main import main
 from helixflow.core.keys import TOKEN_PREFIX, is_well_formed
 from tests.harness.node import HELIXFLOW, Node, run_node, write_idle_config
+from tests.harness.terminal import Conversation, converse
 
 PASSWORD = "seven grey herons wade upstream"
+NEW_PASSWORD = "eight grey herons fly downstream"
+NOTE = "helixflow: nobody is signed in: acting with the bootstrap key of this server\n"
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """Runs commands as one user."""
+    """Runs commands as one user: in this process with `run`, as a process of its own with `talk`."""
 
     node: Node
     config_home: Path
 
-    def run(self, *words: str, typed: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [HELIXFLOW, *words],
-            env={**self.node.environment, "XDG_CONFIG_HOME": str(self.config_home), **environment},
-            input=typed,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            start_new_session=True,  # without a terminal of its own, the password comes from standard input
-        )
+    def run(self, *words: str, typed: str = "", **environment: str) -> Done:
+        streams = [io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8") for text in (typed, "", "")]
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**self.environment, **environment}.items():
+                patch.setenv(name, value)
+            # It would bind every logger of this process to a stream that closes with the test.
+            patch.setattr("helixflow.telemetry.logs.configure_logging", lambda *_args, **_options: None)
+            for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+                patch.setattr(sys, name, stream)
+            code = main(words)
+        texts = []
+        for stream in streams[1:]:
+            stream.seek(0)
+            texts.append(stream.read())
+        return Done(code, *texts)
+
+    def talk(self, *command: str | Path) -> AbstractContextManager[Conversation]:
+        """Runs a command for somebody at a terminal."""
+        return converse(*command, environment=self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.node.environment, "XDG_CONFIG_HOME": str(self.config_home)}
 
     def must(self, *words: str, **options: str) -> str:
         done = self.run(*words, **options)
@@ -55,13 +83,18 @@ def terminal(node: Node, tmp_path: Path) -> Terminal:
     return Terminal(node, tmp_path / "config")
 
 
-def redeem(terminal: Terminal, token: str) -> None:
-    body = json.dumps({"token": token, "password": PASSWORD, "name": "Ada"}).encode()
-    subprocess.run(
-        ["curl", "-sSf", "-H", "content-type: application/json", "--data-binary", "@-",
-         f"http://127.0.0.1:{terminal.node.port}/api/v1/auth/redeem"],
-        input=body, check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
+def token_in(text: str) -> str:
+    return next(word for word in text.split() if word.startswith(TOKEN_PREFIX))
+
+
+def redeem(terminal: Terminal, token: str, *options: str) -> str:
+    return terminal.must("redeem", *options, typed=f"{token}\n{PASSWORD}\n")
+
+
+def sign_up(terminal: Terminal, email: str, role: str = "viewer") -> None:
+    """Makes an account and signs in as its owner."""
+    redeem(terminal, terminal.json("users", "create", email, "--name", email[:3], "--role", role)["token"])
+    terminal.must("login", "--email", email, typed=f"{PASSWORD}\n")
 
 
 def test_keys_live_from_creation_to_revocation(terminal: Terminal) -> None:
@@ -84,12 +117,34 @@ def test_keys_live_from_creation_to_revocation(terminal: Terminal) -> None:
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
 
 
+def test_a_key_is_changed(terminal: Terminal) -> None:
+    key_id = terminal.json("keys", "create", "bot", "--expires", "30d", "--model", "idle", "--network", "::1")["key_id"]
+    narrow = terminal.json(
+        "keys", "update", key_id, "--name", "robot", "--scope", "models:read", "--network", "10.1.0.0/16"
+    )
+    assert (narrow["name"], narrow["scopes"], narrow["networks"]) == ("robot", ["models:read"], ["10.1.0.0/16"])
+    assert narrow["models"] == ["idle"] and narrow["expires_at"] is not None
+    wide = terminal.must("keys", "update", key_id, "--all-models", "--all-networks", "--expires", "never")
+    assert wide == terminal.must("keys", "show", key_id)
+    assert wide.startswith(f"robot ({key_id})\n")
+    lines = dict(line.split("  ", 1) for line in wide.splitlines()[1:])
+    assert {name: lines[name].strip() for name in ("state", "models", "networks")} == {
+        "state": "valid (does not expire)", "models": "all", "networks": "all"
+    }  # fmt: skip
+    shown = terminal.json("keys", "show", key_id)
+    assert (shown["models"], shown["networks"], shown["expires_at"]) == ([], [], None)
+    for words in (("show", "key_none"), ("update", key_id, "--network", "nowhere")):
+        done = terminal.run("keys", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+
+
 def test_a_person_is_invited_signs_in_and_works_with_a_role(terminal: Terminal) -> None:
     project = terminal.json("projects", "create", "Research")["id"]
     invited = terminal.must("users", "invite", "ada@example.com", "--role", "developer", "--project", project)
-    token = next(word for word in invited.split() if word.startswith(TOKEN_PREFIX))
-    redeem(terminal, token)
+    ready = redeem(terminal, token_in(invited), "--name", "Ada")
+    assert ready == "The account of ada@example.com is ready. Sign in:\nhelixflow login --email ada@example.com\n"
     [user] = terminal.json("users", "list", "--email", "ada@example.com")["users"]
+    assert user["name"] == "Ada"
     members = terminal.json("members", "list", "--project", project)["members"]
     assert [(member["user_id"], member["role"]) for member in members] == [(user["id"], "developer")]
 
@@ -104,6 +159,9 @@ def test_a_person_is_invited_signs_in_and_works_with_a_role(terminal: Terminal) 
     assert [found["id"] for found in terminal.json("projects", "list")["projects"]] == [project]
     refused = terminal.run("projects", "create", "Another")
     assert refused.returncode == 1 and "projects:create" in refused.stderr
+    for act, needed in (("list", "audit:read"), ("export", "audit:export")):
+        refused = terminal.run("audit", act)
+        assert (refused.returncode, refused.stdout) == (1, "") and needed in refused.stderr
     # A key in the environment goes first.
     assert terminal.run("projects", "list", HELIXFLOW_API_KEY="hfk_wrong").returncode == 1
 
@@ -123,14 +181,118 @@ def test_a_person_is_invited_signs_in_and_works_with_a_role(terminal: Terminal) 
 
 
 def test_logging_out_ends_the_session(terminal: Terminal) -> None:
-    made = terminal.json("users", "create", "bob@example.com", "--name", "Bob", "--role", "viewer")
-    redeem(terminal, made["token"])
-    terminal.must("login", typed=f"bob@example.com\n{PASSWORD}\n")
+    sign_up(terminal, "bob@example.com")
     file = terminal.config_home / "helixflow" / "logins.json"
     kept = file.read_text()
     assert terminal.must("logout").startswith("Signed out of http://")
     file.write_text(kept)
     assert terminal.run("roles", "list").returncode == 1
+
+
+def test_somebody_who_has_an_account_accepts_with_its_password(terminal: Terminal) -> None:
+    redeem(terminal, token_in(terminal.must("users", "create", "joe@example.com", "--name", "Joe")))
+    token = terminal.json("users", "invite", "joe@example.com", "--role", "viewer")["token"]
+    mistaken = terminal.run("redeem", typed=f"{token}\n{NEW_PASSWORD}\n")
+    assert (mistaken.returncode, mistaken.stdout) == (1, "") and "helixflow redeem --existing" in mistaken.stderr
+    wrong = terminal.run("redeem", "--existing", typed=f"{token}\n{NEW_PASSWORD}\n")
+    assert (wrong.returncode, wrong.stderr) == (1, "helixflow: The e-mail or the password is wrong.\n")
+    with terminal.talk(HELIXFLOW, "redeem") as joe:
+        joe.answer("Token: ", token)
+        joe.answer("password already? [y/N]: ", "y")
+        joe.answer("Password: ", PASSWORD)
+        assert joe.finish() == 0, joe.shown
+    assert "The account of joe@example.com is ready." in joe.shown
+    again = terminal.run("redeem", "--existing", typed=f"{token}\n{PASSWORD}\n")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1) and token not in again.stderr
+
+
+def test_somebody_at_a_terminal_is_asked(terminal: Terminal) -> None:
+    token = terminal.json("users", "invite", "grace@example.com", "--role", "viewer")["token"]
+    with terminal.talk(HELIXFLOW, "redeem") as grace:
+        grace.answer("Token: ", token)
+        grace.answer("password already? [y/N]: ", "")
+        grace.answer("Your name (for a new account): ", "Grace Hopper")
+        grace.answer("New password: ", PASSWORD)
+        grace.answer("Once more: ", "something else")
+        grace.answer("New password: ", PASSWORD)
+        grace.answer("Once more: ", PASSWORD)
+        assert grace.finish() == 0, grace.shown
+    assert token not in grace.shown and PASSWORD not in grace.shown
+    [user] = terminal.json("users", "list", "--email", "grace@example.com")["users"]
+    assert user["name"] == "Grace Hopper"
+
+
+def test_people_are_told_that_they_act_with_the_bootstrap_key(terminal: Terminal) -> None:
+    script = f"'{HELIXFLOW}' roles list --json | cat"
+    for command, told in (([HELIXFLOW, "roles", "list"], True), (["bash", "-c", script], False)):
+        with terminal.talk(*command) as somebody:
+            assert somebody.finish() == 0, somebody.shown
+        assert (NOTE in somebody.shown) is told
+    assert terminal.run("roles", "list").stderr == ""
+    sign_up(terminal, "kim@example.com")
+    with terminal.talk(HELIXFLOW, "roles", "list") as kim:
+        assert kim.finish() == 0
+    assert NOTE not in kim.shown
+
+
+def test_who_am_i(terminal: Terminal) -> None:
+    key = terminal.json("whoami")
+    assert (key["kind"], key["operator"], key["email"]) == ("key", True, None)
+    assert key["name"] in terminal.must("whoami")
+    sign_up(terminal, "zoe@example.com", "developer")
+    shown = terminal.must("whoami")
+    assert shown.startswith("zoe zoe@example.com (user_")
+    lines = dict(line.split("  ", 1) for line in shown.splitlines()[1:])
+    assert lines["roles"].strip() == "developer" and "models:use" in lines["may"]
+    assert lines["second factor"].strip() == "no" == lines["operator"].strip()
+    assert terminal.json("whoami")["roles"] == ["developer"]
+
+
+def test_a_password_is_changed(terminal: Terminal) -> None:
+    keyed = terminal.run("password", typed=f"{PASSWORD}\n{NEW_PASSWORD}\n")
+    assert keyed.returncode == 1 and "signed in" in keyed.stderr
+    sign_up(terminal, "max@example.com")
+    weak = terminal.run("password", typed=f"{PASSWORD}\nshort\n")
+    assert (weak.returncode, weak.stdout, weak.stderr.count("\n")) == (1, "", 1)
+    done = terminal.must("password", typed=f"{PASSWORD}\n{NEW_PASSWORD}\n")
+    assert done == "The password is changed; your other sessions have ended.\n"
+    assert terminal.json("whoami")["email"] == "max@example.com"
+    assert terminal.run("login", "--email", "max@example.com", typed=f"{PASSWORD}\n").returncode == 1
+    terminal.must("login", "--email", "max@example.com", typed=f"{NEW_PASSWORD}\n")
+
+
+def test_a_second_factor_from_enrolment_to_its_end(terminal: Terminal) -> None:
+    sign_up(terminal, "pat@example.com")
+    with terminal.talk(HELIXFLOW, "mfa", "enrol") as pat:
+        pat.answer("Password: ", PASSWORD)
+        pat.answer("Code of the app: ", "no code")
+        secret = pat.shown.split("otpauth://", 1)[0].split()[-1]
+        key = b32decode(secret + "=" * (-len(secret) % 8))
+        step = int(time.time()) // STEP_S
+        pat.answer("Code of the app: ", code_at(key, step))
+        assert pat.finish() == 0, pat.shown
+    assert PASSWORD not in pat.shown and f"secret={secret}&" in pat.shown
+    codes = [line.strip() for line in pat.shown.splitlines() if line.startswith("  ") and line.count("-") == 3]
+    assert len(codes) == 10
+
+    signed_in = terminal.must("login", typed=f"pat@example.com\n{PASSWORD}\n{code_at(key, step + 1)}\n")
+    assert "as pat@example.com" in signed_in
+    without = terminal.run("login", typed=f"pat@example.com\n{PASSWORD}\n")
+    assert without.returncode == 2 and "Code of your authenticator app" in without.stderr
+    renewed = terminal.must("mfa", "recovery-codes", typed=f"{PASSWORD}\n{codes[0]}\n")
+    new_codes = [line.strip() for line in renewed.splitlines() if line.startswith("  ")]
+    assert len(new_codes) == 10 and not set(codes) & set(new_codes)
+    old = terminal.run("mfa", "disable", typed=f"{PASSWORD}\n{codes[1]}\n")
+    assert (old.returncode, old.stdout, old.stderr.count("\n")) == (1, "", 1)
+    assert terminal.must("mfa", "disable", typed=f"{PASSWORD}\n{new_codes[0]}\n") == "The second factor is off.\n"
+    terminal.must("login", "--email", "pat@example.com", typed=f"{PASSWORD}\n")
+
+
+def test_the_audit_log_is_exported_and_verified(terminal: Terminal) -> None:
+    records = terminal.json("audit", "list", "--limit", "3")["records"]
+    assert len(records) == 3
+    assert records[-1]["at"] in terminal.must("audit", "list", "--limit", "4")
+    assert "verified: records 1 to" in terminal.must("audit", "verify", "-", typed=terminal.must("audit", "export"))
 
 
 def test_users_from_creation_to_deletion(terminal: Terminal) -> None:
@@ -167,6 +329,9 @@ def test_roles_organisations_and_service_accounts(terminal: Terminal) -> None:
     assert "kept for 365 days" in terminal.must("orgs", "update", own, "--audit-retention-days", "365")
     assert own in terminal.must("orgs", "show", own)
     assert terminal.run("orgs", "show", names["Example Ltd"]).returncode == 1
+    rescue = terminal.must("orgs", "invite-owner", names["Example Ltd"], "rescue@example.com")
+    assert rescue.startswith("Invited rescue@example.com (inv_") and "helixflow redeem" in rescue
+    redeem(terminal, token_in(rescue))
 
 
 def test_credentials_do_not_travel_in_the_clear(terminal: Terminal) -> None:

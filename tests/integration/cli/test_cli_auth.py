@@ -28,17 +28,25 @@ def sealed(data_dir: Path) -> Path:
 
 async def test_a_new_signing_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     body = answer(json.dumps(ROTATED).encode())
-    async with ScriptedUpstream([[body], [body]]) as upstream:
+    async with ScriptedUpstream([[body], [body], [body]]) as upstream:
         monkeypatch.setenv("HELIXFLOW_BASE_URL", upstream.base_url)
         monkeypatch.setenv("HELIXFLOW_API_KEY", "hfk_test")
         done = await asyncio.to_thread(run, "auth", "rotate-signing-key")
         as_json = await asyncio.to_thread(run, "auth", "rotate-signing-key", "--json")
+        at_once = await asyncio.to_thread(run, "auth", "rotate-signing-key", "--revoke-others")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("key-2 signs in a few seconds") and "2026-11-23 03:04 UTC" in done.out
     assert json.loads(as_json.out) == ROTATED
     sent = upstream.requests[0]
     assert (sent.method, sent.target) == ("POST", "/api/v1/signing-keys/rotate")
     assert sent.headers["authorization"] == "Bearer hfk_test"
+    assert (at_once.code, at_once.err) == (0, "")
+    assert at_once.out.startswith("key-2 signs from now on") and "have ended" in at_once.out
+    assert [json.loads(request.body) for request in upstream.requests] == [
+        {"revoke_others": False},
+        {"revoke_others": False},
+        {"revoke_others": True},
+    ]
 
 
 def test_a_new_master_key(run: Run, sealed: Path, tmp_path: Path) -> None:

@@ -100,6 +100,22 @@ async def test_what_is_created_is_located(api: httpx2.AsyncClient, auth: Scripte
     assert auth.last.metadata["idempotency-key"] == "once"
 
 
+async def test_an_owner_is_invited_to_an_organisation_that_is_not_the_callers(
+    api: httpx2.AsyncClient, auth: ScriptedAuth
+) -> None:
+    invitation = admin_pb2.Invitation(
+        id="inv_1", email="o@example.com", role="owner", created_at=1, expires_at=2, invited_by="user_1"
+    )
+    auth.answers["InviteOwner"] = admin_pb2.InviteUserResponse(invitation=invitation, token="hft_1")
+    answer = await api.post("/organisations/org_2/owners", json={"owner_email": "o@example.com"})
+    assert (answer.status_code, answer.headers["location"]) == (201, "/api/v1/invitations/inv_1")
+    assert answer.json()["token"] == "hft_1" and answer.json()["invitation"]["project_id"] is None
+    request = auth.last.request
+    assert (request.organisation_id, request.owner_email) == ("org_2", "o@example.com")
+    answer = await api.post("/organisations/org_2/owners", json={"owner_email": "o"})
+    assert (answer.status_code, answer.json()["errors"][0]["param"]) == (422, "owner_email")
+
+
 @pytest.mark.parametrize("key", ["", "with space", "x" * 256, "ü"])
 async def test_a_bad_idempotency_key_is_refused(api: httpx2.AsyncClient, auth: ScriptedAuth, key: str) -> None:
     headers = {"idempotency-key": key.encode("latin-1")}
@@ -208,6 +224,28 @@ async def test_audit_records_show_what_was_and_became(api: httpx2.AsyncClient, a
     assert auth.last.request.installation
     for query in ("outcome=other", "installation=yes", "since=yesterday", "since=1700000000"):
         assert (await api.get(f"/audit/records?{query}")).status_code == 422, query
+
+
+@pytest.mark.parametrize(
+    ("body", "revoke_others"),
+    [(None, False), ({}, False), ({"revoke_others": False}, False), ({"revoke_others": True}, True)],
+)
+async def test_a_rotation_of_the_signing_key_revokes_others_only_when_told(
+    api: httpx2.AsyncClient, auth: ScriptedAuth, body: dict[str, Any] | None, revoke_others: bool
+) -> None:
+    auth.answers["RotateSigningKey"] = admin_pb2.RotateSigningKeyResponse(kid="key-2", others_expire_at=1_800_000_000)
+    answer = await api.post("/signing-keys/rotate", **({} if body is None else {"json": body}))
+    assert answer.json() == {"kid": "key-2", "others_expire_at": "2027-01-15T08:00:00Z"}
+    assert auth.last.request.revoke_others is revoke_others
+
+
+@pytest.mark.parametrize("body", [{"revoke_others": "yes"}, {"revoke_others": 1}, {"revoke": True}, []])
+async def test_a_rotation_of_the_signing_key_is_not_guessed(
+    api: httpx2.AsyncClient, auth: ScriptedAuth, body: object
+) -> None:
+    answer = await api.post("/signing-keys/rotate", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert not auth.asked
 
 
 async def test_a_rotation_shows_both_keys(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:

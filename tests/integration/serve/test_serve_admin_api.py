@@ -94,7 +94,7 @@ async def test_another_organisation_is_as_if_it_were_not_there(node: Node) -> No
             ("DELETE", f"/invitations/{invitation['invitation']['id']}", None),
             ("GET", "/organisations/org_default", None),
             ("DELETE", "/organisations/org_default", None),
-            ("GET", "/service-accounts/svc_none", None),
+            ("GET", "/service-accounts/sa_none", None),
         ]
         for method, path, body in hidden:
             answer = await owner.admin(method, path, body)

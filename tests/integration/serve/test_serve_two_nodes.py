@@ -192,6 +192,28 @@ async def test_both_rotate_their_signing_keys_and_forget_old_ones(
         assert (await at(a, session).models()).status_code == (await at(b, session).models()).status_code == 200
 
 
+async def test_a_leaked_signing_key_is_cut_off_on_both_at_once(visitors: tuple[Visitor, Visitor]) -> None:
+    a, b = visitors
+    await a.new_user("leaked@fleet.example", "developer")
+    session = await a.sign_in("leaked@fleet.example")
+    leaked = header_of(session.credential)["kid"]
+    for place in (a, b):
+        assert (await at(place, session).models()).status_code == 200, "verified there, and kept"
+    cut = await a.make("/signing-keys/rotate", {"revoke_others": True})
+    assert cut["kid"] != leaked
+    await agree(a, b, lambda found: found == [cut["kid"]])
+    for place in (a, b):
+        assert (await at(place, session).models()).status_code == 401
+        async with asyncio.timeout(EFFECTIVE_S):
+            while (await at(place, session).admin("GET", "/me")).status_code != 401:
+                await asyncio.sleep(0.02)
+    renewed = await at(b, session).refresh()
+    assert header_of(renewed.credential)["kid"] == cut["kid"], "it signs at once"
+    for place in (a, b):
+        assert (await at(place, renewed).models()).status_code == 200
+        assert (await at(place, renewed).admin("GET", "/me")).status_code == 200
+
+
 async def tidy_up(settings: Settings, now: float) -> None:
     """What a control process does every few minutes, at that time."""
     database = open_database(settings)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 
 from helixflow.auth.restrictions import (
@@ -70,7 +72,7 @@ def test_models_are_names_as_in_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("parse", "param"),
-    [(parse_models, "models"), (parse_networks, "networks"), (parse_scopes_given, "scopes")],
+    [(parse_models, "models"), (parse_networks, "networks"), (partial(parse_scopes_given, operator=True), "scopes")],
 )
 def test_lists_are_bounded(parse: object, param: str) -> None:
     assert callable(parse)
@@ -79,12 +81,14 @@ def test_lists_are_bounded(parse: object, param: str) -> None:
     assert (caught.value.kind, caught.value.param) == (ErrorKind.UNPROCESSABLE, param)
 
 
-def test_no_key_has_what_belongs_to_operators_or_does_not_exist() -> None:
-    assert parse_scopes_given(["keys:read", "keys:read"]) == {Permission.KEYS_READ}
-    assert parse_scopes_given(sorted(ROLE_PERMISSIONS)) == ROLE_PERMISSIONS
-    for name in [*INSTALLATION_PERMISSIONS, "keys:*", "*", "", "KEYS:READ", "keys:read ", "\u202ekeys:read"]:
+@pytest.mark.parametrize("operator", [False, True])
+def test_no_key_has_what_belongs_to_operators_or_does_not_exist(operator: bool) -> None:
+    assert parse_scopes_given(["keys:read", "keys:read"], operator=operator) == {Permission.KEYS_READ}
+    assert parse_scopes_given(sorted(ROLE_PERMISSIONS), operator=operator) == ROLE_PERMISSIONS
+    beyond = INSTALLATION_PERMISSIONS - ({Permission.METRICS_READ} if operator else set())
+    for name in [*beyond, "keys:*", "*", "", "KEYS:READ", "keys:read ", "\u202ekeys:read"]:
         with pytest.raises(HelixError) as caught:
-            parse_scopes_given(["models:use", name])
+            parse_scopes_given(["models:use", name], operator=operator)
         assert (caught.value.kind, caught.value.param) == (ErrorKind.UNPROCESSABLE, "scopes")
 
 

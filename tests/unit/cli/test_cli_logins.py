@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from helixflow.cli.administration import cell, part
-from helixflow.cli.moments import parse_span
 from helixflow.cli.logins import FILE_NAME, Login, Logins
+from helixflow.cli.moments import parse_span
 from helixflow.core.errors import UserError
 
 LOGIN = Login("ada@example.com", "a.b.c", 100.0, "hfr_1", 200.0)

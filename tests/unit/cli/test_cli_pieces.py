@@ -10,8 +10,8 @@ import pytest
 
 from helixflow.cli.api import Answer
 from helixflow.cli.installation import check_data_dir, check_models, plan
-from helixflow.cli.moments import parse_expiry
 from helixflow.cli.machine import check_gpu, check_memory, check_python, known_features
+from helixflow.cli.moments import parse_expiry
 from helixflow.cli.output import printable
 from helixflow.cli.serve import welcome_arguments
 from helixflow.cli.target import choose_target

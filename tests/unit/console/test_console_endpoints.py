@@ -133,9 +133,11 @@ def _references(value: Any) -> list[str]:
     return []
 
 
-def test_scopes_are_those_that_a_role_may_hold(document: dict[str, Any]) -> None:
-    scopes = document["components"]["schemas"]["NewKey"]["properties"]["scopes"]
-    assert set(scopes["items"]["enum"]) == {permission.value for permission in ROLE_PERMISSIONS | {Permission.METRICS_READ}}
+def test_scopes_are_those_that_a_role_may_hold_and_one_more(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    held = {permission.value for permission in ROLE_PERMISSIONS}
+    assert set(schemas["NewRole"]["properties"]["permissions"]["items"]["enum"]) == held
+    assert set(schemas["NewKey"]["properties"]["scopes"]["items"]["enum"]) == held | {Permission.METRICS_READ.value}
 
 
 def test_no_page_of_others_is_served(app: FastAPI) -> None:

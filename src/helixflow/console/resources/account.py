@@ -68,8 +68,8 @@ class Confirmation(Given):
     code: Code = Field(description="A code of the app.")
 
 
-class Disablement(Given):
-    """What it takes to turn the second factor off."""
+class SecondFactorProof(Given):
+    """What it takes to turn the second factor off, or to have new recovery codes."""
 
     current_password: Password = Field(description="The present password.")
     code: Code = Field(description="A code of the app, or a recovery code.")
@@ -140,7 +140,7 @@ def confirm_mfa(body: Confirmation) -> sessions_pb2.ConfirmMfaRequest:
 
 
 @endpoint("POST", "/auth/mfa/disable", SESSIONS["DisableMfa"], timeout_s=PASSWORD_TIMEOUT_S)
-def disable_mfa(body: Disablement) -> sessions_pb2.DisableMfaRequest:
+def disable_mfa(body: SecondFactorProof) -> sessions_pb2.DisableMfaRequest:
     """Turns the second factor off."""
     return sessions_pb2.DisableMfaRequest(**body.given())
 
@@ -148,7 +148,7 @@ def disable_mfa(body: Disablement) -> sessions_pb2.DisableMfaRequest:
 @endpoint(
     "POST", "/auth/mfa/recovery-codes", SESSIONS["RenewRecoveryCodes"], RecoveryCodes, timeout_s=PASSWORD_TIMEOUT_S
 )
-def renew_recovery_codes(body: PasswordProof) -> sessions_pb2.RenewRecoveryCodesRequest:
+def renew_recovery_codes(body: SecondFactorProof) -> sessions_pb2.RenewRecoveryCodesRequest:
     """New recovery codes; the old ones end."""
     return sessions_pb2.RenewRecoveryCodesRequest(**body.given())
 
