@@ -409,7 +409,8 @@ async def test_what_belongs_to_whom_is_known_after_any_history() -> None:
             expected = {k for k, entry in entries.items() if getattr(entry.principal, attribute) != subject}
             bench.told(revision, kind=kind, of=subject)
         assert entries.keys() == expected
-    bench.resolver.forget()
+    for number, key in enumerate(list(entries), revision + 1):
+        bench.told(number, key)
     indexes = (bench.resolver._of_owner, bench.resolver._of_project, bench.resolver._of_organisation)
     assert [len(index) for index in indexes] == [0, 0, 0]
 

@@ -21,14 +21,25 @@ def whoami_command(context: typer.Context, as_json: Json = False) -> None:
         ("organisation", me["organisation_id"]),
         ("project", cell(me["project_id"])),
         ("roles", cell(me["roles"])),
-        ("may", cell(me["permissions"])),
-        *((f"may in {found['project_id']}", cell(found["permissions"])) for found in me["projects"]),
+        *_permissions("may", me["permissions"]),
         ("operator", cell(me["operator"])),
     ]
     if me["email"] is not None:
         fields.append(("second factor", cell(me["mfa_enabled"])))
         fields += [("member of", f"{found['name']} ({found['organisation_id']})") for found in me["organisations"]]
+    for found in me["projects"]:
+        fields += _permissions(f"in {found['project_id']}", found["permissions"])
     show_fields(" ".join(filter(None, (me["name"], me["email"], f"({me['id']})"))), fields)
+
+
+def _permissions(label: str, permissions: list[str]) -> list[tuple[str, str]]:
+    """A line for each noun."""
+    verbs: dict[str, list[str]] = {}
+    for permission in permissions:
+        noun, _, verb = permission.partition(":")
+        verbs.setdefault(noun, []).append(verb)
+    lines = [f"{noun}: {', '.join(found)}" for noun, found in verbs.items()]
+    return [(label if number == 0 else "", line) for number, line in enumerate(lines or ["nothing"])]
 
 
 def password_command(context: typer.Context) -> None:

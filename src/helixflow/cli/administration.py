@@ -61,17 +61,16 @@ def administer(context: typer.Context, question: "Callable[[AdminApi], Awaitable
     import asyncio
 
     async def put() -> T:
-        credential = server.credential
-        if not server.from_environment and (token := await _token(server, logins)) is not None:
-            credential = token
-        elif credential is not None and not server.from_environment:
-            _note_bootstrap_key(context)
+        token = None if server.from_environment else await _token(server, logins)
+        if token is None:
+            return await _ask_with_key(context, server, question)
         try:
-            return await ask_server(server, credential, question)
+            return await ask_server(server, token, question)
         except HelixError as exc:
-            if credential is not None or exc.kind is not ErrorKind.INVALID_TOKEN:
+            # It may have ended before its time, with the key that signed it; then nothing was done.
+            if exc.kind is not ErrorKind.INVALID_TOKEN or (renewed := await _token(server, logins, token)) is None:
                 raise
-            raise UserError("sign in first: helixflow login, or set HELIXFLOW_API_KEY") from exc
+        return await ask_server(server, renewed, question)
 
     return asyncio.run(put())
 
@@ -112,15 +111,29 @@ def login_of(email: str, tokens: dict[str, Any], now: float) -> "Login":
     )
 
 
-async def _token(server: Server, logins: "Logins") -> str | None:
-    """The access token of who has signed in, renewed where that is due; None when nobody has."""
+async def _ask_with_key(context: typer.Context, server: Server, question: "Callable[[AdminApi], Awaitable[T]]") -> T:
+    """With what the environment or the data directory gives."""
+    if server.credential is not None and not server.from_environment:
+        _note_bootstrap_key(context)
+    try:
+        return await ask_server(server, server.credential, question)
+    except HelixError as exc:
+        if server.credential is not None or exc.kind is not ErrorKind.INVALID_TOKEN:
+            raise
+        raise UserError("sign in first: helixflow login, or set HELIXFLOW_API_KEY") from exc
+
+
+async def _token(server: Server, logins: "Logins", refused: str | None = None) -> str | None:
+    """The access token of who has signed in, renewed where that is due, or where the server has `refused` it; None when
+    nobody has.
+    """
     login = logins.find(server.root_url)
-    if login is None or login.access_expires_at - _MARGIN_S > time.time():
+    if login is None or _works(login, refused):
         return login.access_token if login is not None else None
     with logins.locked():
         # Another command may have renewed it meanwhile.
         login = logins.find(server.root_url)
-        if login is None or login.access_expires_at - _MARGIN_S > time.time():
+        if login is None or _works(login, refused):
             return login.access_token if login is not None else None
         body = {"refresh_token": login.refresh_token}
         now = time.time()
@@ -134,6 +147,10 @@ async def _token(server: Server, logins: "Logins") -> str | None:
         renewed = login_of(login.email, tokens, now)
         logins.keep(server.root_url, renewed)
         return renewed.access_token
+
+
+def _works(login: "Login", refused: str | None) -> bool:
+    return login.access_token != refused and login.access_expires_at - _MARGIN_S > time.time()
 
 
 def _note_bootstrap_key(context: typer.Context) -> None:

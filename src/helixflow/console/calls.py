@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -75,11 +75,11 @@ def unary(
 
 def streaming(
     channel: grpc.aio.Channel, method: MethodDescriptor, timeout_s: float
-) -> Callable[[Message, Metadata], AsyncIterator[Message]]:
+) -> Callable[[Message, Metadata], AsyncGenerator[Message, None]]:
     """A function that calls `method` and gives its messages as they come; closing the iterator ends the call."""
     call: Any = channel.unary_stream(_path(method), **_codecs(method))
 
-    async def ask(message: Message, metadata: Metadata) -> AsyncIterator[Message]:
+    async def ask(message: Message, metadata: Metadata) -> AsyncGenerator[Message, None]:
         answers = call(message, metadata=metadata, timeout=timeout_s)
         try:
             async for answer in answers:

@@ -137,7 +137,10 @@ def _error_name(status: int) -> str:
 def _error(status: int) -> dict[str, Any]:
     headers: dict[str, Any] = {"X-Request-Id": _REQUEST_ID}
     if status == 401:
-        headers["WWW-Authenticate"] = {"description": "`Bearer`.", "schema": {"type": "string"}}
+        headers["WWW-Authenticate"] = {
+            "description": '`Bearer`; `Bearer error="invalid_token"` for a token that is wrong, expired or void.',
+            "schema": {"type": "string"},
+        }
     if status in (429, 503):
         headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

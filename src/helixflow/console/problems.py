@@ -18,6 +18,8 @@ from helixflow.rpc.errors import describe
 MEDIA_TYPE: Final = "application/problem+json"
 _MAX_NAME: Final = 200
 _MAX_ERRORS: Final = 50
+# RFC 6750, section 3.1: for a token that was sent and is wrong; one that is missing is no error. As the gateway does.
+_INVALID_TOKEN: Final = 'Bearer error="invalid_token"'  # noqa: S105  (no secret)
 
 log = structlog.get_logger("helixflow.console")
 
@@ -91,7 +93,10 @@ def _on_error(request: Request, exc: Exception) -> Response:
     if exc.traits.http >= 500:
         cause = describe(exc.__cause__) if exc.__cause__ is not None else None
         log.warning("admin_request.error", request_id=request_id, code=exc.code, cause=cause)
-    return render(exc, request_id)
+    response = render(exc, request_id)
+    if exc.kind is ErrorKind.INVALID_TOKEN and "authorization" in request.headers:
+        response.headers["www-authenticate"] = _INVALID_TOKEN
+    return response
 
 
 def _on_validation(request: Request, exc: Exception) -> Response:

@@ -22,8 +22,8 @@ class Principal:
 
     `id` is the key's or the account's; `owner_id` the account or service account that a key acts for, empty for a key
     of the project itself. `project_id` is empty for a token that is for no project. `permissions` hold in that project
-    (without one: in the organisation) and, of an operator's token and the bootstrap key, in the installation. `models`
-    and `networks` are restrictions, None for none.
+    (without one: in the organisation); those of the installation hold in it. `models` and `networks` are restrictions,
+    None for none.
     """
 
     kind: PrincipalKind

@@ -41,6 +41,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._max_header_bytes = max_header_bytes
         self._head_bytes = 0
         self._head_received = 0
+        # Of the body after the last head in the piece of data that is being read.
+        self._piece_body_bytes = 0
         self._discarded = 0
         self._receiving: Cycle | None = None
         self._running: Cycle | None = None
@@ -89,6 +91,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._idle_since = None
         headers = self.headers
+        self._piece_body_bytes = 0
         if b"pgrade" in data and self._body_since is None:
             data = without_upgrade(data)
         try:
@@ -97,12 +100,21 @@ class GatewayProtocol(HttpToolsProtocol):
             pass  # it came in pieces and so past `without_upgrade`; the request itself has been parsed
         except httptools.HttpParserError:
             self.send_400_response("")
-        if self._head_since is not None and self.headers is headers:
+        if self._head_since is not None and not self._refused:
             # The parser tells of a header once it is complete: one without end must not fill the memory.
-            self._head_received += len(data)
-            if self._head_received > self._max_header_bytes and not self._refused:
+            self._head_received += len(data) if self.headers is headers else self._count_begun_head(data)
+            if self._head_received > self._max_header_bytes:
                 self._head_bytes += self._head_received
                 self.send_400_response("")
+
+    def _count_begun_head(self, data: bytes) -> int:
+        """How much of `data` is of the unfinished head that begins in it: all after the last empty line, which ends a
+        head, but for a body in between. Never too much, so that pipelined requests are safe; too little where that
+        body holds empty lines itself.
+        """
+        end = max(data.rfind(b"\n\r\n") + 3, data.rfind(b"\n\n") + 2)
+        begun = len(data) - end if end > 2 else len(data)
+        return max(0, begun - self._piece_body_bytes)
 
     def pause_writing(self) -> None:
         self._stalled_since = self.loop.time()
@@ -141,7 +153,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._body_since, self._head_since = self._head_since, None
-        self._discarded = 0
+        self._discarded = self._piece_body_bytes = 0
         version = self.parser.get_http_version()
         method = self.parser.get_method().decode("ascii")
         if self.url != self._target:
@@ -183,6 +195,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         cycle = self._receiving
         assert cycle is not None
+        self._piece_body_bytes += len(body)
         if cycle.response_complete:
             # The rest of a refused body is read and dropped, so that the connection stays usable; not without end.
             self._discarded += len(body)

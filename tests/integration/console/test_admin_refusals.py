@@ -116,6 +116,8 @@ async def test_a_field_that_the_service_refuses_is_named(api: httpx2.AsyncClient
 
 async def test_headers_that_belong_to_errors(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
     auth.answers["GetSelf"] = HelixError(ErrorKind.INVALID_TOKEN, "Sign in.")
+    assert (await api.get("/me")).headers["www-authenticate"] == 'Bearer error="invalid_token"'
+    auth.answers["GetSelf"] = HelixError(ErrorKind.INVALID_API_KEY, "Unknown.")
     assert (await api.get("/me")).headers["www-authenticate"] == "Bearer"
     auth.answers["Login"] = HelixError(ErrorKind.TOO_MANY_ATTEMPTS, "Wait.", retry_after_s=29.2)
     answer = await api.post("/auth/login", json={"email": "a", "password": "b"})
@@ -147,7 +149,7 @@ async def test_paths_and_methods(api: httpx2.AsyncClient) -> None:
         problem(await api.get(path), 404, "not_found")
     answer = await api.put("/projects/proj_1", json={})
     problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "DELETE, GET, PATCH"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PATCH"
     problem(await api.get("/projects/%00"), 422, "validation_failed")
     problem(await api.get("/projects/" + "x" * 65), 422, "validation_failed")
     problem(await api.get("/projects/a';DROP TABLE projects;--"), 422, "validation_failed")

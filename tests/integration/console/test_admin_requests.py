@@ -206,6 +206,31 @@ async def test_an_export_is_streamed_as_it_is(api: httpx2.AsyncClient, auth: Scr
         await api.get("/audit/export")
 
 
+@pytest.mark.parametrize("path", ["/projects/proj_1", "/projects", "/audit/export", "/openapi.json"])
+async def test_head_tells_what_get_would_without_its_body(
+    api: httpx2.AsyncClient, auth: ScriptedAuth, path: str
+) -> None:
+    auth.answers["GetProject"] = PROJECT
+    auth.answers["ExportAuditLog"] = [admin_pb2.ExportAuditLogResponse(lines=b"{}\n")] * 2
+    head, got = await api.head(path), await api.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.headers.get("etag") == got.headers.get("etag")
+    if path != "/audit/export":  # where nobody knows how much it will be
+        assert head.headers["content-length"] == got.headers["content-length"]
+
+
+async def test_head_is_refused_as_get_is(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
+    auth.answers["GetProject"] = HelixError(ErrorKind.NOT_FOUND, "There is no such project.")
+    auth.answers["ExportAuditLog"] = HelixError(ErrorKind.PERMISSION_DENIED, "Not permitted.")
+    for path, status in (("/projects/proj_1", 404), ("/audit/export", 403), ("/projects?limit=x", 422)):
+        answer = await api.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+    assert (await api.head("/auth/login")).status_code == 405
+    del api.headers["authorization"]
+    assert (await api.head("/projects/proj_1")).status_code == 401
+
+
 async def test_audit_records_show_what_was_and_became(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
     record = admin_pb2.AuditRecord(
         sequence=1,

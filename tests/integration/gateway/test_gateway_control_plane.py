@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from helixflow.console.tags import TAGS
+from helixflow.gateway.surfaces import control_plane
 from helixflow.transport.testing import (
     LAST_CHUNK,
     Close,
@@ -100,6 +102,12 @@ async def test_the_gateway_says_who_asks_and_nobody_else_can(run: Run) -> None:
         "x-request-id": "mine-1",
     }
     assert got.headers["x-request-id"] == "mine-1"
+
+
+def test_it_waits_for_an_answer_somewhat_longer_than_the_slowest_operation_may_take() -> None:
+    operations = (endpoint for tag in TAGS for endpoint in tag.endpoints if not endpoint.method.server_streaming)
+    slowest_s = max(endpoint.timeout_s for endpoint in operations)
+    assert slowest_s + 5 <= control_plane._TIMEOUTS.first_byte_s <= slowest_s + 10
 
 
 async def test_behind_a_trusted_proxy_its_client_is_named(run: Run) -> None:

@@ -177,7 +177,7 @@ async def test_the_signing_keys_are_public(gateway: RunningGateway) -> None:
     async with await gateway.connect() as wire:
         got = await wire.ask(request("GET", "/.well-known/jwks.json"))
         assert got.headers["content-type"] == "application/json"
-        assert got.headers["cache-control"] == "public, max-age=300"
+        assert got.headers["cache-control"] == "public, max-age=5"
         (key,) = got.json["keys"]
         head = await wire.ask(request("HEAD", "/.well-known/jwks.json"), head_only=True)
         assert head.headers["content-length"] == got.headers["content-length"]
@@ -187,6 +187,12 @@ async def test_the_signing_keys_are_public(gateway: RunningGateway) -> None:
     }  # fmt: skip
     public = RSAPublicNumbers(_number(key["e"]), _number(key["n"]))
     assert public == gateway.mint.key.public_key().public_numbers()
+
+
+async def test_nobody_keeps_that_there_is_no_signing_key_yet(gateway: RunningGateway) -> None:
+    gateway.gateway._changes.signing_keys = ()
+    got = await gateway.ask("GET", "/.well-known/jwks.json")
+    assert (got.json, got.headers["cache-control"]) == ({"keys": []}, "no-store")
 
 
 async def test_the_signing_keys_are_unavailable_until_they_are_known(gateway: RunningGateway) -> None:

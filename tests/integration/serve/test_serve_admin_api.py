@@ -142,7 +142,7 @@ async def test_errors_are_problem_documents(node: Node) -> None:
         assert_problem(await operator.admin("GET", "/nowhere"), 404, "not_found")
         wrong_method = await operator.admin("PUT", "/users")
         assert_problem(wrong_method, 405, "method_not_allowed")
-        assert wrong_method.headers["allow"] == "GET, POST"
+        assert wrong_method.headers["allow"] == "GET, HEAD, POST"
         taken = await operator.admin("POST", "/users", {"email": f"VIEWER@{DOMAIN}", "name": "V"})
         assert_problem(taken, 409, "conflict")
         assert viewer_id not in taken.text

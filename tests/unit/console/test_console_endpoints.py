@@ -88,7 +88,12 @@ def test_the_document_shows_what_the_rpc_declares(document: dict[str, Any], endp
     assert ("If-Match" in names) == ("if_version" in fields and endpoint.method.name != "RevokeInvitation")
     responses = operation["responses"]
     assert str(endpoint.status) in responses
-    assert {"400", "401", "422", "500", "503"} <= responses.keys()
+    assert {"400", "422", "500", "503"} <= responses.keys()
+    # Ending a session that is none is no error.
+    assert ("401" in responses) == (endpoint.method.name != "Logout")
+    # Also signing in, in a place that is not one's own; and whoever is suspended.
+    assert ("403" in responses) == (endpoint.method.name != "Logout")
+    assert access.level is Level.PUBLIC or "404" in responses
     assert ("412" in responses) == ("If-Match" in names)
 
 
@@ -143,3 +148,12 @@ def test_scopes_are_those_that_a_role_may_hold_and_one_more(document: dict[str, 
 def test_no_page_of_others_is_served(app: FastAPI) -> None:
     paths = {getattr(route, "path", "") for route in app.routes}
     assert all(path.startswith(f"{PREFIX}/") for path in paths), paths
+
+
+def test_what_answers_get_answers_head_and_is_told_of_once(app: FastAPI, document: dict[str, Any]) -> None:
+    paths: dict[str, set[str]] = {"GET": set(), "HEAD": set()}
+    for route in app.routes:
+        for method in paths.keys() & getattr(route, "methods", set()):
+            paths[method].add(route.path)  # type: ignore[attr-defined]
+    assert paths["GET"] == paths["HEAD"]
+    assert all("head" not in operations for operations in document["paths"].values())

@@ -1,6 +1,7 @@
 """The public keys that access tokens are signed with, for whoever wants to verify them."""
 
 import base64
+from typing import Final
 
 import msgspec
 
@@ -10,6 +11,10 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.gateway.exchange import Exchange
 
 PATH = "/.well-known/jwks.json"
+# A key is announced ten seconds before it signs (`auth.signing_key_rotation`): whoever keeps the set for five knows of
+# it by then, with time left for the gateways to be told. The first key has less; until there is one, nothing is kept.
+_KEPT: Final = (b"cache-control", b"public, max-age=5")
+_NOT_KEPT: Final = (b"cache-control", b"no-store")
 
 
 class KeySetSurface:
@@ -36,7 +41,7 @@ class KeySetSurface:
             for key in self._watch.signing_keys
         ]
         body = msgspec.json.encode({"keys": keys})
-        await exchange.reply(200, body, [(b"cache-control", b"public, max-age=300")])
+        await exchange.reply(200, body, [_KEPT if keys else _NOT_KEPT])
 
 
 def _base64url(data: bytes) -> str:
