@@ -35,7 +35,7 @@ def create_app(channel: grpc.aio.Channel, *, max_in_flight: int = MAX_IN_FLIGHT)
         for endpoint in tag.endpoints:
             add_endpoint(app, channel, tag.name, endpoint)
     document = _Document(app)
-    app.add_api_route(DOCUMENT_PATH, document.serve, include_in_schema=False)
+    app.add_api_route(DOCUMENT_PATH, document.serve, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
