@@ -135,14 +135,11 @@ class Dispatcher:
             check_storable(request)
             metadata = _texts(context)
             caller = await self._admit(rpc, request, metadata)
-            try:
-                if isinstance(operation, Operation):
-                    return await self._transact(operation, rpc, caller, request, metadata)
-                # As with other writes: a client that hangs up does not stop half-way what it has begun.
-                return await self._shielded(operation(self._invocation(rpc, caller), request))
-            except HelixError as exc:
-                self._note_refusal(rpc, caller, request, exc)
-                raise
+            if isinstance(operation, Operation):
+                return await self._transact(operation, rpc, caller, request, metadata)
+            # As with other writes: a client that hangs up does not stop half-way what it has begun.
+            work = operation(self._invocation(rpc, caller), request)
+            return await self._shielded(self._noted(rpc, caller, request, work))
 
         async def stream(request: Message, context: _Context) -> AsyncIterator[Message]:
             check_storable(request)
@@ -165,13 +162,17 @@ class Dispatcher:
         self, operation: Operation, rpc: _Rpc, caller: Caller, request: Message, metadata: Mapping[str, str]
     ) -> Message:
         if not rpc.access.writes:
-            async with self._units.reading(caller, rpc.access, rpc.action) as unit:
-                answer = await operation.run(unit, request)
-                if not unit.authorised:
-                    raise HelixError(ErrorKind.INTERNAL, f"{rpc.action} did not check the project that it is about.")
-                return answer
+            return await self._noted(rpc, caller, request, self._read(operation, rpc, caller, request))
         prepared = await operation.prepare(request) if operation.prepare is not None else None
-        return await self._shielded(self._write(operation, rpc, request, metadata, prepared))
+        work = self._write(operation, rpc, request, metadata, prepared)
+        return await self._shielded(self._noted(rpc, caller, request, work))
+
+    async def _read(self, operation: Operation, rpc: _Rpc, caller: Caller, request: Message) -> Message:
+        async with self._units.reading(caller, rpc.access, rpc.action) as unit:
+            answer = await operation.run(unit, request)
+            if not unit.authorised:
+                raise HelixError(ErrorKind.INTERNAL, f"{rpc.action} did not check the project that it is about.")
+            return answer
 
     async def _write(
         self, operation: Operation, rpc: _Rpc, request: Message, metadata: Mapping[str, str], prepared: Any
@@ -210,6 +211,14 @@ class Dispatcher:
             self._note_refusal(rpc, refused, request, exc)
             raise
         return caller
+
+    async def _noted(self, rpc: _Rpc, caller: Caller, request: Message, work: Awaitable[Message]) -> Message:
+        """Belongs within what is shielded: who hangs up is refused all the same."""
+        try:
+            return await work
+        except HelixError as exc:
+            self._note_refusal(rpc, caller, request, exc)
+            raise
 
     def _note_refusal(self, rpc: _Rpc, caller: Caller, request: Message, error: HelixError) -> None:
         if error.kind not in _REFUSALS or caller.kind is CallerKind.ANONYMOUS:

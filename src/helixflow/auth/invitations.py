@@ -4,7 +4,7 @@ The answer is the same, after the same work, whether or not the e-mail has an ac
 members of the caller's own are looked at. Inviting the same e-mail to the same place again ends the earlier invitation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -39,17 +39,14 @@ def open_invitations(organisation_id: str, now: int) -> ColumnElement[bool]:
 async def invite(
     unit: Unit, organisation_id: str, email: str, role: str, project_id: str = "", *, token_life_s: int
 ) -> tuple[pb.Invitation, str]:
-    """A new invitation and its token; an earlier one of the same e-mail to the same place ends.
+    """A new invitation and its token; an earlier one of the same e-mail to the same place ends, and is recorded.
 
-    Nothing is checked or recorded here.
+    Nothing is checked here.
     """
-    await unit.connection.execute(
-        delete(one_time_tokens).where(
-            open_invitations(organisation_id, unit.now),
-            one_time_tokens.c.email_key == email_key(email),
-            one_time_tokens.c.project_id == project_id,
-        )
-    )
+    for row in await _earlier(unit, organisation_id, email, project_id):
+        await unit.connection.execute(delete(one_time_tokens).where(one_time_tokens.c.id == row.id))
+        before = describe_invitation(_message(row))
+        unit.record("invitation", row.id, before=before, organisation_id=organisation_id, action="revoke_invitation")
     token_id, token = await issue(
         unit,
         Purpose.INVITE,
@@ -69,6 +66,9 @@ async def invite_user(unit: Unit, request: pb.InviteUserRequest, *, token_life_s
     await check_unrestricted(unit)
     email = check_email(request.email)
     await check_role(unit, request.role, place)
+    # The new invitation ends them, which only who could have made them may do.
+    for row in await _earlier(unit, organisation_id, email, place):
+        await check_role(unit, row.role, row.project_id)
     if await is_member(unit, organisation_id, email, place):
         message = "This user is a member there already: set their role."
         raise HelixError(ErrorKind.CONFLICT, message, param="email")
@@ -99,6 +99,16 @@ async def revoke_invitation(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteR
     await unit.connection.execute(delete(one_time_tokens).where(one_time_tokens.c.id == row.id))
     unit.record("invitation", row.id, before=describe_invitation(_message(row)))
     return pb.DeleteResponse()
+
+
+async def _earlier(unit: Unit, organisation_id: str, email: str, project_id: str) -> Sequence[Row[Any]]:
+    """The open invitations of an e-mail to one place."""
+    query = select(one_time_tokens).where(
+        open_invitations(organisation_id, unit.now),
+        one_time_tokens.c.email_key == email_key(email),
+        one_time_tokens.c.project_id == project_id,
+    )
+    return (await unit.connection.execute(query)).all()
 
 
 async def is_member(unit: Unit, organisation_id: str, email: str, project_id: str = "") -> bool:

@@ -81,6 +81,20 @@ async def test_a_refusal_does_not_wait_for_its_record(auth: Installation) -> Non
     assert (record.target_kind, record.target_id, record.actor_id) == ("key", "key_of_somebody", ada.id)
 
 
+async def test_who_hangs_up_is_refused_on_record_all_the_same(auth: Installation) -> None:
+    ada = await caller_of(auth)
+    async with auth.database.writing():
+        call = asyncio.create_task(auth.call(ada, "RevokeKey", pb.ChangeRequest(id="key_of_somebody")))
+        async with asyncio.timeout(5):
+            while not auth.dispatcher._writes:
+                await asyncio.sleep(0.005)
+        call.cancel()
+        await asyncio.wait((call,))
+    await auth.dispatcher.finish()
+    (record,) = await auth.audited(ada.organisation_id)
+    assert (record.action, record.outcome, record.target_id) == ("revoke_key", "denied", "key_of_somebody")
+
+
 async def test_records_keep_the_order_and_the_time_of_the_refusals(log: Log) -> None:
     begun = int(log.clock.now())
     for number in range(5):

@@ -121,3 +121,15 @@ async def test_places_and_invitations_of_another_organisation_are_not_there(auth
     async with refused(ErrorKind.NOT_FOUND, "project_id"):
         request = pb.InviteUserRequest(email="b@example.com", role="viewer", project_id=theirs)
         await auth.call(ada, "InviteUser", request)
+
+
+async def test_who_could_not_have_made_an_invitation_does_not_end_it_by_another_one(auth: Installation) -> None:
+    ada = await owner(auth)
+    admin = await auth.add_person(ada.organisation_id, roles={"": "admin"})
+    made = await auth.call(ada, "InviteUser", pb.InviteUserRequest(email="New@example.com", role="owner"))
+    async with refused(ErrorKind.PERMISSION_DENIED):
+        await auth.call(admin, "InviteUser", pb.InviteUserRequest(email="new@example.com", role="viewer"))
+    assert [row.id for row in await auth.rows(one_time_tokens)] == [made.invitation.id]
+    await auth.call(ada, "InviteUser", pb.InviteUserRequest(email="new@example.com", role="viewer"))
+    ended = await auth.audited(ada.organisation_id, action="revoke_invitation")
+    assert [(record.target_id, record.outcome) for record in ended] == [(made.invitation.id, "done")]
