@@ -35,7 +35,9 @@ async def ensure_bootstrap_key(units: Units, path: Path, from_env: str | None, *
     """The bootstrap key, valid when this returns; every other bootstrap key is revoked. `path` is where it is kept.
 
     On a database that is `shared` each node may keep one of its own: one that was generated then gives way only to the
-    next one of the same node, or to one from the environment. The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
+    next one of the same node, or to one from the environment.
+
+    The first organisation and its project must exist. Raises `UserError`: CONFIG for a malformed or revoked key from
     the environment or a spoilt file, STORAGE when the file cannot be read or written.
     """
     if from_env is not None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -20,26 +19,17 @@ from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
 from helixflow.auth.audit.refusals import Refusals
 from helixflow.auth.audit.targets import Targets
 from helixflow.auth.authentication import Authentication
-from helixflow.auth.caller import Caller, CallerKind, CallerRefused, Source
+from helixflow.auth.caller import Caller, CallerKind, CallerRefused
 from helixflow.auth.idempotency import Idempotency
+from helixflow.auth.metadata import credential_of, source_of, texts_of
 from helixflow.auth.texts import check_storable
 from helixflow.auth.unit import Unit, Units
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.rpc.access import (
-    AUTHORIZATION,
-    CLIENT_ADDRESS,
-    CLIENT_SOFTWARE,
-    IDEMPOTENCY_KEY,
-    REQUEST_ID,
-    Access,
-    Level,
-    declared_access,
-)
+from helixflow.rpc.access import IDEMPOTENCY_KEY, Access, Level, declared_access
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 Run = Callable[[Unit, Any], Awaitable[Message]]
 Prepare = Callable[[Any], Awaitable[Any]]
-_MAX_METADATA: Final = 256
 _REFUSALS: Final = (ErrorKind.PERMISSION_DENIED, ErrorKind.NOT_FOUND)
 
 
@@ -133,7 +123,7 @@ class Dispatcher:
 
         async def answer(request: Message, context: _Context) -> Message:
             check_storable(request)
-            metadata = _texts(context)
+            metadata = texts_of(context)
             caller = await self._admit(rpc, request, metadata)
             if isinstance(operation, Operation):
                 return await self._transact(operation, rpc, caller, request, metadata)
@@ -143,7 +133,7 @@ class Dispatcher:
 
         async def stream(request: Message, context: _Context) -> AsyncIterator[Message]:
             check_storable(request)
-            caller = await self._admit(rpc, request, _texts(context))
+            caller = await self._admit(rpc, request, texts_of(context))
             try:
                 async for message in operation(self._invocation(rpc, caller), request):
                     yield message
@@ -177,11 +167,11 @@ class Dispatcher:
     async def _write(
         self, operation: Operation, rpc: _Rpc, request: Message, metadata: Mapping[str, str], prepared: Any
     ) -> Message:
-        source = _source(metadata)
+        source = source_of(metadata)
         nobody = Caller(CallerKind.ANONYMOUS, source=source)
         async with self._units.writing(nobody, rpc.access, rpc.action) as unit:
             # Anew, within the transaction: a permission may have been taken away since the caller was let in.
-            unit.caller = await self._authentication.identify(unit.connection, _credential(metadata), source)
+            unit.caller = await self._authentication.identify(unit.connection, credential_of(metadata), source)
             unit.caller.check(rpc.access)
             unit.prepared = prepared
             key = metadata.get(IDEMPOTENCY_KEY, "") if rpc.access.idempotent else ""
@@ -189,7 +179,6 @@ class Dispatcher:
                 return await operation.run(unit, request)
             said = f"{rpc.method.full_name}\0".encode() + request.SerializeToString()
             if (earlier := await self._idempotency.find(unit, key, said)) is not None:
-                unit.authorised = True
                 message = GetMessageClass(rpc.method.output_type)()
                 message.ParseFromString(earlier)
                 return message
@@ -199,8 +188,8 @@ class Dispatcher:
 
     async def _admit(self, rpc: _Rpc, request: Message, metadata: Mapping[str, str]) -> Caller:
         """Who calls, if the declaration lets them in."""
-        source = _source(metadata)
-        credential = "" if rpc.access.level is Level.PUBLIC else _credential(metadata)
+        source = source_of(metadata)
+        credential = "" if rpc.access.level is Level.PUBLIC else credential_of(metadata)
         caller = Caller(CallerKind.ANONYMOUS, source=source)
         try:
             if credential:
@@ -244,30 +233,3 @@ class Dispatcher:
 
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def _texts(context: _Context) -> dict[str, str]:
-    """The call's metadata; a name that comes twice is as good as absent."""
-    found: dict[str, str] = {}
-    repeated = set()
-    for name, value in context.invocation_metadata() or ():
-        if isinstance(value, str):
-            if name in found:
-                repeated.add(name)
-            found[name] = value
-    for name in repeated:
-        del found[name]
-    return found
-
-
-def _credential(metadata: Mapping[str, str]) -> str:
-    scheme, _, credential = metadata.get(AUTHORIZATION, "").strip().partition(" ")
-    return credential.strip() if scheme.lower() == "bearer" else ""
-
-
-def _source(metadata: Mapping[str, str]) -> Source:
-    return Source(
-        metadata.get(CLIENT_ADDRESS, "")[:_MAX_METADATA],
-        metadata.get(REQUEST_ID, "")[:_MAX_METADATA],
-        unquote(metadata.get(CLIENT_SOFTWARE, ""))[:_MAX_METADATA],
-    )

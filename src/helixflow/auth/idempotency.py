@@ -4,6 +4,7 @@ import hashlib
 import re
 from typing import Final
 
+import msgspec
 from sqlalchemy import and_, delete, insert, select
 
 from helixflow.auth.sealing import SealedColumn, Sealer
@@ -16,7 +17,18 @@ KEEP_S: Final = 24 * 3600
 _FORM: Final = re.compile(r"[!-~]{1,255}")
 _PURPOSE: Final = "idempotency"
 SEALED: Final = SealedColumn(idempotency_keys.c.response, _PURPOSE)
-_HASH_BYTES: Final = 32
+
+
+class _Remembered(msgspec.Struct, array_like=True, frozen=True):
+    """`place` is where the operation needed its permission, as `Unit.place`."""
+
+    request_hash: bytes
+    place: str | None
+    answer: bytes
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_Remembered)
 
 
 class Idempotency:
@@ -35,7 +47,8 @@ class Idempotency:
         """What was answered to the same caller, key and request; None when it is new.
 
         `request` is the method and all that was asked. Raises `HelixError` UNPROCESSABLE for a malformed key, or with
-        code `idempotency_key_reused` for one that came with another request.
+        code `idempotency_key_reused` for one that came with another request; PERMISSION_DENIED for a caller who could
+        not do it now: the answer may hold a secret.
         """
         if not _FORM.fullmatch(key):
             message = "An idempotency key has 1 to 255 visible ASCII characters."
@@ -48,15 +61,17 @@ class Idempotency:
         row = (await unit.connection.execute(query)).first()
         if row is None:
             return None
-        remembered = self._sealer.open(_PURPOSE, row.response, _context(row.caller_id, key))
-        if remembered[:_HASH_BYTES] != _hash(unit, request):
+        remembered = _decoder.decode(self._sealer.open(_PURPOSE, row.response, _context(row.caller_id, key)))
+        if remembered.request_hash != _hash(unit, request):
             raise HelixError(
                 ErrorKind.UNPROCESSABLE,
                 "This idempotency key was used for another request. Take a new one for each request.",
                 param="Idempotency-Key",
                 code="idempotency_key_reused",
             )
-        return remembered[_HASH_BYTES:]
+        if remembered.place is not None:
+            unit.authorise(remembered.place)
+        return remembered.answer
 
     async def keep(self, unit: Unit, key: str, request: bytes, answer: bytes) -> None:
         """Remembers what was answered to a request for which `find` gave None."""
@@ -64,7 +79,8 @@ class Idempotency:
         same = and_(idempotency_keys.c.caller_id == caller_id, idempotency_keys.c.key == key)
         # An old answer that has not been pruned yet.
         await unit.connection.execute(delete(idempotency_keys).where(same))
-        sealed = self._sealer.seal(_PURPOSE, _hash(unit, request) + answer, _context(caller_id, key))
+        remembered = _encoder.encode(_Remembered(_hash(unit, request), unit.place, answer))
+        sealed = self._sealer.seal(_PURPOSE, remembered, _context(caller_id, key))
         await unit.connection.execute(
             insert(idempotency_keys).values(caller_id=caller_id, key=key, response=sealed, created_at=unit.now)
         )

@@ -3,8 +3,8 @@
 Who invites is shown the token. It must not let them into an account that exists: accepting needs its password. Nor may
 it bring them back once they are gone: a token works only while its issuer could still issue it (`issuers`).
 
-Accepting asks for no second factor, also where the account has one: it signs nobody in, and whoever wants to use the new
-membership meets the second factor at the sign-in.
+Accepting asks for no second factor, also where the account has one: it signs nobody in, and whoever wants to use the
+new membership meets the second factor at the sign-in.
 """
 
 import secrets

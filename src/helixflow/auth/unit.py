@@ -37,6 +37,8 @@ class Unit:
         self._access = access
         self._action = action
         self.authorised = access.level is not Level.PROJECT
+        # The project that `authorise` was asked for, '' for the organisation; None: it was not asked.
+        self.place: str | None = None
         self.entries: list[AuditEntry] = []
 
     @property
@@ -53,6 +55,7 @@ class Unit:
         if permission is None or not self.caller.grants.allows(permission, project_id or None):
             raise denied(self._access)
         self.authorised = True
+        self.place = project_id or ""
 
     def authorise_some(self) -> frozenset[str] | None:
         """For lists: the projects in which the operation's permission holds, None for the whole organisation.

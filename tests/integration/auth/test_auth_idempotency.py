@@ -1,6 +1,8 @@
 import asyncio
 import hashlib
 
+import msgspec
+
 from helixflow.auth.idempotency import KEEP_S, prune_idempotency_keys
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
@@ -45,7 +47,8 @@ async def test_what_is_remembered_says_nothing_of_a_password(auth: Installation)
     inside = hashlib.sha256(b"".join((*parts, method, said))).digest()
     context = f"{ada.id}\0{KEY}"
     # That is the hash which is kept, and it is kept sealed: nothing else of the row knows it or anything like it.
-    assert auth.sealer.open("idempotency", row.response, context) == inside + made.SerializeToString()
+    kept = msgspec.msgpack.decode(auth.sealer.open("idempotency", row.response, context))
+    assert kept == [inside, None, made.SerializeToString()]
     stored = repr(row._asdict())
     assert row._asdict().keys() == {"caller_id", "key", "response", "created_at"}
     for known in (inside, hashlib.sha256(said).digest(), hashlib.sha256(method + said).digest()):
@@ -129,3 +132,18 @@ async def test_old_answers_are_forgotten(auth: Installation) -> None:
     auth.clock.advance(KEEP_S - 30)
     await prune_idempotency_keys(auth.database, auth.now)
     assert [row.key for row in await auth.rows(idempotency_keys)] == ["new"]
+
+
+async def test_who_may_not_do_it_any_more_is_not_told_again(auth: Installation) -> None:
+    """The answer holds the secret."""
+    acme = await auth.add_organisation()
+    search = await auth.add_project(acme)
+    ada = await auth.add_person(acme, roles={"": "owner"})
+    bob = await auth.add_person(acme, roles={"": "viewer", search: "developer"})
+    request = pb.CreateKeyRequest(name="one", project_id=search)
+    await auth.call(bob, "CreateKey", request, idempotency_key=KEY)
+    await auth.call(ada, "RemoveMember", pb.RemoveMemberRequest(user_id=bob.id, project_id=search))
+    other = await auth.add_project(acme, "Other")
+    await auth.call(ada, "SetMember", pb.SetMemberRequest(user_id=bob.id, project_id=other, role="developer"))
+    async with refused(ErrorKind.PERMISSION_DENIED):
+        await auth.call(bob, "CreateKey", request, idempotency_key=KEY)
