@@ -50,9 +50,8 @@ class Attempts:
             yield attempt
 
     async def _reserve(self, invocation: Invocation, attempt: Attempt) -> bool:
-        async with invocation.reading() as unit:
-            if not await self._lockout.admits(unit, attempt):
-                return False
+        if not await self._lockout.admits(invocation.lookups, attempt, invocation.now):
+            return False
         async with invocation.writing() as unit:
             return await self._lockout.reserve(unit, attempt)
 

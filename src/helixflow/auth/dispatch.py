@@ -21,6 +21,7 @@ from helixflow.auth.audit.targets import Targets
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.caller import Caller, CallerKind, CallerRefused
 from helixflow.auth.idempotency import Idempotency
+from helixflow.auth.lookups import Lookups
 from helixflow.auth.metadata import credential_of, source_of, texts_of
 from helixflow.auth.texts import check_storable
 from helixflow.auth.unit import Unit, Units
@@ -66,6 +67,15 @@ class Invocation:
 
     def reading(self) -> Any:
         return self.units.reading(self.caller, self.access, self.action)
+
+    @property
+    def lookups(self) -> Lookups:
+        """For what anybody may ask: takes less from others than a unit, and nobody's turn to write."""
+        return self.units.lookups
+
+    @property
+    def now(self) -> int:
+        return self.units.now
 
 
 class Conversation(Protocol):

@@ -48,7 +48,7 @@ class Rows(Protocol):
 class Reader(Protocol):
     """A connection, or what else runs single SELECTs."""
 
-    def execute(self, statement: Select[Any], parameters: dict[str, Any], /) -> Awaitable[Rows]: ...
+    def execute(self, statement: Select[Any], parameters: dict[str, Any] | None = None, /) -> Awaitable[Rows]: ...
 
 
 async def grants_of_account(reader: Reader, account_id: str, organisation_id: str) -> Held | None:

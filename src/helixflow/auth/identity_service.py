@@ -1,15 +1,15 @@
 """IdentityService of proto/helixflow/auth/v1: what gateways ask, and what they are told."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
-from sqlalchemy import Row, Select
 
 from helixflow.auth.authentication import find_key, held_by_key
 from helixflow.auth.changes import ChangeFeed, News
-from helixflow.auth.grants import Rows, parse_scopes
+from helixflow.auth.grants import parse_scopes
+from helixflow.auth.lookups import Lookups
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, OPERATOR_SCOPES
@@ -24,27 +24,6 @@ ReadSigningKeys = Callable[[], Awaitable[Sequence[pb.SigningKey]]]
 _HASH_BYTES: Final = 32
 
 
-class _Lookups:
-    """Single SELECTs, each on its own: gateways wait. What changes between two of them is told as a change."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def execute(self, statement: Select[Any], parameters: dict[str, Any]) -> Rows:
-        return _Found(await self._database.fetch_all(statement, parameters))
-
-
-class _Found:
-    def __init__(self, rows: Sequence[Row[Any]]) -> None:
-        self._rows = rows
-
-    def first(self) -> Row[Any] | None:
-        return self._rows[0] if self._rows else None
-
-    def __iter__(self) -> Iterator[Row[Any]]:
-        return iter(self._rows)
-
-
 class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
     """Answers out of the database, always as it is now. Errors are `HelixError`s; the interceptor renders them."""
 
@@ -56,7 +35,8 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
         read_signing_keys: ReadSigningKeys,
         settings: AuthSettings,
     ) -> None:
-        self._lookups = _Lookups(database)
+        # Gateways wait. What changes between two look-ups is told as a change.
+        self._lookups = Lookups(database)
         self._feed = feed
         self._clock = clock
         self._read_signing_keys = read_signing_keys

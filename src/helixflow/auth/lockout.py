@@ -11,9 +11,9 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from sqlalchemy import Row, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.failure_tally import BY_ADDRESS, BY_EMAIL, FORGOTTEN_AFTER_S, Limit, Tally
+from helixflow.auth.grants import Reader
 from helixflow.auth.sealing import Sealer
 from helixflow.auth.texts import email_key
 from helixflow.auth.unit import Unit
@@ -58,31 +58,30 @@ class Lockout:
         site = self._sealer.digest("lockout/address", _site(address).encode()) if address else None
         return Attempt(self._email_subject(email), site)
 
-    async def admits(self, unit: Unit, attempt: Attempt) -> bool:
+    async def admits(self, reader: Reader, attempt: Attempt, now: int) -> bool:
         """False while as many others are being tried as may be. Raises `HelixError` TOO_MANY_ATTEMPTS while locked."""
-        tallies = await _find_tallies(unit.connection, attempt)
+        tallies = await _find_tallies(reader, attempt)
         for tally in tallies:
-            _check_lock(tally, unit.now)
+            _check_lock(tally, now)
         subjects = [subject for subject, _ in attempt.subjects]
         columns = sign_in_attempts.c.email_subject, sign_in_attempts.c.address_subject
         query = select(sign_in_attempts.c.began_at, *columns).where(or_(*(column.in_(subjects) for column in columns)))
         began: dict[bytes, list[int]] = {subject: [] for subject in subjects}
-        for at, *of in await unit.connection.execute(query):
-            for subject in began.keys() & of:
-                began[subject].append(at)
+        for row in await reader.execute(query):
+            for subject in began.keys() & {row.email_subject, row.address_subject}:
+                began[subject].append(row.began_at)
         return all(
-            tally.at(unit.now).admits(*_split(began[subject], unit.now))
-            for tally, subject in zip(tallies, subjects, strict=True)
+            tally.at(now).admits(*_split(began[subject], now)) for tally, subject in zip(tallies, subjects, strict=True)
         )
 
-    async def check(self, unit: Unit, attempt: Attempt) -> None:
+    async def check(self, reader: Reader, attempt: Attempt, now: int) -> None:
         """For what is tried within one writing unit. Raises `HelixError` TOO_MANY_ATTEMPTS while locked."""
-        for tally in await _find_tallies(unit.connection, attempt):
-            _check_lock(tally, unit.now)
+        for tally in await _find_tallies(reader, attempt):
+            _check_lock(tally, now)
 
     async def reserve(self, unit: Unit, attempt: Attempt) -> bool:
         """As `admits`; if so the attempt is under way until `release` or `fail`. Commit before trying it."""
-        if not await self.admits(unit, attempt):
+        if not await self.admits(unit.connection, attempt, unit.now):
             return False
         values = {"id": attempt.id, "email_subject": attempt.email, "address_subject": attempt.address}
         await unit.connection.execute(insert(sign_in_attempts).values(**values, began_at=unit.now))
@@ -147,16 +146,16 @@ def _split(began: Sequence[int], now: int) -> tuple[int, int]:
     return len(began) - abandoned, abandoned
 
 
-async def _find_tallies(connection: AsyncConnection, attempt: Attempt) -> list[Tally]:
+async def _find_tallies(reader: Reader, attempt: Attempt) -> list[Tally]:
     """In the order of the attempt's subjects."""
     query = select(sign_in_failures).where(sign_in_failures.c.subject.in_([subject for subject, _ in attempt.subjects]))
-    rows = {row.subject: row for row in await connection.execute(query)}
+    rows = {row.subject: row for row in await reader.execute(query)}
     return [_tally(rows.get(subject), limit) for subject, limit in attempt.subjects]
 
 
-async def _find_tally(connection: AsyncConnection, subject: bytes, limit: Limit) -> Tally:
+async def _find_tally(reader: Reader, subject: bytes, limit: Limit) -> Tally:
     query = select(sign_in_failures).where(sign_in_failures.c.subject == subject)
-    return _tally((await connection.execute(query)).first(), limit)
+    return _tally((await reader.execute(query)).first(), limit)
 
 
 def _tally(row: Row[Any] | None, limit: Limit) -> Tally:

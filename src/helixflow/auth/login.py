@@ -6,6 +6,7 @@ from sqlalchemy import Row, update
 
 from helixflow.auth.dispatch import Invocation
 from helixflow.auth.failure_tally import HALVING_S
+from helixflow.auth.grants import Reader
 from helixflow.auth.lockout import Attempt, Lockout
 from helixflow.auth.one_time_tokens import Purpose, find, issue, use
 from helixflow.auth.passwords import Passwords
@@ -16,7 +17,6 @@ from helixflow.auth.sign_in import Admission, SignIn, place_of
 from helixflow.auth.signing_keys import SigningKeys
 from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.core.keys import CHALLENGE_PREFIX, is_well_formed
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, one_time_tokens
 
@@ -53,11 +53,9 @@ class Login:
         return await self._answer(outcome)
 
     async def verify_mfa(self, invocation: Invocation, request: pb.VerifyMfaRequest) -> pb.LoginResponse:
-        if not is_well_formed(request.challenge, CHALLENGE_PREFIX):
-            raise _spent()
         # Anybody may try: who brings no challenge, or is locked out, takes nobody's turn to write.
-        async with invocation.reading() as unit:
-            await self._find_challenge(unit, request.challenge)
+        address = invocation.caller.source.address
+        await self._find_challenge(invocation.lookups, request.challenge, address, invocation.now)
         async with invocation.writing() as unit:
             outcome = await self._meet_challenge(unit, invocation.action, request)
         return await self._answer(outcome)
@@ -87,7 +85,8 @@ class Login:
         return await self._open(unit, account, place, _PASSWORD)
 
     async def _meet_challenge(self, unit: Unit, action: str, request: pb.VerifyMfaRequest) -> Admission | HelixError:
-        challenge, account, attempt = await self._find_challenge(unit, request.challenge)
+        address = unit.caller.source.address
+        challenge, account, attempt = await self._find_challenge(unit.connection, request.challenge, address, unit.now)
         factor = await self._second_factor.check(unit, account, request.code)
         if factor is None:
             await self._count_failure(unit, challenge)
@@ -99,14 +98,16 @@ class Login:
             return place
         return await self._open(unit, account, place, f"{challenge.method}+{factor}")
 
-    async def _find_challenge(self, unit: Unit, text: str) -> tuple[Row[Any], Row[Any], Attempt]:
+    async def _find_challenge(
+        self, reader: Reader, text: str, address: str, now: int
+    ) -> tuple[Row[Any], Row[Any], Attempt]:
         """Its row, the account's, and the attempt to meet it. Raises `HelixError` INVALID_TOKEN, TOO_MANY_ATTEMPTS."""
-        challenge = await find(unit.connection, text, (Purpose.MFA,), unit.now)
-        account = await find_account(unit.connection, challenge.account_id) if challenge is not None else None
+        challenge = await find(reader, text, (Purpose.MFA,), now)
+        account = await find_account(reader, challenge.account_id) if challenge is not None else None
         if challenge is None or account is None:
             raise _spent()
-        attempt = self._lockout.attempt(account.email, unit.caller.source.address)
-        await self._lockout.check(unit, attempt)
+        attempt = self._lockout.attempt(account.email, address)
+        await self._lockout.check(reader, attempt, now)
         return challenge, account, attempt
 
     async def _open(self, unit: Unit, account: Row[Any], place: Place, method: str) -> Admission:

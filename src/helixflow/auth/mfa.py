@@ -87,7 +87,7 @@ class Mfa:
     async def _try(self, unit: Unit, action: str, account: Row[Any], check: _Check, code: str) -> bool:
         """Whether the code is right, counted and recorded if not. Raises `HelixError` TOO_MANY_ATTEMPTS."""
         attempt = self._lockout.attempt(account.email, unit.caller.source.address)
-        await self._lockout.check(unit, attempt)
+        await self._lockout.check(unit.connection, attempt, unit.now)
         if await check(unit, account, code):
             return True
         record_failure(unit, action, account, await self._lockout.fail(unit, attempt))

@@ -5,9 +5,9 @@ from enum import Enum
 from typing import Any, Final
 
 from sqlalchemy import Row, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.caller import CallerKind
+from helixflow.auth.grants import Reader
 from helixflow.auth.texts import email_key
 from helixflow.auth.unit import Unit
 from helixflow.core.keys import CHALLENGE_PREFIX, TOKEN_PREFIX, generate_key, hash_key, is_well_formed
@@ -70,13 +70,13 @@ async def issue(
     return token_id, token
 
 
-async def find(connection: AsyncConnection, token: str, purposes: tuple[Purpose, ...], now: float) -> Row[Any] | None:
+async def find(reader: Reader, token: str, purposes: tuple[Purpose, ...], now: int) -> Row[Any] | None:
     """The row of a token that still works for one of `purposes`; None for all others."""
     prefixes = {_PREFIXES[purpose] for purpose in purposes}
     if not any(is_well_formed(token, prefix) for prefix in prefixes):
         return None
     return (
-        await connection.execute(
+        await reader.execute(
             select(one_time_tokens).where(
                 one_time_tokens.c.hash == hash_key(token),
                 one_time_tokens.c.purpose.in_([purpose.value for purpose in purposes]),

@@ -1,14 +1,16 @@
 """Whether somebody knows the password of an account: tried in turn, counted and recorded when it is wrong."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Row, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.attempts import Attempts
 from helixflow.auth.audit.entry import INSTALLATION, AuditEntry, Outcome
 from helixflow.auth.caller import CallerKind
 from helixflow.auth.dispatch import Invocation
+from helixflow.auth.grants import Reader
 from helixflow.auth.lockout import Failure, Lockout
 from helixflow.auth.passwords import Passwords, check_length
 from helixflow.auth.sessions import find_session
@@ -17,6 +19,7 @@ from helixflow.auth.unit import Unit
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.storage.schema import accounts
 
+_Find = Callable[[Reader], Awaitable[Row[Any] | None]]
 _WRONG: Final = "The e-mail or the password is wrong."
 
 
@@ -35,23 +38,24 @@ class PasswordProof:
         if len(email) > MAX_EMAIL_CHARS:
             raise HelixError(ErrorKind.UNPROCESSABLE, "This e-mail is too long.", param="email")
         check_length(password)
-        async with invocation.reading() as unit:
-            account = await find_account_by_email(unit.connection, email)
-        return await self._verify(invocation, account, email, password, "password", _WRONG)
+        find = partial(find_account_by_email, email=email)
+        return await self._verify(invocation, find, email, password, "password", _WRONG)
 
     async def of_caller(self, invocation: Invocation, password: str, param: str = "current_password") -> Row[Any]:
         """The caller's own password. Raises as `by_email`, and PERMISSION_DENIED for who is no account."""
         check_length(password, param)
         async with invocation.reading() as unit:
             account = await find_own_account(unit)
-        return await self._verify(invocation, account, account.email, password, param, "The password is wrong.")
+        find = partial(find_account, account_id=account.id)
+        return await self._verify(invocation, find, account.email, password, param, "The password is wrong.")
 
     async def _verify(
-        self, invocation: Invocation, account: Row[Any] | None, email: str, password: str, param: str, message: str
+        self, invocation: Invocation, find: _Find, email: str, password: str, param: str, message: str
     ) -> Row[Any]:
-        stored = account.password_hash if account is not None else None
         async with self._attempts.turn(invocation, email) as attempt:
             try:
+                account = await find(invocation.lookups)
+                stored = account.password_hash if account is not None else None
                 right = await self._passwords.verify(password, stored, param)
             except HelixError:
                 # It was not tried.
@@ -95,15 +99,15 @@ def record_denial(
     unit.entries.append(denied)
 
 
-async def find_account(connection: AsyncConnection, account_id: str) -> Row[Any] | None:
+async def find_account(reader: Reader, account_id: str) -> Row[Any] | None:
     """Its row, unless it is deleted."""
     query = select(accounts).where(accounts.c.id == account_id, accounts.c.deleted_at.is_(None))
-    return (await connection.execute(query)).first()
+    return (await reader.execute(query)).first()
 
 
-async def find_account_by_email(connection: AsyncConnection, email: str) -> Row[Any] | None:
+async def find_account_by_email(reader: Reader, email: str) -> Row[Any] | None:
     """The row of the account with that e-mail, in whatever case; deleted ones have none."""
-    return (await connection.execute(select(accounts).where(accounts.c.email_key == email_key(email)))).first()
+    return (await reader.execute(select(accounts).where(accounts.c.email_key == email_key(email)))).first()
 
 
 async def find_own_account(unit: Unit) -> Row[Any]:

@@ -9,7 +9,7 @@ new membership meets the second factor at the sign-in.
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +30,8 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import identity_pb2
 from helixflow.rpc.generated.auth_v1 import sessions_pb2 as pb
 from helixflow.storage.schema import accounts, memberships, organisations, projects
+
+_PURPOSES: Final = (Purpose.INVITE, Purpose.RESET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Redeem:
         self._lockout = lockout
 
     async def redeem(self, invocation: Invocation, request: pb.RedeemTokenRequest) -> pb.RedeemTokenResponse:
+        if await find(invocation.lookups, request.token, _PURPOSES, invocation.now) is None:
+            raise _refusal()
         async with invocation.reading() as unit:
             found = await _find(unit, request.token)
         if found.account is not None and not found.resets:
@@ -107,7 +111,7 @@ class Redeem:
 
 
 async def _find(unit: Unit, token: str) -> _Found:
-    row = await find(unit.connection, token, (Purpose.INVITE, Purpose.RESET), unit.now)
+    row = await find(unit.connection, token, _PURPOSES, unit.now)
     if row is not None and not await stands(unit, row):
         row = None
     account = None
@@ -118,10 +122,13 @@ async def _find(unit: Unit, token: str) -> _Found:
         account = await find_account_by_email(unit.connection, row.email)
         row = row if await _place_exists(unit.connection, row.organisation_id, row.project_id) else None
     if row is None:
-        raise HelixError(
-            ErrorKind.INVALID_TOKEN, "The token has expired or was used. Ask for a new one.", param="token"
-        )
+        raise _refusal()
     return _Found(row, account)
+
+
+def _refusal() -> HelixError:
+    message = "The token has expired or was used. Ask for a new one."
+    return HelixError(ErrorKind.INVALID_TOKEN, message, param="token")
 
 
 async def _place_exists(connection: AsyncConnection, organisation_id: str, project_id: str) -> bool:

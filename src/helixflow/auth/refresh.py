@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Row, select, update
 
 from helixflow.auth.dispatch import Invocation
+from helixflow.auth.grants import Reader
 from helixflow.auth.places import Place, find_place
 from helixflow.auth.proof import find_account
 from helixflow.auth.sessions import EndReason, end_family, end_session, find_session, is_open, prolong_session
@@ -33,7 +34,7 @@ class Refresh:
         if not await _might_work(invocation, request.refresh_token):
             raise _refusal()
         async with invocation.writing() as unit:
-            token = await _find_token(unit, request.refresh_token)
+            token = await _find_token(unit.connection, request.refresh_token, unit.now)
             admission = None
             if token is not None and token.used_at is not None:
                 # Committed before it is refused.
@@ -48,7 +49,7 @@ class Refresh:
         if not await _might_work(invocation, request.refresh_token):
             return pb.LogoutResponse()
         async with invocation.writing() as unit:
-            token = await _find_token(unit, request.refresh_token)
+            token = await _find_token(unit.connection, request.refresh_token, unit.now)
             session = await find_session(unit, token.session_id) if token is not None else None
             account = await find_account(unit.connection, session.account_id) if session is not None else None
             if session is not None and account is not None:
@@ -101,11 +102,10 @@ async def _might_work(invocation: Invocation, token: str) -> bool:
     """Without taking anybody's turn to write."""
     if not is_well_formed(token, REFRESH_PREFIX):
         return False
-    async with invocation.reading() as unit:
-        return await _find_token(unit, token) is not None
+    return await _find_token(invocation.lookups, token, invocation.now) is not None
 
 
-async def _find_token(unit: Unit, token: str) -> Row[Any] | None:
+async def _find_token(reader: Reader, token: str, now: int) -> Row[Any] | None:
     """The row of a token, used or not, as long as anything is open that it could renew or end.
 
     With `family_id`, `account_id` and `organisation_id` of its session.
@@ -116,10 +116,10 @@ async def _find_token(unit: Unit, token: str) -> Row[Any] | None:
         .join(sessions, sessions.c.id == refresh_tokens.c.session_id)
         .where(
             refresh_tokens.c.hash == hash_key(token),
-            select(kin.c.id).where(kin.c.family_id == sessions.c.family_id, is_open(unit.now, kin)).exists(),
+            select(kin.c.id).where(kin.c.family_id == sessions.c.family_id, is_open(now, kin)).exists(),
         )
     )
-    return (await unit.connection.execute(query)).first()
+    return (await reader.execute(query)).first()
 
 
 async def _end_family(unit: Unit, token: Row[Any]) -> None:

@@ -12,6 +12,7 @@ from helixflow.auth.audit.entry import AuditEntry
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.caller import Caller, Source, denied
 from helixflow.auth.changes import ChangeFeed
+from helixflow.auth.lookups import Lookups
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import Permission
@@ -118,6 +119,12 @@ class Units:
         self._database = database
         self._clock = clock
         self._feed = feed
+        self.lookups = Lookups(database)
+
+    @property
+    def now(self) -> int:
+        """Seconds since the epoch."""
+        return int(self._clock.now())
 
     async def identify(self, authentication: Authentication, credential: str, source: Source) -> Caller:
         """Who calls. Raises as `Authentication.identify`."""
@@ -128,7 +135,7 @@ class Units:
     async def reading(self, caller: Caller, access: Access, action: str) -> AsyncIterator[Unit]:
         """A unit that only reads: a consistent view."""
         async with self._database.reading() as connection:
-            yield Unit(connection, caller, access, action, int(self._clock.now()))
+            yield Unit(connection, caller, access, action, self.now)
 
     @asynccontextmanager
     async def writing(self, caller: Caller, access: Access, action: str) -> AsyncIterator[Unit]:
@@ -138,7 +145,7 @@ class Units:
         """
         try:
             async with self._database.writing() as connection:
-                unit = Unit(connection, caller, access, action, int(self._clock.now()))
+                unit = Unit(connection, caller, access, action, self.now)
                 yield unit
                 if not unit.authorised:
                     raise HelixError(ErrorKind.INTERNAL, f"{action} did not check the project that it is about.")

@@ -33,7 +33,8 @@ log = structlog.get_logger("helixflow.auth")
 class AuthNode:
     """Listens on `run/control.sock` and `auth.host:auth.port` (gRPC) and on `run/admin.sock` (HTTP).
 
-    A port of 0 takes a free one: `run/auth.address` holds `host:port` as it is. `identity` is what it shows to its callers. `start`, then `run` for as long as it serves, then `close`.
+    A port of 0 takes a free one: `run/auth.address` holds `host:port` as it is, until `close`. `identity` is what it
+    shows to its callers. `start`, then `run` for as long as it serves, then `close`.
     """
 
     def __init__(self, settings: Settings, identity: ServiceIdentity, bootstrap_key: str | None) -> None:

@@ -119,7 +119,7 @@ async def test_attempts_whose_process_died_were_failures(door: SignIns) -> None:
     async with door.system() as unit:
         for _ in range(EMAIL_FAILURES):
             assert await lockout.reserve(unit, lockout.attempt(ada.email, ""))
-        assert not await lockout.admits(unit, lockout.attempt(ada.email, ""))
+        assert not await lockout.admits(unit.connection, lockout.attempt(ada.email, ""), unit.now)
     door.clock.advance(ABANDONED_AFTER_S)
     await SessionHousekeeping(door.units, door.rotation).run_once()
     assert await door.rows(sign_in_attempts) == []

@@ -117,6 +117,7 @@ async def call_admin(service: AuthProcess, path: str) -> tuple[int, Any]:
 
 async def test_it_answers_on_its_port_and_its_sockets(start_auth: StartAuth) -> None:
     service = await asyncio.to_thread(lambda: start_auth().wait_serving())
+    assert (service.data_dir / "run" / "auth.address").read_text() == service.target
     pki = Pki(service.data_dir)
     async with create_channel(service.target, pki.identity("monitoring"), "auth") as channel:
         assert await check_health(channel) == health_pb2.HealthCheckResponse.SERVING

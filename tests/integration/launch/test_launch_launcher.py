@@ -141,6 +141,8 @@ def test_the_socket_is_its_owners_alone(launcher: Running) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_everything(launcher: Running, number: int) -> None:
     launcher.connect().start("e", SLEEP)
+    # What a control process that was killed leaves behind.
+    (launcher.settings.run_dir / "auth.address").write_text("127.0.0.1:1")
     launcher.process.send_signal(number)
     assert launcher.wait() == 0
     assert launcher.others() == []

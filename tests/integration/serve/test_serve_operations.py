@@ -87,3 +87,11 @@ async def test_a_request_is_one_line_with_ids_model_tokens_and_times(node: Node)
     assert record["call_id"] not in ("", "mine-77")
     assert record["key_id"].startswith("key_")
     assert record["project"]
+
+
+async def test_where_auth_listens_is_told(node: Node) -> None:
+    address = (node.data_dir / "run" / "auth.address").read_text()
+    (told,) = node.records("auth.serving")
+    assert f"{told['host']}:{told['port']}" == address
+    _, writer = await asyncio.open_connection(told["host"], told["port"])
+    writer.close()
