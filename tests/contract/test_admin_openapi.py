@@ -83,11 +83,11 @@ async def test_what_only_real_credentials_are_refused_conforms(node: Node) -> No
         project = (await operator.make("/projects", {"name": "of the invitations"}))["id"]
         other = await operator.make("/organisations", {"name": "Foreign", "owner_email": "owner@foreign.example"})
         foreign = {"organisation_id": other["organisation"]["id"]}
-        ada = await operator.new_user("ada@example.com", "viewer")
-        signed_in = await operator.sign_in("ada@example.com")
-        invited = {"email": "ada@example.com", "role": "developer", "project_id": project}
+        ada = await operator.new_user("ada.conforms@example.com", "viewer")
+        signed_in = await operator.sign_in("ada.conforms@example.com")
+        invited = {"email": "ada.conforms@example.com", "role": "developer", "project_id": project}
         invitation = {"token": (await operator.make("/invitations", invited))["token"], "password": PASSWORD}
-        credentials = {"email": "ada@example.com", "password": PASSWORD}
+        credentials = {"email": "ada.conforms@example.com", "password": PASSWORD}
         refresh = {"refresh_token": signed_in.refresh_token}
         await answers(node, "/auth/login", credentials, 200)
         await answers(node, "/auth/login", {**credentials, "password": "not that pass phrase"}, 401)

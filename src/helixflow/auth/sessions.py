@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, FromClause, Row, and_, insert, select, true, update
+from sqlalchemy import BindParameter, ColumnElement, FromClause, Row, and_, insert, select, true, update
 
 from helixflow.auth.unit import Unit
 from helixflow.core.keys import REFRESH_PREFIX, generate_key, hash_key
@@ -45,7 +45,7 @@ class Opened:
     until: int
 
 
-def is_open(now: int, rows: FromClause = sessions) -> ColumnElement[bool]:
+def is_open(now: int | BindParameter[int], rows: FromClause = sessions) -> ColumnElement[bool]:
     """The condition on rows of `sessions`, or of an alias of it."""
     return and_(rows.c.ended_at.is_(None), rows.c.expires_at > now)
 
