@@ -445,7 +445,7 @@ async def test_a_client_that_leaves_the_queue_takes_nothing(served: Served) -> N
         wire.send(request("POST", "/v1/chat/completions", json.dumps(body).encode(), served.key))
         await wire.read_head()
         wire.drop()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         while await asyncio.to_thread(lambda: served.engine.busy_slots):
             pass
     answer = await ask(served, "chat/completions", {"model": MODEL, "messages": PARIS, "max_tokens": 1})

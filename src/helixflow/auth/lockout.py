@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, delete, insert, or_, select, update
+from sqlalchemy import LargeBinary, Row, bindparam, delete, insert, or_, select, update
 
 from helixflow.auth.failure_tally import BY_ADDRESS, BY_EMAIL, FORGOTTEN_AFTER_S, Limit, Tally
 from helixflow.auth.grants import Reader
@@ -24,10 +24,10 @@ from helixflow.storage.schema import sign_in_attempts, sign_in_failures
 ABANDONED_AFTER_S: Final = 60
 _IPV6_SITE_BITS: Final = 64
 # Built once: making a statement takes longer than to run it.
-_subjects: Final = bindparam("subjects", expanding=True)
-_FIND_FAILURES: Final = select(sign_in_failures).where(sign_in_failures.c.subject.in_(_subjects))
+_subject, _other = bindparam("subject", type_=LargeBinary()), bindparam("other", type_=LargeBinary())
+_FIND_FAILURES: Final = select(sign_in_failures).where(sign_in_failures.c.subject.in_([_subject, _other]))
 _FIND_ATTEMPTS: Final = select(sign_in_attempts).where(
-    or_(sign_in_attempts.c.email_subject.in_(_subjects), sign_in_attempts.c.address_subject.in_(_subjects))
+    or_(sign_in_attempts.c.email_subject == _subject, sign_in_attempts.c.address_subject == _other)
 )
 
 
@@ -69,13 +69,12 @@ class Lockout:
         tallies = await _find_tallies(reader, attempt)
         for tally in tallies:
             _check_lock(tally, now)
-        subjects = [subject for subject, _ in attempt.subjects]
-        began: dict[bytes, list[int]] = {subject: [] for subject in subjects}
-        for row in await reader.execute(_FIND_ATTEMPTS, {"subjects": subjects}):
+        began: dict[bytes, list[int]] = {subject: [] for subject, _ in attempt.subjects}
+        for row in await reader.execute(_FIND_ATTEMPTS, {"subject": attempt.email, "other": attempt.address}):
             for subject in began.keys() & {row.email_subject, row.address_subject}:
                 began[subject].append(row.began_at)
         return all(
-            tally.at(now).admits(*_split(began[subject], now)) for tally, subject in zip(tallies, subjects, strict=True)
+            tally.at(now).admits(*_split(times, now)) for tally, times in zip(tallies, began.values(), strict=True)
         )
 
     async def check(self, reader: Reader, attempt: Attempt, now: int) -> None:
@@ -152,13 +151,13 @@ def _split(began: Sequence[int], now: int) -> tuple[int, int]:
 
 async def _find_tallies(reader: Reader, attempt: Attempt) -> list[Tally]:
     """In the order of the attempt's subjects."""
-    subjects = [subject for subject, _ in attempt.subjects]
-    rows = {row.subject: row for row in await reader.execute(_FIND_FAILURES, {"subjects": subjects})}
+    found = await reader.execute(_FIND_FAILURES, {"subject": attempt.email, "other": attempt.address})
+    rows = {row.subject: row for row in found}
     return [_tally(rows.get(subject), limit) for subject, limit in attempt.subjects]
 
 
 async def _find_tally(reader: Reader, subject: bytes, limit: Limit) -> Tally:
-    return _tally((await reader.execute(_FIND_FAILURES, {"subjects": [subject]})).first(), limit)
+    return _tally((await reader.execute(_FIND_FAILURES, {"subject": subject, "other": None})).first(), limit)
 
 
 def _tally(row: Row[Any] | None, limit: Limit) -> Tally:

@@ -4,7 +4,7 @@ import secrets
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 
 from helixflow.auth.caller import CallerKind
 from helixflow.auth.grants import Reader
@@ -22,6 +22,12 @@ class Purpose(Enum):
     MFA = "mfa"
 
 
+# Built once: making a statement takes longer than to run it.
+_FIND: Final = select(one_time_tokens).where(
+    one_time_tokens.c.hash == bindparam("token_hash"),
+    one_time_tokens.c.used_at.is_(None),
+    one_time_tokens.c.expires_at > bindparam("now"),
+)
 _PREFIXES: Final = {Purpose.INVITE: TOKEN_PREFIX, Purpose.RESET: TOKEN_PREFIX, Purpose.MFA: CHALLENGE_PREFIX}
 _ID_PREFIXES: Final = {Purpose.INVITE: "inv_", Purpose.RESET: "rst_", Purpose.MFA: "mfa_"}
 
@@ -75,16 +81,8 @@ async def find(reader: Reader, token: str, purposes: tuple[Purpose, ...], now: i
     prefixes = {_PREFIXES[purpose] for purpose in purposes}
     if not any(is_well_formed(token, prefix) for prefix in prefixes):
         return None
-    return (
-        await reader.execute(
-            select(one_time_tokens).where(
-                one_time_tokens.c.hash == hash_key(token),
-                one_time_tokens.c.purpose.in_([purpose.value for purpose in purposes]),
-                one_time_tokens.c.used_at.is_(None),
-                one_time_tokens.c.expires_at > now,
-            )
-        )
-    ).first()
+    row = (await reader.execute(_FIND, {"token_hash": hash_key(token), "now": now})).first()
+    return row if row is not None and Purpose(row.purpose) in purposes else None
 
 
 async def use(unit: Unit, token_id: str) -> None:

@@ -284,7 +284,7 @@ async def test_watches_end_when_the_database_cannot_be_read_for_some_time_and_no
 
 
 async def test_watches_end_when_the_database_hangs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("helixflow.auth.changes.BLIND_S", 0.05)
+    monkeypatch.setattr("helixflow.auth.changes.BLIND_S", 0.5)
     blinking = Blinking(database)
     process = Process(blinking, FakeClock(), poll_s=0.01)
     async with process.running():
