@@ -227,7 +227,16 @@ async def test_the_welcome_waits_asks_and_shows_how_to_connect(
     ]
     async with ScriptedUpstream(scripts) as upstream:
         base_url = f"{upstream.base_url}/v1"
-        argv = ["--base-url", base_url, "--key-file", str(key), "--chat-model", "tiny"]
+        argv = [
+            "--https-url",
+            "https://127.0.0.1:1/v1",
+            "--base-url",
+            base_url,
+            "--key-file",
+            str(key),
+            "--chat-model",
+            "tiny",
+        ]
         assert await asyncio.to_thread(welcome.main, argv) == 0
     out = capsys.readouterr().out
     assert "Answer: The capital of France is Paris.\nTime to first token " in out
@@ -244,7 +253,16 @@ async def test_a_welcome_that_fails_says_so_and_still_shows_how_to_connect(
     key.write_text("hfk_k\n")
     scripts = [[answer(b"{}")], [refusal("502 Bad Gateway", "The engine is down.", "x")]]
     async with ScriptedUpstream(scripts) as upstream:
-        argv = ["--base-url", f"{upstream.base_url}/v1", "--key-file", str(key), "--chat-model", "tiny"]
+        argv = [
+            "--https-url",
+            "https://127.0.0.1:1/v1",
+            "--base-url",
+            f"{upstream.base_url}/v1",
+            "--key-file",
+            str(key),
+            "--chat-model",
+            "tiny",
+        ]
         assert await asyncio.to_thread(welcome.main, argv) == 1
     captured = capsys.readouterr()
     expected = "helixflow: the welcome question failed: The engine is down. The service keeps running.\n"
