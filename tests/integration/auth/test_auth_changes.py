@@ -253,10 +253,12 @@ class Blinking(Database):
         self.reading = database.reading  # type: ignore[method-assign]
         self.away = self.hanging = False
         self.asked = 0
+        self.stuck = asyncio.Event()
 
     async def fetch_all(self, *arguments: object, **keywords: object) -> Sequence[object]:  # type: ignore[override]
         self.asked += 1
         if self.hanging:
+            self.stuck.set()
             await asyncio.Event().wait()
         if self.away:
             raise HelixError(ErrorKind.UNAVAILABLE, "The database cannot be used now. Try again.")
@@ -291,5 +293,7 @@ async def test_watches_end_when_the_database_hangs(database: Database, monkeypat
         watch = process.feed.watch()
         await take(watch, 1)
         blinking.hanging = True
+        # What was asked before may still be answered: the clock stands until then.
+        await blinking.stuck.wait()
         process.clock.advance(1)
         assert (await fails(watch)).kind is ErrorKind.UNAVAILABLE
