@@ -204,4 +204,4 @@ async def test_an_unknown_email_takes_as_long_as_a_wrong_password(door: SignIns)
             times[name].append(time.perf_counter() - began)
         door.clock.advance(FORGOTTEN_AFTER_S)
     medians = {name: statistics.median(found) for name, found in times.items()}
-    assert max(medians.values()) < 1.3 * min(medians.values()), medians
+    assert max(medians.values()) < 1.6 * min(medians.values()), medians
