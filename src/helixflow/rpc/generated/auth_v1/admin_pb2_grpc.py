@@ -428,7 +428,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EndUserSessions(self, request, context):
-        """Ends all sessions of a user in this organisation.
+        """Ends all sessions of a user in this organisation, and those elsewhere that followed from them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

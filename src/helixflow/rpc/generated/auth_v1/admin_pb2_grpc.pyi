@@ -83,7 +83,7 @@ class AdminServiceStub:
     """Ends the user's sessions, takes away password and second factor, and gives a token that sets a new password."""
     ListUserSessions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListUserSessionsRequest, _sessions_pb2.ListSessionsResponse]
     EndUserSessions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EndUserSessionsRequest, _admin_pb2.EndUserSessionsResponse]
-    """Ends all sessions of a user in this organisation."""
+    """Ends all sessions of a user in this organisation, and those elsewhere that followed from them."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMembersRequest, _admin_pb2.ListMembersResponse]
     """Members: which role a user has, in the organisation or in one project."""
     SetMember: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetMemberRequest, _admin_pb2.Member]
@@ -173,7 +173,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Ends the user's sessions, takes away password and second factor, and gives a token that sets a new password."""
     ListUserSessions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListUserSessionsRequest, _sessions_pb2.ListSessionsResponse]  # type: ignore[assignment]
     EndUserSessions: _aio.UnaryUnaryMultiCallable[_admin_pb2.EndUserSessionsRequest, _admin_pb2.EndUserSessionsResponse]  # type: ignore[assignment]
-    """Ends all sessions of a user in this organisation."""
+    """Ends all sessions of a user in this organisation, and those elsewhere that followed from them."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMembersRequest, _admin_pb2.ListMembersResponse]  # type: ignore[assignment]
     """Members: which role a user has, in the organisation or in one project."""
     SetMember: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetMemberRequest, _admin_pb2.Member]  # type: ignore[assignment]
@@ -404,7 +404,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.EndUserSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.EndUserSessionsResponse, _abc.Awaitable[_admin_pb2.EndUserSessionsResponse]]:
-        """Ends all sessions of a user in this organisation."""
+        """Ends all sessions of a user in this organisation, and those elsewhere that followed from them."""
 
     @_abc_1.abstractmethod
     def ListMembers(

@@ -81,7 +81,7 @@ class RefreshRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
     organisation_id: _builtins.str
-    """Changes the organisation of the session; empty: as before."""
+    """Goes on in that organisation, with a new session; empty: as before."""
     project_id: _builtins.str
     """Changes the project; empty: as before. In another organisation, and where that one is gone: the oldest in which models
     may be used, none if there is none.
