@@ -39,7 +39,8 @@ class Watch:
         self._open_stream = open_stream
         self._on_message = on_message
         self._on_lost = on_lost
-        self._backoff = Backoff(initial_s=0.05, maximum_s=1.0, jitter=0.5)
+        # What changes once the service is back must be seen within a second of it: see `MAX_RECONNECT_BACKOFF_S` too.
+        self._backoff = Backoff(initial_s=0.05, maximum_s=0.25, jitter=0.5)
         self._failing = False
         self._has_stood = False
 

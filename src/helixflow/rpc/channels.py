@@ -13,6 +13,8 @@ from helixflow.rpc.renewing import RenewingChannel
 MAX_MESSAGE_BYTES = 4 * 2**20
 KEEPALIVE_S = 10
 KEEPALIVE_TIMEOUT_S = 5
+# A watch stands again soon after its service does: what is revoked from then on is refused within a second.
+MAX_RECONNECT_BACKOFF_S = 0.25
 
 # A peer that is stopped or gone without a word is noticed after KEEPALIVE_S + KEEPALIVE_TIMEOUT_S.
 COMMON_OPTIONS: tuple[tuple[str, int | str], ...] = (
@@ -31,7 +33,7 @@ _CHANNEL: tuple[tuple[str, int | str], ...] = (
     # A service on this machine is back within moments: do not sit out the default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", int(MAX_RECONNECT_BACKOFF_S * 1000)),
     # Channels to one path must not share a connection (and its state) behind our back.
     ("grpc.use_local_subchannel_pool", 1),
 )
