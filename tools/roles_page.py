@@ -6,7 +6,7 @@ from typing import Final
 
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLE_DESCRIPTIONS, ROLES, Permission
 from helixflow.rpc.access import Access, Level, declared_access
-from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2, sessions_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2, metering_pb2, sessions_pb2, usage_pb2
 
 PAGE: Final = Path("docs/reference/roles.md")
 
@@ -41,7 +41,7 @@ the table of permissions further down says so under "at".
 
 _PERMISSIONS_INTRO: Final = """## What each permission allows
 
-Calls are RPCs of `helixflow.auth.v1.AdminService`, unless it says otherwise. One that is marked "project" needs the
+Calls are RPCs of `helixflow.auth.v1.AdminService` and `UsageService`. One that is marked "project" needs the
 permission in the project that it is about; when it is about the organisation itself, it needs it there. All others need
 it in the organisation.
 """
@@ -51,6 +51,7 @@ _ELSEWHERE: Final[dict[Permission, str]] = {
     Permission.MODELS_READ: "`GET /v1/models` (project)",
     Permission.MODELS_USE: "Requests to models under `/v1` (project)",
     Permission.METRICS_READ: "`GET /metrics`",
+    Permission.LIMITS_IMPOSE: "Limits and budgets that an organisation cannot change, and those of the installation",
 }
 
 _FREE_INTRO: Final = """## Calls that need no permission
@@ -116,7 +117,7 @@ def _free_table() -> Iterator[str]:
 
 
 def _declared() -> Iterator[tuple[str, Access]]:
-    for file in (admin_pb2, sessions_pb2, identity_pb2):
+    for file in (admin_pb2, usage_pb2, sessions_pb2, identity_pb2, metering_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method, access in declared_access(service):
                 yield method.name, access

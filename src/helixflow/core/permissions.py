@@ -43,6 +43,12 @@ class Permission(StrEnum):
     SESSIONS_REVOKE = "sessions:revoke"
     AUDIT_READ = "audit:read"
     AUDIT_EXPORT = "audit:export"
+    LIMITS_READ = "limits:read"
+    LIMITS_UPDATE = "limits:update"
+    BUDGETS_READ = "budgets:read"
+    BUDGETS_UPDATE = "budgets:update"
+    PRICES_READ = "prices:read"
+    USAGE_READ = "usage:read"
     MODELS_READ = "models:read"
     MODELS_USE = "models:use"
     # Of the installation, beyond organisations: held by operators, never by a role.
@@ -50,6 +56,8 @@ class Permission(StrEnum):
     ORGANISATIONS_LIST = "organisations:list"
     SIGNING_KEYS_ROTATE = "signing_keys:rotate"
     METRICS_READ = "metrics:read"
+    LIMITS_IMPOSE = "limits:impose"
+    PRICES_UPDATE = "prices:update"
 
     __hash__ = str.__hash__  # Enum's own is Python, and on the hot path
 
@@ -57,7 +65,14 @@ class Permission(StrEnum):
 P = Permission
 
 INSTALLATION_PERMISSIONS: Final = frozenset(
-    {P.ORGANISATIONS_CREATE, P.ORGANISATIONS_LIST, P.SIGNING_KEYS_ROTATE, P.METRICS_READ}
+    {
+        P.ORGANISATIONS_CREATE,
+        P.ORGANISATIONS_LIST,
+        P.SIGNING_KEYS_ROTATE,
+        P.METRICS_READ,
+        P.LIMITS_IMPOSE,
+        P.PRICES_UPDATE,
+    }
 )
 # Those of them that an operator may give to an API key, whoever it acts for.
 OPERATOR_SCOPES: Final = frozenset({P.METRICS_READ})
@@ -73,6 +88,10 @@ _READS: Final = frozenset(
         P.ROLES_READ,
         P.SERVICE_ACCOUNTS_READ,
         P.KEYS_READ,
+        P.LIMITS_READ,
+        P.BUDGETS_READ,
+        P.PRICES_READ,
+        P.USAGE_READ,
     }
 )
 
@@ -84,15 +103,25 @@ ROLES: Final[Mapping[str, frozenset[Permission]]] = {
     | DEFAULT_SCOPES
     | {P.KEYS_CREATE, P.KEYS_UPDATE, P.KEYS_REVOKE, P.SERVICE_ACCOUNTS_CREATE, P.SERVICE_ACCOUNTS_UPDATE},
     "viewer": _READS | {P.USERS_READ, P.MODELS_READ},
-    "billing": frozenset({P.ORGANISATIONS_READ, P.PROJECTS_READ}),
+    "billing": frozenset(
+        {
+            P.ORGANISATIONS_READ,
+            P.PROJECTS_READ,
+            P.LIMITS_READ,
+            P.BUDGETS_READ,
+            P.BUDGETS_UPDATE,
+            P.PRICES_READ,
+            P.USAGE_READ,
+        }
+    ),
     "auditor": _READS | {P.USERS_READ, P.SESSIONS_READ, P.AUDIT_READ, P.AUDIT_EXPORT},
 }
 ROLE_DESCRIPTIONS: Final[Mapping[str, str]] = {
     OWNER: "Everything, also deleting the organisation and making other owners.",
     "admin": "Everything but deleting the organisation and changing who owns it.",
-    "developer": "Uses models, manages API keys and service accounts.",
+    "developer": "Uses models, manages API keys and service accounts, sees usage.",
     "viewer": "Sees what there is, changes nothing, uses no model.",
-    "billing": "Sees the organisation and its projects.",
+    "billing": "Sees what was used and what it cost, sets budgets.",
     "auditor": "Sees what there is, reads and exports the audit log.",
 }
 _BY_VALUE: Final = {permission.value: permission for permission in Permission}

@@ -25,6 +25,8 @@ _POLICY: Final[Policy] = {
     "helixflow.auth.v1.IdentityService": frozenset({"gateway", "console"}),
     "helixflow.auth.v1.SessionService": frozenset({"console"}),
     "helixflow.auth.v1.AdminService": frozenset({"console"}),
+    "helixflow.auth.v1.UsageService": frozenset({"console"}),
+    "helixflow.auth.v1.MeteringService": frozenset({"gateway", "shipper"}),
 }
 
 log = structlog.get_logger("helixflow.auth")

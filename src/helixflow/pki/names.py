@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from helixflow.core.errors import ExitCode, UserError
 
-# `control` is auth and pool in one process; `console` is the admin REST, which calls auth as itself.
-SERVICES: Final = ("gateway", "control", "auth", "pool", "console", "monitoring")
+# `control` is auth and pool in one process; `console` is the admin REST, which calls auth as itself; `shipper` brings
+# the journals of a node's gateways to the ledger.
+SERVICES: Final = ("gateway", "control", "auth", "pool", "console", "monitoring", "shipper")
 # The certificate of the HTTPS listener: for browsers and SDKs, and no identity among services.
 HTTPS: Final = "https"
 

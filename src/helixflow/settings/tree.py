@@ -68,7 +68,7 @@ class GatewaySettings(Section):
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
         (), description="Networks of proxies whose `X-Forwarded-For` tells the client's address."
     )
-    workers: int = Field(1, ge=1, le=1, description="Gateway processes; more than one needs shared limits.")
+    workers: int = Field(1, ge=1, le=64, description="Gateway processes; more than one needs `redis`.")
     max_body_bytes: int = Field(20 * 2**20, ge=1024, description="Largest request body, after decompression.")
     max_header_bytes: int = Field(64 * 1024, ge=4096, description="Largest request head: request line and headers.")
     header_timeout_s: Seconds = Field(10, description="A request head must be complete within this time.")
@@ -186,6 +186,74 @@ class DatabaseSettings(Section):
         return SecretRef(file=self.password_file, env=self.password_env)
 
 
+Amount = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,9})?$")]
+
+
+class MeteringSettings(Section):
+    """Limits, budgets, and the journal that loses nothing."""
+
+    enabled: bool = Field(True, description="Off: no limits, no budgets, no record of what was used.")
+    journal_dir: Path | None = Field(
+        None, description="Where gateways journal what they do: on a disk of this machine; default `data_dir/journal`."
+    )
+    durability: Literal["os", "disk"] = Field(
+        "os",
+        description="When a record counts as written: given to the operating system (survives the end of a process), or "
+        "on the disk (survives a power cut; slower).",
+    )
+    segment_bytes: int = Field(
+        8 * 2**20, ge=64 * 1024, le=2**30, description="Size of a journal file, taken from the disk beforehand."
+    )
+    sync_interval_s: Seconds = Field(1, description="With `os`: how often the journal is synced to disk anyway.")
+    progress_interval_s: Seconds = Field(1, description="How often the progress of a running request is journalled.")
+    ship_interval_s: Seconds = Field(0.25, description="How often finished requests are shipped to the ledger.")
+    retention_days: int = Field(0, ge=0, le=3650, description="Days that single requests are kept; 0: for ever.")
+    policy_cache_size: int = Field(100_000, ge=100, description="Callers whose limits are kept in memory.")
+    expected_completion_tokens: int = Field(
+        256, ge=0, description="Charged to token limits until it is known, for requests without `max_tokens`."
+    )
+    media_tokens: int = Field(
+        8192, ge=0, description="Most prompt tokens of an image given by its address; budgets reserve so much."
+    )
+    unpriced_input: Amount = Field(
+        "10", description="Dollars for a million prompt tokens of a provider's model that has no known price."
+    )
+    unpriced_output: Amount = Field("30", description="The same for completion tokens.")
+
+
+class RedisSettings(Section):
+    """Redis or Valkey, where several gateways share limits and budgets. Not used while `url` is empty."""
+
+    url: str = Field(
+        "",
+        pattern=r"^(rediss?://[^\s@]*|unix://\S+)?$",
+        description="`redis://host:port/database`, `rediss://…` for TLS, or `unix:///path`. No cluster.",
+    )
+    user: str = Field("", description="User name, where the server has users.")
+    password_file: Path | None = Field(None, description="File that holds the password.")
+    password_env: str | None = Field(None, description="Environment variable that holds the password.")
+    ca_file: Path | None = Field(None, description="CA certificates to trust instead of the system's.")
+    timeout_s: Seconds = Field(1, description="No answer for so long: Redis is away, the fall-back begins.")
+    lease_per_mille: int = Field(
+        10, ge=0, le=100, description="Thousandths of each budget that a gateway holds for the time without Redis."
+    )
+    gateways: int = Field(
+        1, ge=1, le=10_000, description="How many gateways share it: each enforces its share of limits without Redis."
+    )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "RedisSettings":
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give password_file or password_env, not both")
+        return self
+
+    @property
+    def password(self) -> SecretRef | None:
+        if self.password_file is None and self.password_env is None:
+            return None
+        return SecretRef(file=self.password_file, env=self.password_env)
+
+
 class LogSettings(Section):
     """What is written to standard error."""
 
@@ -254,6 +322,9 @@ class OpenAIDeployment(Section):
     first_byte_timeout_s: Seconds = Field(120, description="Time until the answer's head.")
     idle_timeout_s: Seconds = Field(60, description="Longest silence within an answer.")
     max_connections: int = Field(1024, ge=1, description="Connections open at the same time.")
+    context: int = Field(
+        131_072, ge=64, description="Most tokens one request may use; budgets reserve so much when it does not say."
+    )
 
     @model_validator(mode="after")
     def _one_key(self) -> "OpenAIDeployment":
@@ -291,6 +362,8 @@ class Settings(Section):
     auth: AuthSettings = AuthSettings()
     pki: PkiSettings = PkiSettings()
     database: DatabaseSettings = DatabaseSettings()
+    metering: MeteringSettings = MeteringSettings()
+    redis: RedisSettings = RedisSettings()
     log: LogSettings = LogSettings()
     models: tuple[ModelSettings, ...] = Field(
         (ModelSettings(name=DEFAULT_CHAT_MODEL), ModelSettings(name=DEFAULT_EMBEDDING_MODEL)),
@@ -311,6 +384,17 @@ class Settings(Section):
                 raise ValueError(f"the model {model.name!r} is defined twice")
             seen.add(model.name)
         return models
+
+    @model_validator(mode="after")
+    def _shared_limits(self) -> "Settings":
+        if self.gateway.workers > 1 and self.metering.enabled and not self.redis.url:
+            raise ValueError("gateway.workers above 1 needs redis.url: limits and budgets must hold over all of them")
+        return self
+
+    @property
+    def journal_dir(self) -> Path:
+        """The journals of this machine's gateways; mode 0700."""
+        return self.metering.journal_dir or self.data_dir / "journal"
 
     @property
     def run_dir(self) -> Path:

@@ -4,6 +4,8 @@ Times are whole seconds since the epoch, ids are text of our own making. `versio
 What is deleted keeps its row, with `deleted_at`, where something refers to it for ever.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -360,4 +362,184 @@ audit_checkpoints = Table(
     Column("at", BigInteger, nullable=False),
     Column("kid", Text, ForeignKey("signing_keys.kid"), nullable=False),
     Column("signature", LargeBinary, nullable=False),
+)
+
+# Requests per minute, tokens, parallel requests. Numbers of proto/helixflow/auth/v1/metering.proto.
+limits = Table(
+    "limits",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # '' for one of the installation, which has no subject either.
+    Column("organisation_id", Text, nullable=False),
+    Column("scope", Integer, nullable=False),
+    Column("subject_id", Text, nullable=False),
+    # '' for all models together.
+    Column("model", Text, nullable=False),
+    Column("metric", Integer, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    Column("burst", BigInteger, nullable=False),
+    # By an operator: the organisation cannot change it.
+    Column("imposed", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    # One of a kind; an imposed one stands beside the organisation's own.
+    UniqueConstraint("organisation_id", "scope", "subject_id", "model", "metric", "imposed"),
+    Index("ix_limits_organisation_id", "organisation_id", "created_at", "id"),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organisation_id", Text, nullable=False),
+    Column("scope", Integer, nullable=False),
+    Column("subject_id", Text, nullable=False),
+    Column("unit", Integer, nullable=False),
+    Column("period", Integer, nullable=False),
+    # Nanodollars or tokens.
+    Column("cap", BigInteger, nullable=False),
+    # Per cent, growing.
+    Column("thresholds", JSON, nullable=False),
+    Column("imposed", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("organisation_id", "scope", "subject_id", "unit", "period", "imposed"),
+    Index("ix_budgets_organisation_id", "organisation_id", "created_at", "id"),
+)
+
+# A threshold is reached once a period.
+budget_events = Table(
+    "budget_events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organisation_id", Text, nullable=False),
+    Column("budget_id", Text, nullable=False),
+    Column("period_start", BigInteger, nullable=False),
+    Column("threshold", Integer, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("cap", BigInteger, nullable=False),
+    Column("unit", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    UniqueConstraint("budget_id", "period_start", "threshold"),
+    Index("ix_budget_events_organisation_id", "organisation_id", "at", "id"),
+)
+
+# What operators set. Validities of one subject do not overlap.
+prices = Table(
+    "prices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # "model" or "deployment".
+    Column("subject_kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("price_version", Text, ForeignKey("price_versions.version"), nullable=False),
+    Column("valid_from", BigInteger, nullable=False),
+    # None: until further notice.
+    Column("valid_to", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_prices_subject", "subject_kind", "subject", "valid_from", unique=True),
+)
+
+# Every price that a request may have been rated by, wherever it came from; never changed, never deleted.
+price_versions = Table(
+    "price_versions",
+    metadata,
+    # A hash of the body.
+    Column("version", Text, primary_key=True),
+    # `helixflow.metering.prices.Price` as JSON.
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# The journals of gateways. One without `closed_at` may still bring requests.
+journals = Table(
+    "journals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("node_id", Text, nullable=False),
+    # Up to where the ledger has it.
+    Column("position", BigInteger, nullable=False),
+    # Records that could not be read.
+    Column("quarantined", BigInteger, nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+    Column("shipped_at", BigInteger),
+    Column("closed_at", BigInteger),
+    Index("ix_journals_closed_at", "closed_at"),
+)
+
+# The ledger: one row for each admitted request. Moments and durations are in milliseconds, -1: did not come to it.
+# Partitioned by month on PostgreSQL. Rows are added by `auth/ledger` alone, together with their roll-ups.
+requests = Table(
+    "requests",
+    metadata,
+    # In the order of time: 48 bits of milliseconds, 80 random ones, as 32 hexadecimal digits.
+    Column("call_id", Text, primary_key=True),
+    Column("admitted_at_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("request_id", Text, nullable=False),
+    Column("organisation_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("status", Integer, nullable=False),
+    # completed, failed, cancelled, interrupted, lost.
+    Column("outcome", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    # The engine did not report its usage: it was counted by us.
+    Column("estimated", Boolean, nullable=False),
+    Column("queue_ms", BigInteger, nullable=False),
+    Column("first_token_ms", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("engine_ms", BigInteger, nullable=False),
+    # Nanodollars.
+    Column("cost", BigInteger, nullable=False),
+    # '' where nothing was rated.
+    Column("price_version", Text, nullable=False),
+    # JSON objects as text; '' for none.
+    Column("tags", Text, nullable=False),
+    Column("explanation", Text, nullable=False),
+    Index("ix_requests_organisation_id", "organisation_id", "admitted_at_ms"),
+    Index("ix_requests_request_id", "request_id"),
+    postgresql_partition_by="RANGE (admitted_at_ms)",
+)
+
+
+def _roll_up(name: str, *keys: Column[Any]) -> Table:
+    """Sums of `requests` by `start` (seconds since the epoch, UTC) and what it is grouped by."""
+    return Table(
+        name,
+        metadata,
+        Column("organisation_id", Text, primary_key=True),
+        Column("start", BigInteger, primary_key=True, autoincrement=False),
+        *keys,
+        Column("project_id", Text, primary_key=True),
+        Column("key_id", Text, primary_key=True),
+        Column("user_id", Text, primary_key=True),
+        Column("model", Text, primary_key=True),
+        Column("deployment", Text, primary_key=True),
+        Column("requests", BigInteger, nullable=False),
+        Column("failed_requests", BigInteger, nullable=False),
+        Column("prompt_tokens", BigInteger, nullable=False),
+        Column("cached_tokens", BigInteger, nullable=False),
+        Column("completion_tokens", BigInteger, nullable=False),
+        Column("reasoning_tokens", BigInteger, nullable=False),
+        Column("cost", BigInteger, nullable=False),
+    )
+
+
+usage_hourly = _roll_up("usage_hourly")
+usage_daily = _roll_up("usage_daily")
+# Of tagged requests only, once for each of their tags.
+usage_daily_tags = _roll_up(
+    "usage_daily_tags", Column("tag", Text, primary_key=True), Column("tag_value", Text, primary_key=True)
 )
