@@ -51,9 +51,7 @@ class Price(Struct, frozen=True, omit_defaults=True):
         """What a call of so many tokens costs, rounded half up to a nanodollar. `engine_ms` below 0 counts as 0."""
         input_rate, cached_rate, output_rate = self._rates(tokens.prompt)
         cached = min(tokens.cached, tokens.prompt)
-        millionths = (
-            (tokens.prompt - cached) * input_rate + cached * cached_rate + tokens.completion * output_rate
-        )
+        millionths = (tokens.prompt - cached) * input_rate + cached * cached_rate + tokens.completion * output_rate
         # A second has a thousand milliseconds, and the sum is in millionths.
         millionths += max(engine_ms, 0) * self.engine_second * 1000
         return self.request + (millionths + _MILLION // 2) // _MILLION

@@ -40,6 +40,10 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     """An organisation, or a role of its own, changed: the same for all in it."""
     CHANGE_KIND_SIGNING_KEYS: _ChangeKind.ValueType  # 6
     """The set of signing keys changed."""
+    CHANGE_KIND_POLICIES: _ChangeKind.ValueType  # 7
+    """Limits or budgets of an organisation, or with an empty subject of the installation."""
+    CHANGE_KIND_PRICES: _ChangeKind.ValueType  # 8
+    """Prices."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper): ...
 
@@ -58,6 +62,10 @@ CHANGE_KIND_ORGANISATION: ChangeKind.ValueType  # 5
 """An organisation, or a role of its own, changed: the same for all in it."""
 CHANGE_KIND_SIGNING_KEYS: ChangeKind.ValueType  # 6
 """The set of signing keys changed."""
+CHANGE_KIND_POLICIES: ChangeKind.ValueType  # 7
+"""Limits or budgets of an organisation, or with an empty subject of the installation."""
+CHANGE_KIND_PRICES: ChangeKind.ValueType  # 8
+"""Prices."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
