@@ -104,7 +104,7 @@ class Limiter(Protocol):
         ...
 
     def release(self, settlements: Sequence[Settlement]) -> None:
-        """As `settle`, for calls that were granted but then not admitted (no room in the journal): as if never asked."""
+        """As if never asked: for calls that were granted and then not admitted (no room in the journal)."""
         ...
 
     async def run(self) -> None:

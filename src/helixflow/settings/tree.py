@@ -198,8 +198,8 @@ class MeteringSettings(Section):
     )
     durability: Literal["os", "disk"] = Field(
         "os",
-        description="When a record counts as written: given to the operating system (survives the end of a process), or "
-        "on the disk (survives a power cut; slower).",
+        description="When a record counts as written: given to the operating system (survives the end of a process), "
+        "or on the disk (survives a power cut; slower).",
     )
     segment_bytes: int = Field(
         8 * 2**20, ge=64 * 1024, le=2**30, description="Size of a journal file, taken from the disk beforehand."
