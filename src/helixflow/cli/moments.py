@@ -11,8 +11,10 @@ _SPAN_S: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 
 
-def parse_expiry(text: str, now: float) -> int:
-    """Epoch seconds for `30d`, `12h`, `2w`, a date or a time (UTC unless it says otherwise). Raises `UserError`."""
+def parse_expiry(text: str, now: float, option: str = "--expires") -> int:
+    """Epoch seconds of a moment to come: `30d`, `12h`, `2w`, a date or a time (UTC unless it says otherwise). Raises
+    `UserError`.
+    """
     if (span_s := _span_s(text)) is not None:
         at = int(now) + span_s
     else:
@@ -20,12 +22,12 @@ def parse_expiry(text: str, now: float) -> int:
             at = int(_moment(text).timestamp())
         except (ValueError, OverflowError) as exc:
             raise UserError(
-                f"--expires {text!r}: give a span (30d, 12h, 2w), a date (2027-01-31) or a time", ExitCode.USAGE
+                f"{option} {text!r}: give a span (30d, 12h, 2w), a date (2027-01-31) or a time", ExitCode.USAGE
             ) from exc
     if at <= now:
-        raise UserError(f"--expires {text!r}: lies in the past", ExitCode.USAGE)
+        raise UserError(f"{option} {text!r}: lies in the past", ExitCode.USAGE)
     if at > _MAX_TIME:
-        raise UserError(f"--expires {text!r}: lies after the year 9999; leave it out for never", ExitCode.USAGE)
+        raise UserError(f"{option} {text!r}: lies after the year 9999; leave it out for never", ExitCode.USAGE)
     return at
 
 

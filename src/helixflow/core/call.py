@@ -1,10 +1,12 @@
 """One request on its way through the gateway, and the answer on its way back."""
 
+from collections.abc import Awaitable
 from enum import Enum
 from typing import Protocol
 
 import msgspec
 
+from helixflow.core.errors import HelixError
 from helixflow.core.principal import Principal
 
 
@@ -30,15 +32,51 @@ class Usage(msgspec.Struct, gc=False):
 
 class Progress(msgspec.Struct):
     """What is known of an answer so far; filled in while it is made, so that it is right whenever the call ends, and
-    however. `deployment` is the one tried last.
+    however. `deployment` is the one tried last, `attempts` those before it, each with the code of its error.
 
-    `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta.
+    `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta, and so
+    is `engine_began_at`, when the deployment began to work on it: what is before is waiting. `complete` once all of a
+    streamed answer has been read.
     """
 
     deployment: str = ""
     usage: Usage = msgspec.field(default_factory=Usage)
     first_content_at: float | None = None
     finish_reason: str | None = None
+    engine_began_at: float | None = None
+    complete: bool = False
+    attempts: tuple[tuple[str, str], ...] = ()
+
+
+class Meter(msgspec.Struct, frozen=True, gc=False):
+    """The state of a rate limit: what is left of it, and seconds until all of it is there again."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Ticket(Protocol):
+    """Leave to make a call; whoever got it ends it, once: what comes after the first end has no effect.
+
+    `requests` and `tokens` are the states of the tightest limits of their kinds, None without one. What an end gives is
+    None, or to be awaited before the client may see the end of its answer.
+    """
+
+    requests: Meter | None
+    tokens: Meter | None
+
+    def complete(self) -> Awaitable[None] | None:
+        """The answer is whole."""
+        ...
+
+    def fail(self, error: HelixError) -> None:
+        """It ended in an error."""
+        ...
+
+    def cancel(self) -> None:
+        """The client, or this process, gave up."""
+        ...
 
 
 class Call(msgspec.Struct):
@@ -47,7 +85,8 @@ class Call(msgspec.Struct):
     `call_id` is ours and identifies the work in every record; `request_id` is what the client may have chosen and is
     only an attribute. `fields` holds the request's top-level JSON fields as raw bytes with duplicates resolved
     (last wins); `params` is the typed view of the same bytes (`ChatParams`, `CompletionParams` or
-    `EmbeddingParams` of `dialects`). `deadline` is on the event loop's clock, seconds.
+    `EmbeddingParams` of `dialects`). `deadline` is on the event loop's clock, seconds. `body_bytes` is the size of the
+    request's body. `ticket` is set once the call is admitted; None where nothing is metered.
     """
 
     call_id: str
@@ -60,7 +99,9 @@ class Call(msgspec.Struct):
     stream: bool
     include_usage: bool
     deadline: float
+    body_bytes: int = 0
     progress: Progress = msgspec.field(default_factory=Progress)
+    ticket: Ticket | None = None
 
 
 class Stream(Protocol):

@@ -137,6 +137,12 @@ class NamedTool(Struct, frozen=True):
     function: NamedFunction
 
 
+# The API reference's bounds; the pairs become tags of the request in the ledger.
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+
+
 class ChatParams(Struct, frozen=True):
     """What we check and act upon; other fields pass on as they came."""
 
@@ -161,7 +167,7 @@ class ChatParams(Struct, frozen=True):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
     @property
     def choices(self) -> int:

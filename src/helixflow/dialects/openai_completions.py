@@ -19,6 +19,8 @@ from helixflow.dialects.openai_chat import (
 )
 from helixflow.dialects.validation import decode_params
 
+DEFAULT_MAX_TOKENS = 16  # the API reference's default
+
 TokenId = Annotated[int, Meta(ge=0)]
 Prompt = str | list[TokenId]
 

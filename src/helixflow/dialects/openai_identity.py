@@ -151,7 +151,7 @@ class StreamEditor:
         if payload is None:
             return event if self.started else b""
         if payload == b"[DONE]":
-            self.done = True
+            self.done = self._progress.complete = True
             return self._release(DONE)
         try:
             fields = FIELDS.decode(payload)

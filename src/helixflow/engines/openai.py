@@ -11,6 +11,7 @@ from helixflow.core.call import Call, Operation, Stream
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
 from helixflow.engines.answers import WholeAnswer
+from helixflow.engines.counting import TokenCounter, answer_text
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
@@ -50,6 +51,7 @@ class OpenAIEngine:
             operation: build_head("POST", f"{base_path}/{operation.value}", self._origin, common.items())
             for operation in Operation
         }
+        self._counter = TokenCounter(client, self._origin, list(common.items()), model)
 
     async def open(self, call: Call) -> Stream:
         """Returns when the first content is at hand (streams) or the whole answer is (otherwise)."""
@@ -67,7 +69,10 @@ class OpenAIEngine:
             rename = Rename(self._public_model, call.operation, call.call_id)
             if not call.stream:
                 body = await response.read_all(MAX_ANSWER_BYTES)
-                return WholeAnswer(edit_answer(body, rename, progress))
+                edited = edit_answer(body, rename, progress)
+                if not progress.usage.reported:
+                    await self._counter.fill(call, answer_text(body))
+                return WholeAnswer(edited)
             editor = StreamEditor(rename, include_usage=call.include_usage, progress=progress)
             first = b""
             while not editor.started:
@@ -77,7 +82,7 @@ class OpenAIEngine:
                         ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
                     )
                 first += editor.feed(data)
-            return _EditedStream(response, editor, first)
+            return _EditedStream(response, editor, first, call, self._counter)
         except BaseException:
             response.close()
             raise
@@ -120,12 +125,24 @@ class OpenAIEngine:
 
 
 class _EditedStream:
-    def __init__(self, response: HttpResponse, editor: StreamEditor, first: bytes) -> None:
+    def __init__(
+        self, response: HttpResponse, editor: StreamEditor, first: bytes, call: Call, counter: TokenCounter
+    ) -> None:
         self._response = response
         self._editor = editor
         self._first = first
+        self._call = call
+        self._counter = counter
 
     async def read(self) -> bytes:
+        piece = await self._read()
+        progress = self._call.progress
+        if progress.complete and piece and not progress.usage.reported:
+            # The events were counted as they came.
+            await self._counter.fill(self._call, None)
+        return piece
+
+    async def _read(self) -> bytes:
         if self._first:
             first, self._first = self._first, b""
             return first

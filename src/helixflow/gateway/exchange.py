@@ -47,7 +47,8 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.call_id = getrandbits(128).to_bytes(16).hex()
+        # In the order of time, for the ledger's index: 48 bits of milliseconds, then random ones.
+        self.call_id = (time.time_ns() // 1_000_000 << 80 | getrandbits(80)).to_bytes(16).hex()
         self._cycle: Cycle | None = scope.get("helixflow.cycle")
         # What the requests of one connection remember for the next one.
         self.connection: dict[str, Any] = scope.get("helixflow.connection", {})

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from helixflow.core.call import Meter as Meter
 from helixflow.metering.policies import Budget, Limit, Policies
 
 
@@ -29,14 +30,6 @@ class Demand(Struct, gc=False):
     cost_bound: int
     admitted_at_ms: int
     deadline: float
-
-
-class Meter(Struct, frozen=True, gc=False):
-    """The state of a limit for `x-ratelimit-*` headers: what is left, and seconds until all of it is."""
-
-    limit: int
-    remaining: int
-    reset_s: float
 
 
 class Grant(Struct, gc=False):

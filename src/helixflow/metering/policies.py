@@ -1,6 +1,6 @@
 """Limits and budgets as a gateway sees them: values, and which of them a call must fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from typing import Final
@@ -82,6 +82,14 @@ class Policies:
 
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    # Of all of them, for the journal.
+    ids: tuple[str, ...] = field(init=False, compare=False)
+    # Whether it matters what a call costs.
+    have_money: bool = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", (*(limit.id for limit in self.limits), *(budget.id for budget in self.budgets)))
+        object.__setattr__(self, "have_money", any(budget.unit is Unit.MONEY for budget in self.budgets))
 
     def __bool__(self) -> bool:
         return bool(self.limits or self.budgets)

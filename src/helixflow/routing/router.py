@@ -1,6 +1,7 @@
 """From a public model name to the first deployment that answers."""
 
 import difflib
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,10 +67,12 @@ class Router:
         if len(targets) > 1:
             targets = sorted(targets, key=lambda target: target.breaker.is_open)
         last = len(targets) - 1
+        progress = call.progress
         for position, target in enumerate(targets):
             breaker = target.breaker
             breaker.begin()
-            call.progress.deployment = target.deployment
+            progress.deployment = target.deployment
+            progress.engine_began_at = time.perf_counter()
             try:
                 stream = await target.engine.open(call)
             except HelixError as exc:
@@ -79,6 +82,7 @@ class Router:
                     breaker.abandon()
                 if position == last or exc.kind not in _ELSEWHERE:
                     raise
+                progress.attempts += ((target.deployment, exc.code),)
             except BaseException:
                 breaker.abandon()
                 raise

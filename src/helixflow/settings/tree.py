@@ -202,7 +202,7 @@ class MeteringSettings(Section):
         "or on the disk (survives a power cut; slower).",
     )
     segment_bytes: int = Field(
-        8 * 2**20, ge=64 * 1024, le=2**30, description="Size of a journal file, taken from the disk beforehand."
+        8 * 2**20, ge=2**20, le=2**30, description="Size of a journal file, taken from the disk beforehand."
     )
     sync_interval_s: Seconds = Field(1, description="With `os`: how often the journal is synced to disk anyway.")
     progress_interval_s: Seconds = Field(1, description="How often the progress of a running request is journalled.")

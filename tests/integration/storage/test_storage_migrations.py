@@ -24,7 +24,12 @@ SCOPES = ["models:read", "models:use"]
 
 
 def tables(connection: Connection) -> set[str]:
-    return set(inspect(connection).get_table_names())
+    """All but the partitions of the ledger, which PostgreSQL has beside it and the code does not expect by name."""
+    return {name for name in inspect(connection).get_table_names() if not is_partition(name)}
+
+
+def is_partition(name: str) -> bool:
+    return name.startswith("requests_")
 
 
 def shape(connection: Connection) -> dict[str, Any]:
@@ -86,7 +91,11 @@ async def test_the_migrations_lead_to_the_schema_that_the_code_expects(database_
     await upgrade(database_settings)
 
     def differences(connection: Connection) -> list[object]:
-        options = {"compare_type": True, "compare_server_default": True}
+        options = {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_name": lambda name, kind, _parents: kind != "table" or not is_partition(name),
+        }
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
     assert await look(differences) == []

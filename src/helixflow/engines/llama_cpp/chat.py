@@ -69,6 +69,7 @@ class ChatStream:
         self._progress.first_content_at = time.perf_counter()
         # Known from the start, so that an answer that breaks off is not recorded without its prompt.
         self._progress.usage.prompt_tokens = source.prompt_tokens
+        self._progress.engine_began_at = source.began_at
         self._source = source
         self._first: tuple[int, list[bytes]] | None = first
         self._include_usage = call.include_usage
@@ -93,6 +94,7 @@ class ChatStream:
                 index, events = await self._source.read()
             if index < 0:
                 self._ended = True
+                self._progress.complete = True
                 usage = self._writer.usage(self._progress.usage) if self._include_usage else b""
                 return usage + DONE
             out = b"".join([self._shape(index, event) for event in events])

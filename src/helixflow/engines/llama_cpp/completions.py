@@ -11,7 +11,7 @@ from helixflow.core.call import Call, Progress, Stream
 from helixflow.core.capacity import Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_answers import DONE, CompletionWriter
-from helixflow.dialects.openai_completions import CompletionParams, Prompt
+from helixflow.dialects.openai_completions import DEFAULT_MAX_TOKENS, CompletionParams, Prompt
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.llama_cpp.chat import add_usage
 from helixflow.engines.llama_cpp.generation import (
@@ -26,7 +26,6 @@ from helixflow.engines.llama_cpp.generation import (
 from helixflow.engines.llama_cpp.merge import Source, open_source
 from helixflow.transport.client import HttpClient
 
-DEFAULT_MAX_TOKENS = 16  # the API reference's default for this endpoint
 _OURS = frozenset(
     {
         *("model", "prompt", "n", "best_of", "echo", "suffix", "stream", "stream_options", "max_tokens", "logprobs"),
@@ -78,6 +77,9 @@ class Completions:
         source, first = await open_source(starts, self._slots, call.deadline)
         progress = call.progress
         progress.first_content_at = time.perf_counter()
+        progress.engine_began_at = source.began_at
+        # Until it is reported: of one prompt of maybe several.
+        progress.usage.prompt_tokens = source.prompt_tokens
         writer = CompletionWriter(
             f"cmpl-{call.call_id}",
             int(time.time()),
@@ -126,6 +128,7 @@ class Completions:
     def _echo_only(self, call: Call, params: CompletionParams, echoes: list[str]) -> Stream:
         progress = call.progress
         progress.first_content_at, progress.finish_reason = time.perf_counter(), "length"
+        progress.complete = progress.usage.reported = True  # the engine had nothing to do
         writer = CompletionWriter(
             f"cmpl-{call.call_id}", int(time.time()), call.model, "", include_usage=call.include_usage
         )
@@ -216,6 +219,8 @@ class _CompletionStream:
         self._best_of = best_of
         self._include_usage = include_usage
         self._echoed: set[int] = set()
+        # Tokens that `progress` counts before the engine reports them.
+        self._counted: dict[int, int] = {}
         self._counted_prompts: set[int] = set()
         self._ended = False
 
@@ -223,7 +228,7 @@ class _CompletionStream:
         while not self._ended:
             index, events = await self._next()
             if index < 0:
-                self._ended = True
+                self._ended = self._progress.complete = True
                 return (self._writer.usage(self._progress.usage) if self._include_usage else b"") + DONE
             out = b"".join([self._shape(index, event) for event in events])
             if out:
@@ -263,13 +268,17 @@ class _CompletionStream:
         decoded = EVENT.decode(event)
         if decoded.usage is not None:
             prompt = index // self._best_of
-            add_usage(self._progress, decoded.usage, new_prompt=prompt not in self._counted_prompts)
+            counted = self._counted.get(index, 0)
+            add_usage(self._progress, decoded.usage, new_prompt=prompt not in self._counted_prompts, counted=counted)
             self._counted_prompts.add(prompt)
         assembly = self._assemblies[index]
         out = []
         for choice in decoded.choices:
             logprobs = assembly.add(choice)
             text = choice.text or ""
+            if text and decoded.usage is None:
+                self._counted[index] = self._counted.get(index, 0) + 1
+                self._progress.usage.completion_tokens += 1
             if index not in self._echoed and (text or choice.finish_reason):
                 self._echoed.add(index)
                 text = assembly.echo + text

@@ -85,6 +85,7 @@ class LlamaCppEngine:
         progress = call.progress
         progress.first_content_at = time.perf_counter()
         progress.usage.prompt_tokens = source.prompt_tokens
+        progress.engine_began_at = source.began_at
         assemblies = [ChatAssembly(params) for _ in starts]
         counted = [0] * len(starts)
         try:
@@ -115,6 +116,7 @@ class LlamaCppEngine:
             source.fingerprint,
             include_usage=call.include_usage,
         )
+        progress.complete = True
         if call.stream:
             return WholeAnswer(_as_events(writer, choices, progress, include_usage=call.include_usage))
         return WholeAnswer(writer.answer(choices, progress.usage))

@@ -2,6 +2,7 @@
 during prefill (llama.cpp notices only when it writes).
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,13 +57,15 @@ EVENT = msgspec.json.Decoder(Event)
 class Generation:
     """A running generation. Create with `Generation.start`; `close` frees the slot."""
 
-    def __init__(self, response: HttpResponse, lease: Lease) -> None:
+    def __init__(self, response: HttpResponse, lease: Lease, began_at: float) -> None:
         self._response = response
         self._lease = lease
         self._splitter = EventSplitter()
         self._waiting: list[bytes] = []
         self.fingerprint = ""
         self.prompt_tokens = 0
+        # When it got its slot, on `time.perf_counter`'s clock.
+        self.began_at = began_at
         self.done = False
 
     @classmethod
@@ -83,10 +86,11 @@ class Generation:
         UPSTREAM_UNAVAILABLE when the replica fails, and what `Slots.acquire` raises.
         """
         lease = await slots.acquire(deadline)
+        began_at = time.perf_counter()
         generation: Generation | None = None
         try:
             response = await request(client, lease.replica, path, msgspec.json.encode(payload), deadline)
-            generation = cls(response, lease)
+            generation = cls(response, lease, began_at)
             if response.status != 200:
                 raise await refusal(response)
             await generation._read_to_content(lease.replica, token_limit)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from helixflow.core.call import Call, Completer, Operation, Stream
+from helixflow.core.call import Call, Completer, Operation, Stream, Ticket
 from helixflow.core.errors import HelixError
 from helixflow.dialects.openai_chat import ChatParams, parse_chat
 from helixflow.dialects.openai_completions import CompletionParams, parse_completion
@@ -21,6 +21,7 @@ from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
+from helixflow.gateway.limit_headers import limit_headers, limit_lines
 from helixflow.routing.router import Route, Router
 from helixflow.settings.tree import GatewaySettings
 
@@ -89,12 +90,17 @@ class OpenAISurface:
             stream,
             include_usage,
             loop.time() + settings.request_timeout_s,
+            len(body),
         )
         exchange.progress = call.progress
         if stream:
             await self._stream(exchange, call)
             return
-        answer = await self._completer.open(call)
+        try:
+            answer = await self._completer.open(call)
+        except HelixError:
+            _tell_limits(exchange, call.ticket)
+            raise
         body = answer.body if type(answer) is WholeAnswer else await _read_all(answer)
         deployment = call.progress.deployment
         if not self._respond(exchange, call, deployment, body):
@@ -109,6 +115,9 @@ class OpenAISurface:
             (time.perf_counter() - exchange.started) * 1000,
             exchange.request_id.encode(),
         )
+        ticket = call.ticket
+        if ticket is not None and (ticket.requests is not None or ticket.tokens is not None):
+            fields += limit_lines(ticket.requests, ticket.tokens)
         return exchange.respond(fields, body)
 
     async def _stream(self, exchange: Exchange, call: Call) -> None:
@@ -118,25 +127,34 @@ class OpenAISurface:
         except HelixError as exc:
             await keep_alive.stop()
             if not exchange.response_started:
+                _tell_limits(exchange, call.ticket)
                 raise
             await self._fail(exchange, exc)
             return
         except BaseException:
             keep_alive.cancel()
             raise
+        progress, ticket = call.progress, call.ticket
         try:
             await keep_alive.stop()
             if not exchange.response_started:
-                await self._start_stream(exchange, call, call.progress.deployment)
+                await self._start_stream(exchange, call, progress.deployment)
             send = exchange.send
             while piece := await stream.read():
+                # Before the client sees the end of it.
+                if progress.complete and ticket is not None and (wait := ticket.complete()) is not None:
+                    await wait
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except HelixError as exc:
+            if ticket is not None:
+                ticket.fail(exc)
             await self._fail(exchange, exc)
         else:
             await exchange.finish()
         finally:
             stream.close()
+            if ticket is not None:
+                ticket.cancel()
 
     async def _start_stream(self, exchange: Exchange, call: Call, deployment: str) -> None:
         await exchange.start(200, [*_SSE_HEADERS, *self._answer_headers(exchange, call, deployment)])
@@ -153,6 +171,8 @@ class OpenAISurface:
         headers = [(b"x-helixflow-model", call.model.encode()), (b"openai-processing-ms", b"%d" % elapsed_ms)]
         if deployment:
             headers.append((b"x-helixflow-deployment", deployment.encode()))
+        if (ticket := call.ticket) is not None:
+            headers += limit_headers(ticket.requests, ticket.tokens)
         return headers
 
     async def list_models(self, exchange: Exchange) -> None:
@@ -175,6 +195,12 @@ class OpenAISurface:
 
 def _describe(route: Route) -> dict[str, Any]:
     return {"id": route.model, "object": "model", "created": route.created, "owned_by": route.owned_by}
+
+
+def _tell_limits(exchange: Exchange, ticket: Ticket | None) -> None:
+    """Limits are told with errors too."""
+    if ticket is not None:
+        exchange.extra_headers += tuple(limit_headers(ticket.requests, ticket.tokens))
 
 
 async def _read_all(answer: Stream) -> bytes:

@@ -89,7 +89,7 @@ class Closed(Struct, array_like=True, tag=4, frozen=True, gc=False):
 Record = Admitted | Progressed | Settled | Closed
 
 # A record with more is not written: what callers say (tags, ids) is bounded long before.
-MAX_RECORD_BYTES: Final = 16 * 1024
+MAX_RECORD_BYTES: Final = 64 * 1024
 # What the end of a call may take; so much is kept free for each that is under way.
 MAX_SETTLEMENT_BYTES: Final = 2 * 1024
 

@@ -803,8 +803,9 @@ class QueryUsageRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     to: _builtins.int
     tag: _builtins.str
-    """`name=value`, one."""
+    """`name=value`, one. Tags are summed up by whole days, and each by itself."""
     page_size: _builtins.int
+    """At most 1000."""
     cursor: _builtins.str
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -891,21 +892,27 @@ class QueryUsageResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
+    to: _builtins.int
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRow]: ...
     @_builtins.property
-    def total(self) -> Global___UsageRow: ...
+    def total(self) -> Global___UsageRow:
+        """Of all pages, without `group`."""
+
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___UsageRow] | None = ...,
         next_cursor: _builtins.str = ...,
         total: Global___UsageRow | None = ...,
+        to: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_cursor", b"next_cursor", "rows", b"rows", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "next_cursor", b"next_cursor", "rows", b"rows", "to", b"to", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1024,6 +1031,7 @@ class RequestDetails(_message.Message):
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    ENGINE_MS_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     request_id: _builtins.str
     organisation_id: _builtins.str
@@ -1052,6 +1060,8 @@ class RequestDetails(_message.Message):
     price_version: _builtins.str
     explanation: _builtins.str
     """`helixflow.metering.rows.Explanation` as JSON."""
+    engine_ms: _builtins.int
+    """How long the engine worked on it; -1: not known."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -1084,10 +1094,11 @@ class RequestDetails(_message.Message):
         price_version: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         explanation: _builtins.str = ...,
+        engine_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at_ms", b"admitted_at_ms", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "completion_tokens", b"completion_tokens", "cost", b"cost", "deployment", b"deployment", "dialect", b"dialect", "duration_ms", b"duration_ms", "error", b"error", "estimated", b"estimated", "explanation", b"explanation", "first_token_ms", b"first_token_ms", "key_id", b"key_id", "model", b"model", "operation", b"operation", "organisation_id", b"organisation_id", "outcome", b"outcome", "price_version", b"price_version", "project_id", b"project_id", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "status", b"status", "stream", b"stream", "tags", b"tags", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at_ms", b"admitted_at_ms", "cached_tokens", b"cached_tokens", "call_id", b"call_id", "completion_tokens", b"completion_tokens", "cost", b"cost", "deployment", b"deployment", "dialect", b"dialect", "duration_ms", b"duration_ms", "engine_ms", b"engine_ms", "error", b"error", "estimated", b"estimated", "explanation", b"explanation", "first_token_ms", b"first_token_ms", "key_id", b"key_id", "model", b"model", "operation", b"operation", "organisation_id", b"organisation_id", "outcome", b"outcome", "price_version", b"price_version", "project_id", b"project_id", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "status", b"status", "stream", b"stream", "tags", b"tags", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,361 @@
+"""Metered completion: a call is admitted, journalled and dispatched; however it ends, it is settled exactly once.
+
+The order: limits and budgets, journal `admitted`, dispatch, journal `settled`, settlement of the counters. A process that dies in between leaves a journal from which others finish the rest.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
+
+from helixflow.core.call import Call, Completer, Meter, Progress, Stream, Ticket
+from helixflow.core.clock import Clock
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.principal import Principal, PrincipalKind
+from helixflow.dialects.openai_chat import ChatParams
+from helixflow.metering.admission import Demand, Grant, Limiter, Refusal, Settlement
+from helixflow.metering.demand import Estimator
+from helixflow.metering.journal.records import Admitted, Progressed, Settled, Tokens
+from helixflow.metering.journal.writer import JournalWriter
+from helixflow.metering.policies import Policies
+from helixflow.metering.prices import Price
+from helixflow.metering.refusals import refusal_error
+
+_DIALECT: Final = "openai"
+_AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
+_BYTES_A_TOKEN: Final = 4
+_NOTHING: Final = Grant()
+_CANCELLED: Final = ErrorKind.CLIENT_CLOSED
+
+
+class PolicySource(Protocol):
+    """Which limits and budgets a principal's calls must fit."""
+
+    def cached(self, principal: Principal, model: str) -> Policies | None:
+        """What is known and fresh; never waits."""
+        ...
+
+    async def resolve(self, principal: Principal, model: str) -> Policies:
+        """Raises `HelixError` UNAVAILABLE when it cannot be known."""
+        ...
+
+
+class Prices(Protocol):
+    """What deployments charge."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether any prices are known yet."""
+        ...
+
+    def price(self, deployment: str, at_ms: int) -> Price: ...
+
+    def dearest_bound(
+        self, deployments: Sequence[str], at_ms: int, prompt_tokens: int, completion_tokens: int, engine_ms: int
+    ) -> int:
+        """Nanodollars that a call costs at most, whichever of them serves it."""
+        ...
+
+
+class Metered:
+    """Implements `Completer` around another one. `run` it for as long as it serves."""
+
+    def __init__(
+        self,
+        inner: Completer,
+        *,
+        estimator: Estimator,
+        policies: PolicySource,
+        prices: Prices,
+        limiter: Limiter,
+        journal: JournalWriter,
+        progress_interval_s: float,
+        clock: Clock,
+    ) -> None:
+        self._inner = inner
+        self._estimator = estimator
+        self._policies = policies
+        self._limiter = limiter
+        self._progress_interval_s = progress_interval_s
+        self._now = clock.now
+        self._book = _Book(prices, limiter, journal)
+        # Refused calls by the metric or unit that refused them.
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are admitted and not settled."""
+        return len(self._book.tickets)
+
+    async def open(self, call: Call) -> Stream:
+        """As the completer within. Raises `HelixError` before that: RATE_LIMITED, INSUFFICIENT_QUOTA, UNAVAILABLE
+        while nobody can say what holds, STORAGE_FULL.
+
+        `call.ticket` is set as soon as it is known, of refused calls too. Whoever reads the stream of a streamed call
+        ends its ticket; other calls have ended when this returns.
+        """
+        policies = self._policies.cached(call.principal, call.model)
+        if policies is None:
+            policies = await self._policies.resolve(call.principal, call.model)
+        ticket = _CallTicket(self._book, call, int(self._now() * 1000))
+        if policies:
+            await self._admit(ticket, policies)
+        self._book.admit(ticket, policies)
+        call.ticket = ticket
+        try:
+            if (wait := self._book.journal.durable(ticket.position)) is not None:
+                await wait
+            stream = await self._inner.open(call)
+        except HelixError as exc:
+            ticket.fail(exc)
+            raise
+        except BaseException:
+            ticket.cancel()
+            raise
+        if not call.stream and (wait := ticket.complete()) is not None:
+            await wait
+        return stream
+
+    async def run(self) -> None:
+        """Journals the progress of long calls, until cancelled."""
+        while True:
+            await asyncio.sleep(self._progress_interval_s)
+            now = self._now()
+            for ticket in list(self._book.tickets.values()):
+                ticket.note_progress(int(now * 1000))
+
+    async def _admit(self, ticket: "_CallTicket", policies: Policies) -> None:
+        """Asks the limiter. Raises `HelixError`, with the limits' states left in the call's ticket."""
+        call = ticket.call
+        bounds = self._estimator.bounds(call)
+        cost_bound = 0
+        if policies.have_money:
+            if not self._book.prices.ready:
+                raise HelixError(
+                    ErrorKind.UNAVAILABLE,
+                    "Prices are not known yet, so no budget can be kept. Try again.",
+                    retry_after_s=1,
+                )
+            left_s = call.deadline - asyncio.get_running_loop().time()
+            cost_bound = self._book.prices.dearest_bound(
+                self._estimator.plan(call.model).deployments,
+                ticket.admitted_at_ms,
+                bounds.prompt,
+                bounds.completion,
+                int(left_s * 1000),
+            )
+        demand = Demand(
+            call.call_id,
+            call.principal.organisation_id,
+            policies,
+            bounds.expected,
+            bounds.prompt + bounds.completion,
+            cost_bound,
+            ticket.admitted_at_ms,
+            call.deadline,
+        )
+        try:
+            grant = self._limiter.try_admit(demand)
+            if grant is None:
+                grant = await self._limiter.admit(demand)
+        except Refusal as refusal:
+            call.ticket = _Refused(refusal.requests, refusal.tokens)
+            self.refused[_name_of(refusal)] += 1
+            raise refusal_error(refusal) from None
+        ticket.grant = grant
+        ticket.requests, ticket.tokens = grant.requests, grant.tokens
+        ticket.reserved_tokens, ticket.reserved_cost = demand.tokens_bound, cost_bound
+
+
+class _Book:
+    """The calls in flight, and where their ends are written."""
+
+    def __init__(self, prices: Prices, limiter: Limiter, journal: JournalWriter) -> None:
+        self.prices = prices
+        self.limiter = limiter
+        self.journal = journal
+        self.tickets: dict[str, _CallTicket] = {}
+
+    def admit(self, ticket: "_CallTicket", policies: Policies) -> None:
+        """Writes it down: now it must be settled. Raises `HelixError` STORAGE_FULL, its grant given back."""
+        call = ticket.call
+        principal = call.principal
+        is_key = principal.kind is PrincipalKind.KEY
+        params = call.params
+        record = Admitted(
+            call.call_id,
+            ticket.admitted_at_ms,
+            call.request_id,
+            principal.organisation_id,
+            principal.project_id,
+            principal.id if is_key else "",
+            principal.owner_id if is_key else principal.id,
+            call.model,
+            _DIALECT,
+            call.operation.value,
+            call.stream,
+            params.metadata if type(params) is ChatParams else None,
+            ticket.grant.holds,
+            _AUTHORISED_BY[principal.kind],
+            policies.ids,
+            ticket.reserved_tokens,
+            ticket.reserved_cost,
+        )
+        try:
+            ticket.position = self.journal.admit(record)
+        except HelixError:
+            if ticket.grant is not _NOTHING:
+                self.limiter.release((self._settlement(ticket, 0, 0),))
+            raise
+        self.tickets[call.call_id] = ticket
+
+    def settle(self, ticket: "_CallTicket", tokens: Tokens, cost: int, record: Settled) -> int:
+        """Returns the position of the record."""
+        del self.tickets[ticket.call.call_id]
+        ticket.position = self.journal.settle(record)
+        if ticket.grant is not _NOTHING:
+            self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
+        return ticket.position
+
+    @staticmethod
+    def _settlement(ticket: "_CallTicket", tokens: int, cost: int) -> Settlement:
+        call = ticket.call
+        return Settlement(
+            call.call_id, call.principal.organisation_id, ticket.grant.holds, tokens, cost, ticket.position
+        )
+
+
+class _CallTicket(Ticket):
+    """One admitted call."""
+
+    __slots__ = (
+        "_book",
+        "_done",
+        "_started",
+        "_written",
+        "admitted_at_ms",
+        "call",
+        "grant",
+        "position",
+        "requests",
+        "reserved_cost",
+        "reserved_tokens",
+        "tokens",
+    )
+
+    def __init__(self, book: _Book, call: Call, admitted_at_ms: int) -> None:
+        self.call = call
+        self.admitted_at_ms = admitted_at_ms
+        self.grant = _NOTHING
+        self.requests: Meter | None = None
+        self.tokens: Meter | None = None
+        self.reserved_tokens = self.reserved_cost = 0
+        self.position = 0
+        self._book = book
+        self._started = time.perf_counter()
+        self._written = 0
+        self._done = False
+
+    def complete(self) -> Awaitable[None] | None:
+        if self._done:
+            return None
+        return self._book.journal.durable(self._end(200, "completed", ""))
+
+    def fail(self, error: HelixError) -> None:
+        if not self._done:
+            self._end(error.traits.http, "failed", error.code)
+
+    def cancel(self) -> None:
+        if not self._done:
+            self._end(499, "cancelled", _CANCELLED.value)
+
+    def note_progress(self, now_ms: int) -> None:
+        """Journals what it has used so far, if that has changed."""
+        usage = self.call.progress.usage
+        if usage.completion_tokens == self._written:
+            return
+        self._written = usage.completion_tokens
+        progress = self.call.progress
+        tokens = self._tokens(progress)
+        engine_ms = self._engine_ms(progress, time.perf_counter())
+        price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+        self._book.journal.progress(
+            Progressed(
+                self.call.call_id,
+                now_ms,
+                progress.deployment,
+                tokens,
+                price.rate(tokens, engine_ms),
+                price.version,
+                self._since_start_ms(progress.first_content_at),
+            )
+        )
+
+    def _end(self, status: int, outcome: str, error: str) -> int:
+        self._done = True
+        call = self.call
+        progress = call.progress
+        ended = time.perf_counter()
+        tokens = self._tokens(progress)
+        engine_ms = self._engine_ms(progress, ended)
+        cost, version = 0, ""
+        if tokens.prompt or tokens.completion:
+            price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+            cost, version = price.rate(tokens, engine_ms), price.version
+        record = Settled(
+            call.call_id,
+            progress.deployment,
+            status,
+            outcome,
+            error,
+            tokens,
+            cost,
+            version,
+            self._since_start_ms(progress.engine_began_at),
+            self._since_start_ms(progress.first_content_at),
+            int((ended - self._started) * 1000),
+            engine_ms,
+            progress.attempts,
+        )
+        return self._book.settle(self, tokens, cost, record)
+
+    def _tokens(self, progress: Progress) -> Tokens:
+        usage = progress.usage
+        prompt = usage.prompt_tokens
+        if not prompt and progress.first_content_at is not None and not usage.reported:
+            # It has read the prompt and does not say how long that was.
+            prompt = -(-self.call.body_bytes // _BYTES_A_TOKEN)
+        return Tokens(prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported)
+
+    def _since_start_ms(self, moment: float | None) -> int:
+        return -1 if moment is None else int((moment - self._started) * 1000)
+
+    @staticmethod
+    def _engine_ms(progress: Progress, now: float) -> int:
+        began = progress.engine_began_at
+        return -1 if began is None else int((now - began) * 1000)
+
+
+class _Refused(Ticket):
+    """Of a call that was not admitted: only the states of the limits."""
+
+    def __init__(self, requests: Meter | None, tokens: Meter | None) -> None:
+        self.requests = requests
+        self.tokens = tokens
+
+    def complete(self) -> Awaitable[None] | None:
+        return None
+
+    def fail(self, error: HelixError) -> None:
+        """Nothing was taken."""
+
+    def cancel(self) -> None:
+        """Nothing was taken."""
+
+
+def _name_of(refusal: Refusal) -> str:
+    if refusal.limit is not None:
+        return refusal.limit.metric.name.lower()
+    assert refusal.budget is not None
+    return f"budget_{refusal.budget.unit.name.lower()}"
