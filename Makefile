@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help run test test-fast check bench bench-quick fmt generate clean
+.PHONY: help run test test-fast check chaos bench bench-quick fmt generate clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ check: $(VENV)/dev.stamp ## Format, lint, types, layers, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tools.generate --check
+
+chaos: $(VENV)/dev.stamp ## The chaos tests at their full length (hours)
+	@$(BIN)/python -m pytest tests/chaos --long
 
 bench: $(VENV)/dev.stamp ## Measure speed and memory (see docs/reference/benchmarks.md)
 	@$(BIN)/python -m benchmarks

@@ -21,6 +21,7 @@ BARS = (
     "key_resolution",
     "identification",
     "administration",
+    "metering",
 )
 # These use all cores as a user's machine would; the others are pinned.
 _UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution"})

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,16 @@ def bare(upstream: Target) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def gateway(upstream: Target) -> Iterator[Target]:
-    """`helixflow serve` with one deployment for each of the mock's models."""
+def gateway(upstream: Target, *, metered: bool = False, name: str = "helixflow") -> Iterator[Target]:
+    """`helixflow serve` with one deployment for each of the mock's models; without metering that is the bare path."""
     deployments = "".join(
         f'[[models]]\nname = "{name}"\n[[models.deployments]]\nengine = "openai"\n'
         f'base_url = "http://127.0.0.1:{upstream.port}/v1"\nmodel = "{name.replace("bench", "mock")}"\n'
         "max_connections = 8192\n"
         for name in MODELS
     )
-    with serve(deployments) as target:
-        yield target
+    with serve(f"[metering]\nenabled = {str(metered).lower()}\n{deployments}") as target:
+        yield replace(target, name=name)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ from tests.harness.pki import Pki
 from tests.harness.postgres import PostgresServer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="chaos as long as its bars say (`make chaos`), not in short")
+
+
 def pytest_configure() -> None:
     """A run started in the background of a shell ignores Ctrl-C, and its children would too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

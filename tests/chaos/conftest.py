@@ -10,6 +10,18 @@ from helixflow.pool.manifest import StoredModel
 from tests.harness.node import Node, run_node
 
 
+@pytest.fixture(scope="session")
+def rounds(pytestconfig: pytest.Config) -> int:
+    """How often something is killed."""
+    return 1000 if pytestconfig.getoption("--long") else 20
+
+
+@pytest.fixture(scope="session")
+def outage_s(pytestconfig: pytest.Config) -> float:
+    """How long something is away, seconds."""
+    return 120.0 if pytestconfig.getoption("--long") else 5.0
+
+
 @pytest.fixture(scope="module")
 def node(chat_model: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One that survives what is done to it."""

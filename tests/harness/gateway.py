@@ -26,6 +26,7 @@ from helixflow.settings.tree import (
     GatewaySettings,
     LlamaCppDeployment,
     LogSettings,
+    MeteringSettings,
     ModelSettings,
     OpenAIDeployment,
     Settings,
@@ -137,13 +138,17 @@ async def run_gateway(
     models: Mapping[str, Iterable[OpenAIDeployment | LlamaCppDeployment]],
     *,
     log: LogSettings | None = None,
+    metering: MeteringSettings | None = None,
     **options: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Serves `models` until the end of the block; `options` are settings of the gateway."""
+    """Serves `models` until the end of the block; `options` are settings of the gateway. Unmetered by default: there is
+    no ledger.
+    """
     settings = Settings(
         data_dir=data_dir,
         gateway=GatewaySettings(**options),
         log=log or LogSettings(level="error"),
+        metering=metering or MeteringSettings(enabled=False),
         models=tuple(ModelSettings(name=name, deployments=tuple(d)) for name, d in models.items()),
     )
     ensure_pki(settings)

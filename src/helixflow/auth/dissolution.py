@@ -12,6 +12,7 @@ from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.keys import revoke_keys_of_organisation, revoke_keys_of_project
 from helixflow.auth.organisations import DEFAULT_ORGANISATION_ID, describe_organisation, find_own_organisation
+from helixflow.auth.policy_tidying import drop_policies_of_ended
 from helixflow.auth.projects import DEFAULT_PROJECT_ID, describe_project, find_project
 from helixflow.auth.sessions import EndReason
 from helixflow.auth.unit import Unit
@@ -46,6 +47,7 @@ async def delete_project(unit: Unit, request: pb.DeleteRequest) -> pb.DeleteResp
     unused = and_(one_time_tokens.c.project_id == row.id, one_time_tokens.c.used_at.is_(None))
     await unit.connection.execute(delete(one_time_tokens).where(unused))
     await revise(unit, projects, row, {"deleted_at": unit.now})
+    await drop_policies_of_ended(unit.connection, unit.now)
     await unit.change(CHANGE_KIND_PROJECT, row.id, organisation_id=row.organisation_id)
     unit.record("project", row.id, before=describe_project(row))
     return pb.DeleteResponse()
@@ -78,6 +80,7 @@ async def delete_organisation(unit: Unit, request: pb.DeleteRequest) -> pb.Delet
         .values(**gone, version=projects.c.version + 1)
     )
     await revise(unit, organisations, row, {"deleted_at": unit.now})
+    await drop_policies_of_ended(unit.connection, unit.now)
     # One change for all of it: gateways forget every key of the organisation and refuse its tokens.
     await unit.change(CHANGE_KIND_ORGANISATION, row.id, organisation_id=row.id)
     for chain in (INSTALLATION, row.id):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 
+from helixflow.auth import budgets, limits
 from helixflow.auth.authority import limits_of_caller
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import parse_scopes
@@ -93,7 +94,7 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
     owner = await read_owner(unit, row.owner_id, row.project_id)
     owner.check_caller(unit.caller, parse_scopes(row.scopes))
     # Before anything changes: a key may be about to change itself.
-    limits = await limits_of_caller(unit)
+    own_limits = await limits_of_caller(unit)
     values: dict[str, Any] = {}
     if request.HasField("name"):
         values["name"] = check_name(request.name)
@@ -113,12 +114,15 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
         values["expires_at"] = parse_expiry(request.expires_at, unit.now)
     changed = await change_key(unit, row, values)
     # What the key is afterwards counts, whoever restricted it.
-    limits.check_covers(Restrictions.of(changed))
+    own_limits.check_covers(Restrictions.of(changed))
     return to_proto(changed)
 
 
 async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_pb2.CreateKeyResponse:
-    """A new key like the old one, which goes on for `overlap_s` or until it expires anyway. Once for each key."""
+    """A new key like the old one, which goes on for `overlap_s` or until it expires anyway. Once for each key.
+
+    The new one has the same limits and budgets; its budgets begin to count with it.
+    """
     if not 0 <= request.overlap_s <= MAX_OVERLAP_S:
         message = f"The old key may go on for 0 to {MAX_OVERLAP_S} seconds (30 days)."
         raise HelixError(ErrorKind.UNPROCESSABLE, message, param="overlap_s")
@@ -143,6 +147,8 @@ async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_p
         restrictions=Restrictions.of(row),
         rotated_from=row.id,
     )
+    for table in (limits.TABLE, budgets.TABLE):
+        await table.copy_to_key(unit, row.id, successor.id)
     ends_at = unit.now + request.overlap_s
     values: Mapping[str, Any] = {"expires_at": ends_at if row.expires_at is None else min(ends_at, row.expires_at)}
     if request.overlap_s == 0:

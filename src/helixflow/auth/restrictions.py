@@ -18,7 +18,7 @@ from helixflow.core.permissions import (
     parse_permission,
 )
 from helixflow.rpc.access import Level, declared_access
-from helixflow.rpc.generated.auth_v1 import admin_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, usage_pb2
 from helixflow.settings.tree import Name
 
 MAX_ENTRIES: Final = 100
@@ -83,8 +83,12 @@ def check_effective_in_project(scopes: Iterable[Permission]) -> None:
 @cache
 def permissions_in_projects() -> frozenset[Permission]:
     """What can be granted in one project: using models, and what RPCs at that level declare."""
-    service = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
-    declared = (access for _, access in declared_access(service) if access.level is Level.PROJECT)
+    services = (
+        admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+        usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+    )
+    found = (access for service in services for _, access in declared_access(service))
+    declared = (access for access in found if access.level is Level.PROJECT)
     return DEFAULT_SCOPES.union(access.permission for access in declared if access.permission is not None)
 
 

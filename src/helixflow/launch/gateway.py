@@ -31,6 +31,7 @@ from helixflow.gateway.surfaces.control_plane import ControlPlaneSurface
 from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
 from helixflow.gateway.surfaces.operations import OperationsSurface
+from helixflow.launch.gateway_metering import GatewayMetering
 from helixflow.launch.tasks import until_stopped
 from helixflow.pki.contexts import ServerContext
 from helixflow.pki.identity import ServiceIdentity
@@ -82,6 +83,9 @@ class Gateway:
             grace_s=settings.gateway.key_cache_grace_s,
             clock=self._clock,
         )
+        self._metering = (
+            GatewayMetering(settings, self._channel, self._changes, self._clock) if settings.metering.enabled else None
+        )
         self._slots: dict[str, ReplicaSlots] = {}
         self._clients: list[HttpClient] = []
         self._engine_client = self._client(max_connections=_ENGINE_CONNECTIONS)
@@ -96,10 +100,14 @@ class Gateway:
         metrics.registry.register(DeploymentCollector(self._deployment_rows))
         log_requests = settings.log.level in ("debug", "info")
         self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
+        completer: Completer = router
+        if self._metering is not None:
+            completer = self._metering.wrap(router)
+            metrics.registry.register(self._metering.collector)
         addresses = ClientAddresses(settings.gateway.trusted_proxies)
         identification = Identification(self._keys, self._tokens, addresses)
         return App(
-            OpenAISurface(settings.gateway, identification, router, router),
+            OpenAISurface(settings.gateway, identification, router, completer),
             OperationsSurface(
                 metrics.registry, identification, addresses, problems=self._problems, views=lambda: self._pool.views
             ),
@@ -118,6 +126,8 @@ class Gateway:
     def start_watches(self) -> Sequence[asyncio.Task[None]]:
         """Begins to follow what the gateway depends on. None of these tasks ends by itself; `close` cancels them."""
         runs = {"identity": self._identity.follow(), "replicas": self._pool.run(), "changes": self._changes.run()}
+        if self._metering is not None:
+            runs["metering"] = self._metering.run()
         self._tasks = [asyncio.create_task(run, name=name) for name, run in runs.items()]
         return self._tasks
 
@@ -126,6 +136,8 @@ class Gateway:
         for task in (*self._tasks, *self._loads):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
+        if self._metering is not None:
+            await self._metering.close()
         await self._keys.close()
         for client in self._clients:
             await client.close()

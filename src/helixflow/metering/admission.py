@@ -19,7 +19,8 @@ class Demand(Struct, gc=False):
 
     `policies` are those that it must fit (see `Policies.for_model`). `tokens` is what it will use as far as can be told
     (for token limits), `tokens_bound` and `cost_bound` what it can use at most (for budgets; nanodollars).
-    `deadline` is on the event loop's clock, seconds.
+    `deadline` is on the event loop's clock, seconds. `project_id` and `key_id` say which budgets it counts for should
+    they be made while it runs; empty for none.
     """
 
     call_id: str
@@ -30,6 +31,8 @@ class Demand(Struct, gc=False):
     cost_bound: int
     admitted_at_ms: int
     deadline: float
+    project_id: str = ""
+    key_id: str = ""
 
 
 class Grant(Struct, gc=False):
@@ -43,7 +46,7 @@ class Grant(Struct, gc=False):
 class Refusal(Exception):
     """Why a call may not be dispatched: exactly one of `limit` and `budget`, and the headers' figures.
 
-    `retry_after_s` is None when waiting does not help.
+    `retry_after_s` is None when waiting does not help. `requested` is what the call asks for of it.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Refusal(Exception):
         requests: Meter | None = None,
         tokens: Meter | None = None,
         too_large: bool = False,
+        requested: int = 0,
     ) -> None:
         super().__init__()
         self.limit = limit
@@ -64,6 +68,7 @@ class Refusal(Exception):
         self.tokens = tokens
         # The call alone asks for more than the limit ever gives at once.
         self.too_large = too_large
+        self.requested = requested
 
 
 class Settlement(Struct, gc=False):

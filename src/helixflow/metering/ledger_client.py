@@ -6,7 +6,6 @@ from typing import Any, Final
 import grpc
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.metering.policies import Period
 from helixflow.metering.shipping.shipments import Shipment
 from helixflow.metering.spend import BudgetPeriod, OpenJournal, SpendView
 from helixflow.rpc.errors import from_rpc_error
@@ -20,7 +19,7 @@ SHIP_TIMEOUT_S: Final = 15.0
 class LedgerClient:
     """Calls `MeteringService`; implements `SpendReader`. The channel is the caller's to close.
 
-    Every method raises the `HelixError` of the service; UNAVAILABLE or DEADLINE when it does not answer in time.
+    Every method raises the `HelixError` of the service; UNAVAILABLE when it does not answer in time.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -58,18 +57,20 @@ async def _ask(method: Any, request: Any, timeout_s: float) -> Any:
     try:
         return await method(request, timeout=timeout_s)
     except grpc.RpcError as exc:
-        raise from_rpc_error(exc) from exc
+        error = from_rpc_error(exc)
+        if error.kind is ErrorKind.DEADLINE:
+            error = HelixError(ErrorKind.UNAVAILABLE, "The ledger does not answer. Try again.")
+        raise error from exc
 
 
 def _query(period: BudgetPeriod) -> metering_pb2.SpendQuery:
     budget = period.budget
-    total = budget.period is Period.TOTAL
     return metering_pb2.SpendQuery(
         budget_id=budget.id,
-        scope=metering_pb2.Scope.Name(budget.scope.value),
+        scope=metering_pb2.Scope.Value(f"SCOPE_{budget.scope.name}"),
         subject_id=budget.subject_id,
         organisation_id=budget.organisation_id,
-        unit=metering_pb2.BudgetUnit.Name(budget.unit.value),
-        from_ms=0 if total else period.from_ms,
-        to_ms=0 if total else period.to_ms,
+        unit=metering_pb2.BudgetUnit.Value(f"BUDGET_UNIT_{budget.unit.name}"),
+        from_ms=period.from_ms,
+        to_ms=period.to_ms,
     )

@@ -12,7 +12,6 @@ from helixflow.metering.journal.records import Tokens
 _MILLION: Final = 1_000_000
 _VERSION_CHARS: Final = 16
 
-
 Rate = Annotated[int, Meta(ge=0)]
 
 
@@ -60,12 +59,25 @@ class Price(Struct, frozen=True, omit_defaults=True):
         """What a call of so many tokens costs, rounded half up to a nanodollar. What is below 0 counts as 0, and no
         more tokens are cached than the prompt has.
         """
-        prompt = max(tokens.prompt, 0)
-        cached = min(max(tokens.cached, 0), prompt)
-        input_rate, cached_rate, output_rate = self._rates(prompt)
-        millionths = (prompt - cached) * input_rate + cached * cached_rate + max(tokens.completion, 0) * output_rate
-        # A second has a thousand milliseconds, and the sum is in millionths.
-        millionths += max(engine_ms, 0) * self.engine_second * 1000
+        prompt, cached, completion = tokens.prompt, tokens.cached, tokens.completion
+        # Once for each request and second of a stream: `min` and `max` would double what it takes.
+        if prompt < 0:
+            prompt = 0
+        if cached < 0:
+            cached = 0
+        elif cached > prompt:
+            cached = prompt
+        input_rate, cached_rate, output_rate = self.input, self.cached_input, self.output
+        for tier in self.tiers:
+            if prompt < tier.from_prompt_tokens:
+                break
+            input_rate, cached_rate, output_rate = tier.input, tier.cached_input, tier.output
+        millionths = (prompt - cached) * input_rate + cached * cached_rate
+        if completion > 0:
+            millionths += completion * output_rate
+        if engine_ms > 0:
+            # A second has a thousand milliseconds, and the sum is in millionths.
+            millionths += engine_ms * self.engine_second * 1000
         return self.request + (millionths + _MILLION // 2) // _MILLION
 
     def bound(self, prompt_tokens: int, completion_tokens: int, engine_ms: int) -> int:
@@ -81,14 +93,6 @@ class Price(Struct, frozen=True, omit_defaults=True):
         millionths = prompt * dearest_input + max(completion_tokens, 0) * dearest_output
         millionths += max(engine_ms, 0) * self.engine_second * 1000
         return self.request + -(-millionths // _MILLION)
-
-    def _rates(self, prompt_tokens: int) -> tuple[int, int, int]:
-        rates = self.input, self.cached_input, self.output
-        for tier in self.tiers:
-            if prompt_tokens < tier.from_prompt_tokens:
-                break
-            rates = tier.input, tier.cached_input, tier.output
-        return rates
 
 
 class PricePeriod(Struct, frozen=True):

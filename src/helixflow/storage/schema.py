@@ -534,6 +534,8 @@ def _roll_up(name: str, *keys: Column[Any]) -> Table:
         Column("completion_tokens", BigInteger, nullable=False),
         Column("reasoning_tokens", BigInteger, nullable=False),
         Column("cost", BigInteger, nullable=False),
+        # Half the size of a table that keeps its long keys a second time in an index.
+        sqlite_with_rowid=False,
     )
 
 

@@ -193,4 +193,5 @@ def _create_roll_up(name: str, *keys: str) -> None:
         *(sa.Column(key, sa.BigInteger if key == "start" else sa.Text, nullable=False) for key in grouped_by),
         *(sa.Column(column, sa.BigInteger, nullable=False) for column in sums),
         sa.PrimaryKeyConstraint(*grouped_by, name=f"pk_{name}"),
+        sqlite_with_rowid=False,
     )

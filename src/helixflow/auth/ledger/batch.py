@@ -1,0 +1,190 @@
+"""Rows of a shipment as the ledger takes them: checked, as tuples for the database, and added up for the roll-ups."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import astuple
+
+from helixflow.core.errors import ErrorKind, HelixError
+
+# In one transaction, which others wait for: 2,000 rows take about 50 ms.
+MAX_ROWS: Final = 5_000
+_HOUR_MS: Final = 3_600_000
+_HOUR_S: Final = 3_600
+_DAY_S: Final = 86_400
+
+# Checked for all rows together: a pattern for each field would take longer than all the rest.
+_HEX: Final = frozenset("0123456789abcdef")
+
+# What a database cannot store would come again for ever.
+_CallId = Annotated[str, Meta(min_length=32, max_length=32)]
+_Id = Annotated[str, Meta(max_length=64)]
+_Text = Annotated[str, Meta(max_length=1024)]
+_Json = Annotated[str, Meta(max_length=32 * 1024)]
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Duration = Annotated[int, Meta(ge=-1, le=2**53)]
+
+RollUp = list[tuple[Any, ...]]
+
+
+class LedgerRow(Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """`metering.rows.RequestRow` of this version, with its bounds; a newer one with more fields is refused."""
+
+    call_id: _CallId
+    admitted_at_ms: _Count
+    request_id: _Text
+    organisation_id: _Id
+    project_id: _Id
+    key_id: _Id
+    user_id: _Id
+    model: _Text
+    deployment: _Text
+    dialect: _Id
+    operation: _Id
+    stream: bool
+    status: Annotated[int, Meta(ge=0, le=999)]
+    outcome: _Id
+    error: _Text
+    prompt_tokens: _Count
+    cached_tokens: _Count
+    completion_tokens: _Count
+    reasoning_tokens: _Count
+    estimated: bool
+    queue_ms: _Duration
+    first_token_ms: _Duration
+    duration_ms: _Duration
+    engine_ms: _Duration
+    cost: _Count
+    price_version: _Id
+    tags: _Json = ""
+    explanation: _Json = ""
+
+
+_Position = Annotated[int, Meta(ge=0, le=2**62)]
+_ROWS: Final = msgspec.msgpack.Decoder(Annotated[list[tuple[_Position, LedgerRow]], Meta(max_length=MAX_ROWS)])
+_TAGS: Final = msgspec.json.Decoder(dict[str, _Text])
+
+
+class Batch:
+    """Rows in the order of their journal, `positions` growing.
+
+    `values` are the rows of `requests`; `hourly`, `daily` and `tagged` what they add to `usage_hourly`, `usage_daily`
+    and `usage_daily_tags`: tuples of all columns, no key twice.
+    """
+
+    def __init__(self, positions: Sequence[int], rows: Sequence[LedgerRow]) -> None:
+        self.positions = positions
+        self.rows = rows
+        self.values = list(map(astuple, rows))
+        sums = _sum_hours(rows)
+        self.hourly = _flatten(sums)
+        self.daily = _flatten(_sum_days(sums))
+        self.tagged = _flatten(_sum_tags(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def organisation_ids(self) -> frozenset[str]:
+        return frozenset(row.organisation_id for row in self.rows)
+
+    def after(self, position: int) -> "Batch":
+        """Those after `position` in the journal; itself when that is all."""
+        begin = bisect_right(self.positions, position)
+        return Batch(self.positions[begin:], self.rows[begin:]) if begin else self
+
+    def without(self, known: set[tuple[str, int]]) -> "Batch":
+        """Those whose (call id, admission) is not known, and none twice."""
+        seen = set(known)
+        left = []
+        for position, row in zip(self.positions, self.rows, strict=True):
+            identity = row.call_id, row.admitted_at_ms
+            if identity not in seen:
+                seen.add(identity)
+                left.append((position, row))
+        return Batch([position for position, _ in left], [row for _, row in left])
+
+
+def decode_batch(data: bytes) -> Batch:
+    """Reads `metering.rows.encode_rows`. Takes about 8 ms for 2,000 rows: not on the event loop.
+
+    Raises `HelixError` INVALID_VALUE for what is not that, is of a newer version or goes backwards.
+    """
+    try:
+        pairs = _ROWS.decode(data) if data else []
+        positions = [position for position, _ in pairs]
+        if any(later <= earlier for earlier, later in zip(positions, positions[1:], strict=False)):
+            raise HelixError(ErrorKind.INVALID_VALUE, "The positions of rows must grow.", param="rows")
+        return Batch(positions, [row for _, row in pairs])
+    except msgspec.DecodeError as exc:
+        # Says what was expected and where, and no value.
+        message = f"These rows are not of a format that this ledger knows: {exc}."
+        raise HelixError(ErrorKind.INVALID_VALUE, message, param="rows") from exc
+
+
+_Sums = dict[tuple[Any, ...], list[int]]
+
+
+def _sum_hours(rows: Iterable[LedgerRow]) -> _Sums:
+    sums: _Sums = {}
+    for row in rows:
+        key = (
+            row.organisation_id,
+            row.admitted_at_ms // _HOUR_MS * _HOUR_S,
+            row.project_id,
+            row.key_id,
+            row.user_id,
+            row.model,
+            row.deployment,
+        )
+        _add(sums, key, _amounts(row))
+    return sums
+
+
+def _sum_days(hours: Mapping[tuple[Any, ...], list[int]]) -> _Sums:
+    sums: _Sums = {}
+    for (organisation_id, start, *rest), amounts in hours.items():
+        _add(sums, (organisation_id, start // _DAY_S * _DAY_S, *rest), amounts)
+    return sums
+
+
+def _sum_tags(rows: Iterable[LedgerRow]) -> _Sums:
+    sums: _Sums = {}
+    for row in rows:
+        if not row.tags:
+            continue
+        start = row.admitted_at_ms // _HOUR_MS * _HOUR_S // _DAY_S * _DAY_S
+        rest = row.project_id, row.key_id, row.user_id, row.model, row.deployment
+        for tag, value in _TAGS.decode(row.tags).items():
+            _add(sums, (row.organisation_id, start, tag, value, *rest), _amounts(row))
+    return sums
+
+
+def _amounts(row: LedgerRow) -> Sequence[int]:
+    """In the order of the columns of a roll-up."""
+    return (
+        1,
+        row.outcome == "failed",
+        row.prompt_tokens,
+        row.cached_tokens,
+        row.completion_tokens,
+        row.reasoning_tokens,
+        row.cost,
+    )
+
+
+def _add(sums: _Sums, key: tuple[Any, ...], amounts: Sequence[int]) -> None:
+    known = sums.get(key)
+    if known is None:
+        sums[key] = list(amounts)
+        return
+    for index, amount in enumerate(amounts):
+        known[index] += amount
+
+
+def _flatten(sums: _Sums) -> RollUp:
+    """In the order of keys, which is that of the index."""
+    return [(*key, *sums[key]) for key in sorted(sums)]

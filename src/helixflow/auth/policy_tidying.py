@@ -1,0 +1,57 @@
+"""The end of policies on what has ended, and of old events: they would only fill lists, and cost sums."""
+
+from typing import Final
+
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, not_, or_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from helixflow.metering.policies import Scope
+from helixflow.storage.engine import Database
+from helixflow.storage.schema import (
+    accounts,
+    api_keys,
+    budget_events,
+    budgets,
+    limits,
+    organisations,
+    projects,
+    service_accounts,
+)
+
+# A year of months, and some.
+EVENTS_KEPT_S: Final = 400 * 86_400
+
+
+async def prune_policies(database: Database, now: int) -> None:
+    """For housekeeping; `now` is seconds since the epoch. Gateways need not be told: nobody is left to ask for them."""
+    async with database.writing() as connection:
+        await drop_policies_of_ended(connection, now)
+        await connection.execute(delete(budget_events).where(budget_events.c.at < now - EVENTS_KEPT_S))
+
+
+async def drop_policies_of_ended(connection: AsyncConnection, now: int) -> None:
+    """Deletes those on deleted organisations, projects and users, and on keys that will not work again."""
+    for table in (limits, budgets):
+        await connection.execute(delete(table).where(_on_ended(table, now)))
+    gone = exists().where(
+        organisations.c.id == budget_events.c.organisation_id, organisations.c.deleted_at.is_not(None)
+    )
+    await connection.execute(delete(budget_events).where(gone))
+
+
+def _on_ended(table: Table, now: int) -> ColumnElement[bool]:
+    subject_id = table.c.subject_id
+    # A bootstrap key that gave way to another one may come back.
+    revoked = and_(api_keys.c.revoked_at.is_not(None), not_(api_keys.c.superseded))
+    ended = {
+        Scope.PROJECT: exists().where(projects.c.id == subject_id, projects.c.deleted_at.is_not(None)),
+        Scope.USER: or_(
+            exists().where(accounts.c.id == subject_id, accounts.c.deleted_at.is_not(None)),
+            exists().where(service_accounts.c.id == subject_id, service_accounts.c.deleted_at.is_not(None)),
+        ),
+        Scope.KEY: exists().where(api_keys.c.id == subject_id, or_(revoked, api_keys.c.expires_at <= now)),
+    }
+    organisation = exists().where(
+        organisations.c.id == table.c.organisation_id, organisations.c.deleted_at.is_not(None)
+    )
+    return or_(organisation, *(and_(table.c.scope == scope.value, gone) for scope, gone in ended.items()))

@@ -1,0 +1,140 @@
+"""Metering as a gateway composes it: journal, policies, prices, limiter, and what goes on beside requests."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import grpc
+import structlog
+
+from helixflow.clients.changes import ChangeWatch
+from helixflow.core.call import Completer
+from helixflow.core.clock import Clock
+from helixflow.core.errors import HelixError
+from helixflow.metering.admission import Limiter
+from helixflow.metering.demand import Estimator, ModelPlan
+from helixflow.metering.journal.writer import JournalWriter
+from helixflow.metering.ledger_client import LedgerClient
+from helixflow.metering.memory_limiter import MemoryLimiter
+from helixflow.metering.meter import Metered
+from helixflow.metering.node import read_node_id
+from helixflow.metering.policy_cache import PolicyCache
+from helixflow.metering.price_book import PriceBook
+from helixflow.process.backoff import Backoff
+from helixflow.rpc.generated.auth_v1 import metering_pb2
+from helixflow.settings.tree import ModelSettings, OpenAIDeployment, Settings
+
+
+log = structlog.get_logger("helixflow.gateway")
+
+
+class GatewayMetering:
+    """Everything that one gateway needs to meter its calls. `wrap` once, `run` while it serves, `close` at the end.
+
+    Opening it makes this gateway's journal: raises `UserError` (STORAGE).
+    """
+
+    def __init__(self, settings: Settings, channel: grpc.aio.Channel, watch: ChangeWatch, clock: Clock) -> None:
+        metering = settings.metering
+        self._settings = settings
+        self._clock = clock
+        self._node_id = read_node_id(settings)
+        self.journal = JournalWriter.open(
+            settings.journal_dir,
+            segment_bytes=metering.segment_bytes,
+            durability=metering.durability,
+            sync_interval_s=metering.sync_interval_s,
+            clock=clock,
+        )
+        self._ledger = LedgerClient(channel)
+        self._policies = PolicyCache(
+            channel,
+            watch,
+            size=metering.policy_cache_size,
+            grace_s=settings.gateway.key_cache_grace_s,
+            clock=clock,
+        )
+        self._prices = PriceBook(channel, watch, list(deployment_refs(settings.models)), clock)
+        self.limiter = self._build_limiter()
+        self.metered: Metered | None = None
+
+    def wrap(self, inner: Completer) -> Completer:
+        """The same, metered."""
+        metering = self._settings.metering
+        self.metered = Metered(
+            inner,
+            estimator=Estimator(
+                plan_models(self._settings.models),
+                expected_completion=metering.expected_completion_tokens,
+                media_tokens=metering.media_tokens,
+            ),
+            policies=self._policies,
+            prices=self._prices,
+            limiter=self.limiter,
+            journal=self.journal,
+            progress_interval_s=metering.progress_interval_s,
+            clock=self._clock,
+        )
+        return self.metered
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        assert self.metered is not None
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.journal.run(), name="journal")
+            tasks.create_task(self.limiter.run(), name="limiter")
+            tasks.create_task(self._prices.run(), name="prices")
+            tasks.create_task(self.metered.run(), name="progress")
+            tasks.create_task(self._register(), name="registration of the journal")
+
+    async def close(self) -> None:
+        """Call it when all calls have ended: sends the last settlements, closes the journal."""
+        await self._policies.close()
+        await self.limiter.close()
+        await self.journal.close()
+
+    def _build_limiter(self) -> Limiter:
+        return MemoryLimiter(
+            self._ledger,
+            self._clock,
+            journal_id=self.journal.journal_id,
+            node_id=self._node_id,
+            position=lambda: self.journal.position,
+        )
+
+    async def _register(self) -> None:
+        """Tells the ledger of the journal; until that has succeeded no budget is loaded."""
+        backoff = Backoff(initial_s=0.05, maximum_s=1.0, jitter=0.5)
+        while True:
+            try:
+                await self._ledger.open_journal(self.journal.journal_id, self._node_id, int(self._clock.now() * 1000))
+                return
+            except HelixError as exc:
+                log.debug("journal.unregistered", code=exc.code)
+            await asyncio.sleep(backoff.next_delay_s(0))
+
+
+def plan_models(models: Sequence[ModelSettings]) -> Mapping[str, ModelPlan]:
+    """What demands are estimated by."""
+    return {
+        model.name: ModelPlan(
+            tuple(f"{model.name}/{deployment.engine}-{index}" for index, deployment in enumerate(model.deployments)),
+            max((deployment.context for deployment in model.deployments), default=0),
+        )
+        for model in models
+    }
+
+
+def deployment_refs(models: Sequence[ModelSettings]) -> "list[metering_pb2.DeploymentRef]":
+    """What prices are asked for."""
+    refs = []
+    for model in models:
+        for index, deployment in enumerate(model.deployments):
+            ref = metering_pb2.DeploymentRef(
+                deployment=f"{model.name}/{deployment.engine}-{index}", model=model.name, engine=deployment.engine
+            )
+            if isinstance(deployment, OpenAIDeployment):
+                ref.base_url = deployment.base_url
+                ref.upstream_model = deployment.model or model.name
+            refs.append(ref)
+    return refs

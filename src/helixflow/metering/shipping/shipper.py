@@ -1,0 +1,104 @@
+"""The shipper of a node: brings the journals of all its gateways to the ledger, the dead ones' to their end."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from helixflow.core.errors import HelixError
+from helixflow.metering.journal.folders import list_journals
+from helixflow.metering.shipping.figures import JournalFigures, ShipperStatus
+from helixflow.metering.shipping.journal import JournalShipping, Office
+from helixflow.metering.shipping.shipments import Shipment
+
+# A journal that the ledger refused, or that cannot be read, is tried again after so long; so is the look for lost ones.
+RETRY_S: Final = 60.0
+LOST_CHECK_S: Final = 60.0
+
+log = structlog.get_logger("helixflow.shipper")
+
+
+class Shipper:
+    """Follows the journals below `root`, each for itself: one that is refused does not keep the others."""
+
+    def __init__(self, root: Path, office: Office) -> None:
+        self._root = root
+        self._office = office
+        self._figures = office.figures
+        self._ended: set[str] = set()
+
+    async def run(self) -> None:
+        """Runs until cancelled, or, after `drain`, until all that is there has been shipped."""
+        async with asyncio.TaskGroup() as tasks:
+            lost = tasks.create_task(self._watch_lost(), name="lost journals")
+            while True:
+                last = self._office.draining.is_set()
+                for folder in await asyncio.to_thread(list_journals, self._root):
+                    if folder.name not in self._figures.journals:
+                        self._figures.journals[folder.name] = figures = JournalFigures()
+                        tasks.create_task(self._follow(folder, figures), name=f"journal {folder.name}")
+                if last:
+                    break
+                await self._office.pause(self._office.interval_s)
+            lost.cancel()
+
+    def drain(self) -> None:
+        """Has `run` end as soon as everything is shipped. What is not by then stays where it is."""
+        self._office.draining.set()
+
+    def status(self, now: float) -> ShipperStatus:
+        """As of `now`, seconds since the epoch."""
+        failing_code = self._office.to_ledger.failing_code or self._office.to_closer.failing_code
+        return self._figures.status(now, failing_code)
+
+    async def _follow(self, folder: Path, figures: JournalFigures) -> None:
+        """Ships one journal to its end, with a long pause after each failure."""
+        try:
+            while True:
+                try:
+                    await JournalShipping(folder, self._office, figures).run()
+                    return
+                except HelixError as exc:
+                    figures.refused_code = exc.code
+                    log.error("journal.refused", journal=folder.name, code=exc.code, reason=exc.message)
+                except FileNotFoundError:
+                    # Somebody has removed it: that is for the look for lost ones.
+                    return
+                except OSError as exc:
+                    figures.refused_code = "unreadable"
+                    log.error("journal.unreadable", journal=folder.name, reason=exc.strerror)
+                if self._office.draining.is_set():
+                    return
+                await self._office.pause(RETRY_S)
+                figures.refused_code = ""
+        finally:
+            self._ended.add(folder.name)
+            del self._figures.journals[folder.name]
+
+    async def _watch_lost(self) -> None:
+        while True:
+            try:
+                await self._close_lost()
+            except HelixError as exc:
+                log.error("journals.unknown", code=exc.code, reason=exc.message)
+            await asyncio.sleep(LOST_CHECK_S)
+
+    async def _close_lost(self) -> None:
+        """Journals of this node that the ledger waits for and whose folder is gone: the disk was wiped.
+
+        A gateway makes its folder before it announces its journal. So one that is missing, seen after the ledger told
+        of it, is gone; unless it was closed by us in between.
+        """
+        office = self._office
+        self._ended.clear()
+        view = await office.to_ledger.insist(partial(office.ledger.read, ()))
+        here = {folder.name for folder in await asyncio.to_thread(list_journals, self._root)}
+        ours = {journal_id for journal_id, journal in view.open_journals.items() if journal.node_id == office.node_id}
+        for journal_id in sorted(ours - here - self._ended - self._figures.journals.keys()):
+            log.warning("journal.lost", journal=journal_id)
+            # The ledger last: as long as it is open there, it is found again.
+            if office.closer is not None:
+                await office.to_closer.insist(partial(office.closer.close_lost, journal_id))
+            await office.ship(Shipment(journal_id, 0, closes=True))

@@ -1,0 +1,206 @@
+"""Nothing that was admitted is lost or counted twice, whatever is killed; and no request fails for want of a database."""
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.harness.metering import (
+    EVENTS_A_SECOND,
+    MODEL,
+    PACED_MODEL,
+    SqliteLedger,
+    chat_body,
+    content_events,
+    run_mock_node,
+)
+from tests.harness.node import CHAT, Node, eventually
+from tests.harness.visitor import visit
+
+GATEWAY = "helixflow.launch.gateway"
+CONTROL = "helixflow.launch.control"
+SHIPPER = "helixflow.launch.shipper"
+CLIENTS = 8
+LOST_S = 1.0
+# Beyond what may be lost: a tick of the progress, and what was on its way to the client.
+SLACK_S = 0.5
+
+
+@pytest.fixture
+def metered(tmp_path: Path) -> Iterator[Node]:
+    with run_mock_node(tmp_path) as node:
+        yield node
+
+
+@dataclass
+class Seen:
+    """What one client saw of one request; `complete`: to its end."""
+
+    request_id: str
+    status: int = 0
+    body: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+
+
+class Clients:
+    """Clients that stream without pause; a broken connection is the next request's beginning."""
+
+    def __init__(self, node: Node, **fields: object) -> None:
+        self._node = node
+        self._body = chat_body(PACED_MODEL, stream=True, **fields)
+        self.seen: list[Seen] = []
+
+    @contextlib.asynccontextmanager
+    async def streaming(self) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._stream(number)) for number in range(CLIENTS)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            for result in results:
+                if not isinstance(result, asyncio.CancelledError):
+                    raise result if isinstance(result, BaseException) else AssertionError(result)
+
+    async def _stream(self, client: int) -> None:
+        turn = 0
+        async with visit(self._node) as visitor:
+            while True:
+                turn += 1
+                seen = Seen(f"chaos-{client}-{turn}")
+                self.seen.append(seen)
+                headers = {"authorization": f"Bearer {visitor.credential}", "x-request-id": seen.request_id}
+                try:
+                    async with visitor.client.stream("POST", CHAT, json=self._body, headers=headers) as answer:
+                        seen.status = answer.status_code
+                        async for piece in answer.aiter_raw():
+                            seen.body += piece
+                    seen.complete = True
+                except httpx2.TransportError:
+                    await asyncio.sleep(0.01)
+
+
+def check_books(ledger: SqliteLedger, seen: list[Seen]) -> None:
+    """Each admitted request is there exactly once, with what its client got."""
+    rows = ledger.rows()
+    by_request = {row["request_id"]: row for row in rows}
+    assert len(by_request) == len(rows), "no request twice"
+    begun = [one for one in seen if one.status == 200]
+    missing = [one.request_id for one in begun if one.request_id not in by_request]
+    assert not missing, "what a client saw begin is in the ledger"
+    for one in begun:
+        row = by_request[one.request_id]
+        received = content_events(bytes(one.body))
+        if b"[DONE]" in one.body:
+            assert row["outcome"] == "completed", "settled before the client saw the end"
+            assert row["completion_tokens"] == 31, row
+        else:
+            lost = received - row["completion_tokens"]
+            assert lost <= EVENTS_A_SECOND * (LOST_S + SLACK_S), row
+    sums = {name: sum(row[name] for row in rows) for name in ("completion_tokens", "prompt_tokens", "cost")}
+    for table in ("usage_hourly", "usage_daily"):
+        rolled = ledger.rows(table)
+        assert {name: sum(row[name] for row in rolled) for name in sums} == sums, table
+        assert sum(row["requests"] for row in rolled) == len(rows)
+
+
+async def until_shipped(ledger: SqliteLedger) -> None:
+    """Dead journals are closed; of the living one everything is in the ledger."""
+    await eventually(lambda: len(ledger.open_journals()) == 1, 30)
+    count = -1
+    while count != (count := ledger.count()):
+        await asyncio.sleep(0.7)
+
+
+async def test_a_gateway_killed_again_and_again_under_streams(metered: Node, rounds: int) -> None:
+    ledger = SqliteLedger(metered.data_dir)
+    clients = Clients(metered)
+    pick = random.Random(rounds)
+    async with clients.streaming():
+        for _ in range(rounds):
+            await asyncio.sleep(pick.uniform(0.2, 1.6))
+            killed = metered.find(GATEWAY)
+            killed.kill()
+            await eventually(lambda: _is_new(metered, killed))
+        await asyncio.sleep(0.5)
+    await until_shipped(ledger)
+    check_books(ledger, clients.seen)
+    outcomes = {row["outcome"] for row in ledger.rows()}
+    assert "interrupted" in outcomes
+    assert not list((metered.data_dir / "journal" / "quarantine").glob("*"))
+
+
+async def test_shipper_and_control_killed_under_streams(metered: Node, rounds: int) -> None:
+    """Neither is needed to answer, and what they were at is done again, once."""
+    ledger = SqliteLedger(metered.data_dir)
+    clients = Clients(metered)
+    pick = random.Random(rounds)
+    async with clients.streaming():
+        for turn in range(max(rounds // 4, 4)):
+            await asyncio.sleep(pick.uniform(0.1, 0.8))
+            victim = metered.find(CONTROL if turn % 2 else SHIPPER)
+            victim.kill()
+            await eventually(lambda: _is_new(metered, victim, CONTROL if turn % 2 else SHIPPER))
+        await asyncio.sleep(0.5)
+    assert {one.status for one in clients.seen if one.complete} == {200}
+    await until_shipped(ledger)
+    check_books(ledger, clients.seen)
+
+
+async def test_a_database_that_hangs_fails_no_request(metered: Node, outage_s: float) -> None:
+    """Control is stopped, which for the gateway is a database that does not answer."""
+    ledger = SqliteLedger(metered.data_dir)
+    async with visit(metered) as operator:
+        assert (await operator.ask("POST", CHAT, chat_body())).status_code == 200
+        gateway, control = metered.find(GATEWAY), metered.find(CONTROL)
+        before = gateway.memory_info().rss
+        control.send_signal(signal.SIGSTOP)
+        statuses: list[int] = []
+        try:
+            stop_at = time.monotonic() + outage_s
+
+            async def ask() -> None:
+                while time.monotonic() < stop_at:
+                    statuses.append((await operator.ask("POST", CHAT, chat_body())).status_code)
+
+            await asyncio.gather(*(ask() for _ in range(8)))
+        finally:
+            control.send_signal(signal.SIGCONT)
+        assert set(statuses) == {200}, "no failed request"
+        assert gateway.memory_info().rss - before < 50 * 2**20
+    await eventually(lambda: ledger.count() == len(statuses) + 1, 60)
+
+
+def _is_new(node: Node, killed: psutil.Process, module: str = GATEWAY) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(node.find(module).pid != killed.pid)
+    return False
+
+
+async def test_a_client_that_leaves_is_settled_with_what_was_made(metered: Node) -> None:
+    ledger = SqliteLedger(metered.data_dir)
+    async with visit(metered) as visitor:
+        headers = {"authorization": f"Bearer {visitor.credential}", "x-request-id": "leaves"}
+        body = chat_body(PACED_MODEL, stream=True)
+        received = b""
+        async with visitor.client.stream("POST", CHAT, json=body, headers=headers) as answer:
+            async for piece in answer.aiter_raw():
+                received += piece
+                if content_events(received) >= 5:
+                    break
+        await eventually(lambda: ledger.count() == 1)
+    (row,) = ledger.rows()
+    assert (row["outcome"], row["status"], row["request_id"]) == ("cancelled", 499, "leaves")
+    assert row["estimated"], "the provider had not said it yet"
+    assert 5 <= row["completion_tokens"] < 31
+    assert row["prompt_tokens"] > 0
+    assert row["model"] == PACED_MODEL != MODEL
