@@ -45,6 +45,7 @@ from helixflow.auth.changes import ChangeFeed
 from helixflow.auth.common_passwords import CommonPasswords
 from helixflow.auth.dispatch import Dispatcher
 from helixflow.auth.idempotency import Idempotency
+from helixflow.auth.metering import MeteringService
 from helixflow.auth.password_rules import PasswordRules
 from helixflow.auth.passwords import Passwords
 from helixflow.auth.sealing import KEY_BYTES, Sealer
@@ -58,7 +59,8 @@ from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
 from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, IDEMPOTENCY_KEY, REQUEST_ID
-from helixflow.rpc.generated.auth_v1 import admin_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, usage_pb2
+from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import (
     accounts,
@@ -73,6 +75,7 @@ from helixflow.storage.schema import projects as project_rows
 
 TOKEN_LIFE_S = 72 * 3600
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+USAGE_SERVICE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
 # A real argon2id hash takes 25 ms; that there is one is all that matters to administration.
 SOME_HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAA"
 REQUEST = "req_test"
@@ -89,10 +92,18 @@ class Person:
 
 
 class Installation:
-    """What AdminService consists of, but the transport. `clock` moves when told to."""
+    """What AdminService and UsageService consist of, but the transport. `clock` moves when told to.
+
+    `metering` is MeteringService, with the prices that `settings` say.
+    """
 
     def __init__(
-        self, database: Database, clock: FakeClock | None = None, *, master_key: bytes = bytes(KEY_BYTES)
+        self,
+        database: Database,
+        clock: FakeClock | None = None,
+        *,
+        master_key: bytes = bytes(KEY_BYTES),
+        settings: Settings | None = None,
     ) -> None:
         self.database = database
         self.clock = clock or FakeClock()
@@ -102,7 +113,11 @@ class Installation:
         self.refusals = Refusals(database, self.clock)
         self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer), self.refusals)
         self.passwords = Passwords(PasswordRules(12, CommonPasswords()), self.clock, workers=1)
-        self._handler = self.dispatcher.handler(ADMIN_SERVICE, self._operations())
+        self.metering = MeteringService(settings or Settings(), database, self.clock)
+        self._handlers = {
+            ADMIN_SERVICE: self.dispatcher.handler(ADMIN_SERVICE, self._operations()),
+            USAGE_SERVICE: self.dispatcher.handler(USAGE_SERVICE, self.metering.operations()),
+        }
 
     @property
     def now(self) -> int:
@@ -121,7 +136,7 @@ class Installation:
         idempotency_key: str = "",
         address: str = "",
     ) -> Any:
-        """The answer to an RPC of AdminService. `caller` is a person, a credential, or None for nobody.
+        """The answer to an RPC of AdminService or UsageService. `caller` is a person, a credential, or None for nobody.
 
         Raises what the RPC does, `HelixError` for instance.
         """
@@ -133,9 +148,10 @@ class Installation:
             metadata.append((IDEMPOTENCY_KEY, idempotency_key))
         if address:
             metadata.append((CLIENT_ADDRESS, address))
-        details = _Details(f"/{ADMIN_SERVICE.full_name}/{rpc}", tuple(metadata))
-        handler = self._handler.service(cast(grpc.HandlerCallDetails, details))
-        assert handler is not None, f"{rpc} is no RPC of AdminService"
+        service = USAGE_SERVICE if rpc in USAGE_SERVICE.methods_by_name else ADMIN_SERVICE
+        details = _Details(f"/{service.full_name}/{rpc}", tuple(metadata))
+        handler = self._handlers[service].service(cast(grpc.HandlerCallDetails, details))
+        assert handler is not None, f"{rpc} is no RPC of AdminService or UsageService"
         context = _Context(tuple(metadata))
         if handler.response_streaming:
             return [message async for message in handler.unary_stream(request, context)]  # type: ignore[misc]

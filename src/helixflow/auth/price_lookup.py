@@ -32,7 +32,35 @@ HORIZON_MS: Final = 2 * 86_400_000
 _LOCAL_ENGINES: Final = frozenset({"llama_cpp"})
 _DEFAULT: Final = "default"
 _BATCH: Final = 500
-_Ref = metering_pb2.DeploymentRef
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrice:
+    """What an operator has set for a model or a deployment. Moments are seconds since the epoch; `valid_to` None: until
+    further notice.
+    """
+
+    kind: str
+    subject: str
+    price: Price
+    valid_from: int
+    valid_to: int | None
+    created_at: int
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "SetPrice":
+        """From a row of `SET_PRICES`."""
+        price = decode_price(row.body)
+        return cls(row.subject_kind, row.subject, price, row.valid_from, row.valid_to, row.created_at)
+
+    def holds_at(self, at_ms: int) -> bool:
+        return self.valid_from * 1000 <= at_ms and (self.valid_to is None or at_ms < self.valid_to * 1000)
+
+
+# Every price that was ever set, with its rates.
+SET_PRICES: Final = select(prices, price_versions.c.body).join(
+    price_versions, price_versions.c.version == prices.c.price_version
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +69,34 @@ class Timeline:
     `fallback` hold where none of them does.
     """
 
-    ref: _Ref
-    layers: tuple[tuple[PricePeriod, ...], ...]
+    ref: metering_pb2.DeploymentRef
+    layers: tuple[tuple[SetPrice, ...], ...]
     known: KnownModel | None
     fallback: Price
 
     def price_at(self, at_ms: int) -> Price:
         """The price that holds then."""
-        if (price := self.set_at(at_ms)) is not None:
-            return price
+        if (found := self.set_at(at_ms)) is not None:
+            return found.price
         return (self.known.price_at(at_ms) if self.known is not None else None) or self.fallback
 
-    def set_at(self, at_ms: int) -> Price | None:
-        """The price that was set for then, None where none was."""
-        for layer in self.layers:
-            for period in layer:
-                if period.from_ms <= at_ms and (period.to_ms is None or at_ms < period.to_ms):
-                    return period.price
-        return None
+    def set_at(self, at_ms: int) -> SetPrice | None:
+        """What was set for then, None where nothing was."""
+        return next((found for layer in self.layers for found in layer if found.holds_at(at_ms)), None)
 
     def periods(self, from_ms: int) -> list[PricePeriod]:
         """All prices from then on, without gaps; the last one for ever."""
         beneath = self.known.periods(from_ms, from_ms + HORIZON_MS) if self.known is not None else None
         if beneath is None:
             beneath = [PricePeriod(self.fallback, from_ms, None)]
-        turns = {from_ms}
-        for layer in (*self.layers, beneath):
-            for period in layer:
-                turns.update((period.from_ms, from_ms if period.to_ms is None else period.to_ms))
+        turns = {period.from_ms for period in beneath}
+        for layer in self.layers:
+            for entry in layer:
+                turns.update(moment * 1000 for moment in (entry.valid_from, entry.valid_to) if moment is not None)
         found: list[PricePeriod] = []
         for at_ms in sorted(turn for turn in turns if turn >= from_ms):
-            price = self.set_at(at_ms) or next(p.price for p in reversed(beneath) if p.from_ms <= at_ms)
+            held = self.set_at(at_ms)
+            price = held.price if held is not None else _at(beneath, at_ms)
             if found and found[-1].price == price:
                 continue
             if found:
@@ -108,6 +133,12 @@ class PriceLookup:
             output=parse_dollars(metering.unpriced_output),
         ).sealed()
 
+    def ref_of(self, deployment: str) -> metering_pb2.DeploymentRef:
+        """A deployment by its name: as configured, or as far as its name tells."""
+        model, _, rest = deployment.rpartition("/")
+        unknown = metering_pb2.DeploymentRef(deployment=deployment, model=model, engine=rest.rpartition("-")[0])
+        return self.configured.get(deployment, unknown)
+
     async def resolve(self, request: metering_pb2.ResolvePricesRequest) -> metering_pb2.ResolvePricesResponse:
         """MeteringService.ResolvePrices: for each deployment its prices from now on."""
         if len(request.deployments) > MAX_DEPLOYMENTS:
@@ -129,7 +160,7 @@ class PriceLookup:
                 )
         return answer
 
-    async def timelines(self, refs: Iterable[_Ref], *, since_s: int = 0) -> list[Timeline]:
+    async def timelines(self, refs: Iterable[metering_pb2.DeploymentRef], *, since_s: int = 0) -> list[Timeline]:
         """One for each of them, in order. Set prices that ended before `since_s` (seconds since the epoch) are not in
         them.
         """
@@ -145,27 +176,21 @@ class PriceLookup:
             for ref in asked
         ]
 
-    async def _layers(self, refs: Sequence[_Ref], since_s: int) -> dict[tuple[str, str], tuple[PricePeriod, ...]]:
+    async def _layers(
+        self, refs: Sequence[metering_pb2.DeploymentRef], since_s: int
+    ) -> dict[tuple[str, str], tuple[SetPrice, ...]]:
         subjects = sorted({(DEPLOYMENT, ref.deployment) for ref in refs} | {(MODEL, ref.model) for ref in refs})
-        rows: list[Row[Any]] = []
+        layers: dict[tuple[str, str], tuple[SetPrice, ...]] = {}
         for start in range(0, len(subjects), _BATCH):
             part = subjects[start : start + _BATCH]
-            query = _SET.where(tuple_(prices.c.subject_kind, prices.c.subject).in_(part))
-            rows += await self._lookups.execute(
-                query.where(or_(prices.c.valid_to.is_(None), prices.c.valid_to > since_s)).order_by(prices.c.valid_from)
-            )
-        layers: dict[tuple[str, str], tuple[PricePeriod, ...]] = {}
-        for row in rows:
-            key = (row.subject_kind, row.subject)
-            layers[key] = (*layers.get(key, ()), _period(row))
+            query = SET_PRICES.where(tuple_(prices.c.subject_kind, prices.c.subject).in_(part))
+            query = query.where(or_(prices.c.valid_to.is_(None), prices.c.valid_to > since_s))
+            for row in await self._lookups.execute(query.order_by(prices.c.valid_from)):
+                key = (row.subject_kind, row.subject)
+                layers[key] = (*layers.get(key, ()), SetPrice.of(row))
         return layers
 
 
-_SET: Final = select(prices, price_versions.c.body).join(
-    price_versions, price_versions.c.version == prices.c.price_version
-)
-
-
-def _period(row: Row[Any]) -> PricePeriod:
-    to_ms = None if row.valid_to is None else row.valid_to * 1000
-    return PricePeriod(decode_price(row.body), row.valid_from * 1000, to_ms)
+def _at(periods: Sequence[PricePeriod], at_ms: int) -> Price:
+    """The last one that has begun; the first one has."""
+    return next(period.price for period in reversed(periods) if period.from_ms <= at_ms)

@@ -32,6 +32,7 @@ from helixflow.auth.housekeeping import SessionHousekeeping
 from helixflow.auth.idempotency import Idempotency, prune_idempotency_keys
 from helixflow.auth.identity_service import IdentityService
 from helixflow.auth.master_key import MasterKey, check_master_key, load_master_key
+from helixflow.auth.metering import MeteringService
 from helixflow.auth.organisations import ensure_defaults
 from helixflow.auth.password_rules import PasswordRules
 from helixflow.auth.passwords import Passwords
@@ -43,7 +44,15 @@ from helixflow.auth.tokens import AccessTokens
 from helixflow.auth.unit import Units
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ExitCode, HelixError, UserError
-from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2, identity_pb2_grpc, sessions_pb2
+from helixflow.rpc.generated.auth_v1 import (
+    admin_pb2,
+    identity_pb2,
+    identity_pb2_grpc,
+    metering_pb2,
+    metering_pb2_grpc,
+    sessions_pb2,
+    usage_pb2,
+)
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database, open_database
 from helixflow.storage.upgrade import upgrade
@@ -51,10 +60,12 @@ from helixflow.storage.upgrade import upgrade
 _ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 _SESSIONS: Final = sessions_pb2.DESCRIPTOR.services_by_name["SessionService"]
 _IDENTITY: Final = identity_pb2.DESCRIPTOR.services_by_name["IdentityService"]
+_USAGE: Final = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
+_METERING: Final = metering_pb2.DESCRIPTOR.services_by_name["MeteringService"]
 
 
 class AuthServices:
-    """AdminService, SessionService and IdentityService over one database.
+    """All services of `helixflow.auth.v1` over one database.
 
     `register` it, `run` it for as long as it serves, and `close` it before the server stops. Times come from `clock`.
     """
@@ -88,9 +99,11 @@ class AuthServices:
             **audit_operations(checkpoints),
             **signing_key_operations(self._rotation),
         }
+        self._metering = MeteringService(settings, database, clock)
         self._handlers = (
             self._dispatcher.handler(_ADMIN, admin_operations),
             self._dispatcher.handler(_SESSIONS, session_operations(self._passwords, sealer, signing_keys, tokens)),
+            self._dispatcher.handler(_USAGE, self._metering.operations()),
         )
         self._identity = IdentityService(database, self._feed, clock, signing_keys.public_keys, settings.auth)
         installation_days = settings.auth.installation_audit_retention_days
@@ -102,6 +115,7 @@ class AuthServices:
                 Chore("changes", 600, lambda now: prune_changes(database, now)),
                 Chore("idempotency keys", 600, lambda now: prune_idempotency_keys(database, now)),
                 Chore("audit log", 3600, lambda now: retention.prune(database, now, installation_days)),
+                *self._metering.chores(),
             ),
             clock,
         )
@@ -111,12 +125,13 @@ class AuthServices:
     @property
     def names(self) -> tuple[str, ...]:
         """The full names of the services, for health and reflection."""
-        return tuple(service.full_name for service in (_ADMIN, _SESSIONS, _IDENTITY))
+        return tuple(service.full_name for service in (_ADMIN, _SESSIONS, _IDENTITY, _USAGE, _METERING))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a server that has not been started."""
         server.add_generic_rpc_handlers(self._handlers)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self._identity, server)
+        metering_pb2_grpc.add_MeteringServiceServicer_to_server(self._metering, server)
 
     async def begin(self) -> None:
         """What must be done before anybody calls. Raises `HelixError`."""
@@ -130,6 +145,7 @@ class AuthServices:
             tasks.create_task(self._rotation.run(), name="signing keys")
             tasks.create_task(self._refusals.run(), name="refusals")
             tasks.create_task(self._chores.run(), name="chores")
+            tasks.create_task(self._metering.thresholds.run(), name="thresholds of budgets")
 
     async def close(self) -> None:
         """Ends all watches, which else never end, waits for writes under way and closes the database. Idempotent.

@@ -44,6 +44,14 @@ def parse_past(text: str, now: float, option: str) -> str:
         raise UserError(message, ExitCode.USAGE) from exc
 
 
+def parse_moment(text: str, option: str) -> str:
+    """A time of RFC 3339 for a date or a time (UTC unless it says otherwise), past or to come. Raises `UserError`."""
+    try:
+        return _shown(_moment(text).astimezone(UTC))
+    except (ValueError, OverflowError) as exc:
+        raise UserError(f"{option} {text!r}: give a date (2027-01-31) or a time", ExitCode.USAGE) from exc
+
+
 def parse_span(text: str, option: str) -> int:
     """Seconds for `12h`, `7d` or `2w`. Raises `UserError`."""
     span_s = _span_s(text)

@@ -12,13 +12,15 @@ from helixflow import __version__
 from helixflow.console.binding import PREFIX, add_endpoint
 from helixflow.console.document import build_document
 from helixflow.console.envelope import MAX_IN_FLIGHT, Envelope
+from helixflow.console.openai_usage import add_openai_usage
 from helixflow.console.problems import add_problems
 from helixflow.console.tags import TAGS
+from helixflow.core.clock import Clock, SystemClock
 
 DOCUMENT_PATH: Final = f"{PREFIX}/openapi.json"
 
 
-def create_app(channel: grpc.aio.Channel, *, max_in_flight: int = MAX_IN_FLIGHT) -> FastAPI:
+def create_app(channel: grpc.aio.Channel, *, max_in_flight: int = MAX_IN_FLIGHT, clock: Clock | None = None) -> FastAPI:
     """The admin API over `channel`, which the caller owns and closes."""
     app = FastAPI(
         title="HelixFlow admin API",
@@ -34,6 +36,7 @@ def create_app(channel: grpc.aio.Channel, *, max_in_flight: int = MAX_IN_FLIGHT)
     for tag in TAGS:
         for endpoint in tag.endpoints:
             add_endpoint(app, channel, tag.name, endpoint)
+    add_openai_usage(app, channel, clock or SystemClock())
     document = _Document(app)
     app.add_api_route(DOCUMENT_PATH, document.serve, methods=["GET", "HEAD"], include_in_schema=False)
     return app

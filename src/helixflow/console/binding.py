@@ -12,12 +12,13 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import params as kinds
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from pydantic import BaseModel, Field
 
 from helixflow.console.bodies import read_body
 from helixflow.console.calls import Metadata, metadata_of, streaming, unary
-from helixflow.console.endpoint import Endpoint
+from helixflow.console.endpoint import Compose, Endpoint
 from helixflow.console.fields import Cursor, Shape
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.access import Level
@@ -97,7 +98,12 @@ async def _with_body(request: Request) -> Request:
 
 def add_endpoint(app: FastAPI, channel: grpc.aio.Channel, tag: str, endpoint: Endpoint) -> None:
     """Serves `endpoint` with calls through `channel`; one that is read with GET answers HEAD as well."""
-    serve = _stream(channel, endpoint) if endpoint.method.server_streaming else _answer(channel, endpoint)
+    if endpoint.compose is not None:
+        serve = _compose(channel, endpoint, endpoint.compose)
+    elif endpoint.method.server_streaming:
+        serve = _stream(channel, endpoint)
+    else:
+        serve = _answer(channel, endpoint)
     serve.__name__ = endpoint.convert.__name__
     route = VettedRoute(
         PREFIX + endpoint.path,
@@ -105,8 +111,8 @@ def add_endpoint(app: FastAPI, channel: grpc.aio.Channel, tag: str, endpoint: En
         methods=[endpoint.verb],
         status_code=endpoint.status,
         response_model=endpoint.answer,
-        operation_id=operation_id(endpoint.method.name),
-        summary=_words(endpoint.method.name),
+        operation_id=operation_id(endpoint.name),
+        summary=_words(endpoint.name),
         description=endpoint.description,
         tags=[tag],
         needs_credential=endpoint.access.level is not Level.PUBLIC,
@@ -143,6 +149,26 @@ def _answer(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awai
     return serve
 
 
+def _compose(channel: grpc.aio.Channel, endpoint: Endpoint, compose: Compose) -> Callable[..., Awaitable[Response]]:
+    prepare = _preparation(endpoint)
+
+    async def serve(request: Request, **given: Any) -> Response:
+        message, metadata = prepare(request, given)
+
+        async def ask(method: MethodDescriptor, message: Message) -> Message:
+            return await unary(channel, method, endpoint.timeout_s)(message, metadata)
+
+        composed = await compose(ask, message, given)
+        if not isinstance(composed, Response):
+            return _render(endpoint, composed, None)
+        if request.method == "HEAD":
+            return Response(media_type=composed.media_type)
+        return composed
+
+    _declare(serve, endpoint)
+    return serve
+
+
 def _stream(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
     ask = streaming(channel, endpoint.method, endpoint.timeout_s)
     prepare = _preparation(endpoint)
@@ -154,7 +180,7 @@ def _stream(channel: grpc.aio.Channel, endpoint: Endpoint) -> Callable[..., Awai
         if request.method == "HEAD":
             await messages.aclose()
             return Response(media_type=NDJSON)
-        return NdjsonResponse(_lines(first, messages))
+        return NdjsonResponse(_lines(first, messages, endpoint.show))
 
     _declare(serve, endpoint)
     return serve
@@ -164,18 +190,24 @@ class NdjsonResponse(StreamingResponse):
     media_type = NDJSON
 
 
-async def _lines(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+async def _lines(first: Any, rest: AsyncIterator[Any], show: Callable[[Any], BaseModel] | None) -> AsyncIterator[bytes]:
+    """One line for each message, or those that it has brought."""
     if first is not None:
-        yield first.lines
+        yield first.lines if show is None else _line(show(first))
         async for message in rest:
-            yield message.lines
+            yield message.lines if show is None else _line(show(message))
+
+
+def _line(shown: BaseModel) -> bytes:
+    return shown.model_dump_json().encode() + b"\n"
 
 
 def _preparation(endpoint: Endpoint) -> Callable[[Request, dict[str, Any]], tuple[Message, Metadata]]:
     """A function that makes the RPC's request and metadata. It raises `HelixError`."""
     own = [parameter.name for parameter in _own_parameters(endpoint)]
     declared = _own_parameters(endpoint) + _implied_parameters(endpoint)
-    known = {parameter.name for parameter in declared if _is_query(parameter.annotation)}
+    queries = [parameter for parameter in declared if _is_query(parameter.annotation)]
+    known = {_name_in_query(parameter): _is_list(parameter.annotation) for parameter in queries}
     level, paged, conditional = endpoint.access.level, endpoint.paged, endpoint.conditional
 
     def prepare(request: Request, given: dict[str, Any]) -> tuple[Message, Metadata]:
@@ -234,14 +266,29 @@ def _implied_parameters(endpoint: Endpoint) -> list[Parameter]:
     ]
 
 
-def _check_query(names: list[str], known: set[str]) -> None:
-    """A filter that is misspelt or given twice must not widen what is shown. Raises `HelixError` UNPROCESSABLE."""
+def _check_query(names: list[str], known: dict[str, bool]) -> None:
+    """A filter that is misspelt or given twice must not widen what is shown. `known`: whether it may be repeated.
+
+    Raises `HelixError` UNPROCESSABLE.
+    """
     for position, name in enumerate(names):
         if name not in known:
             message = f"There is no such parameter here; known: {', '.join(sorted(known)) or 'none'}."
             raise HelixError(ErrorKind.UNPROCESSABLE, message, param=_printable(name))
-        if name in names[:position]:
+        if name in names[:position] and not known[name]:
             raise HelixError(ErrorKind.UNPROCESSABLE, "Give this parameter once.", param=name)
+
+
+def _name_in_query(parameter: Parameter) -> str:
+    """What clients call it: some names are keywords of Python."""
+    aliases = [kind.alias for kind in get_args(parameter.annotation)[1:] if isinstance(kind, kinds.Query)]
+    return next((alias for alias in aliases if alias), parameter.name)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether it is declared as a list, or as one or None."""
+    declared = get_args(annotation)[0]
+    return any(get_origin(kind) is list for kind in (declared, *get_args(declared)))
 
 
 def _is_query(annotation: Any) -> bool:

@@ -96,12 +96,14 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint) -> None:
     success = responses[str(endpoint.status)]
     success["description"] = "Done." if endpoint.status == 204 else "Made." if endpoint.status == 201 else "The answer."
     headers = success["headers"] = {"X-Request-Id": _REQUEST_ID}
-    if "version" in endpoint.method.output_type.fields_by_name:
+    if endpoint.shows_version:
         headers["ETag"] = _ETAG
     if endpoint.location is not None:
         headers["Location"] = _LOCATION
     if endpoint.method.server_streaming:
         success["content"] = {NDJSON: {"schema": {"type": "string"}}}
+    if endpoint.media_type is not None:
+        success["content"][endpoint.media_type] = {"schema": {"type": "string"}}
     if endpoint.cacheable:
         responses["304"] = {"description": "It is what `If-None-Match` names.", "headers": {"ETag": _ETAG}}
     for status in _statuses(endpoint, has_body="requestBody" in operation):

@@ -1,13 +1,14 @@
 """What an endpoint is: a path and method bound to one RPC, with a function that makes the RPC's request."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from helixflow.rpc.access import Access, access_of
 from helixflow.rpc.generated.auth_v1 import admin_pb2, sessions_pb2, usage_pb2
@@ -22,6 +23,10 @@ RPC_TIMEOUT_S: Final = 10.0
 PASSWORD_TIMEOUT_S: Final = 15.0
 
 Verb = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+# Calls an RPC in the name of who asks. Raises `HelixError`.
+Ask = Callable[[MethodDescriptor, Message], Awaitable[Any]]
+# From the RPC's request and the parameters by name, the answer.
+Compose = Callable[[Ask, Any, Mapping[str, Any]], Awaitable[BaseModel | Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Endpoint:
     `location` is a format string over the answer for what was created (`/projects/{0.id}`). `versioned` false: the
     request's `if_version` is not offered, since nothing shows a version. `errors` are the statuses of errors that are
     its own, beside those that follow from the RPC's declaration.
+    An answer that takes more than one call, or has another form too (`media_type`), is made by `compose`; what takes a
+    second endpoint for the same RPC has a `name` of its own.
     """
 
     verb: Verb
@@ -46,6 +53,9 @@ class Endpoint:
     timeout_s: float
     versioned: bool
     errors: frozenset[int]
+    name: str
+    compose: Compose | None
+    media_type: str | None
 
     @property
     def access(self) -> Access:
@@ -69,7 +79,13 @@ class Endpoint:
     @property
     def cacheable(self) -> bool:
         """Whether the answer is one resource with a version, that a client may have already."""
-        return self.verb == "GET" and "version" in self.method.output_type.fields_by_name
+        return self.verb == "GET" and self.shows_version
+
+    @property
+    def shows_version(self) -> bool:
+        """Whether the answer counts its changes, which makes its `ETag`."""
+        field = self.method.output_type.fields_by_name.get("version")
+        return field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_INT64
 
     @property
     def description(self) -> str:
@@ -88,12 +104,29 @@ def endpoint(
     timeout_s: float = RPC_TIMEOUT_S,
     versioned: bool = True,
     errors: Iterable[int] = (),
+    name: str | None = None,
+    compose: Compose | None = None,
+    media_type: str | None = None,
 ) -> Callable[[Callable[..., Message]], Endpoint]:
     """Makes an `Endpoint` of a conversion. `path` is without /api/v1. `show` defaults to validating `answer`."""
     if show is None and answer is not None:
         show = answer.model_validate
 
     def declare(convert: Callable[..., Message]) -> Endpoint:
-        return Endpoint(verb, path, method, convert, answer, show, location, timeout_s, versioned, frozenset(errors))
+        return Endpoint(
+            verb,
+            path,
+            method,
+            convert,
+            answer,
+            show,
+            location,
+            timeout_s,
+            versioned,
+            frozenset(errors),
+            name or method.name,
+            compose,
+            media_type,
+        )
 
     return declare

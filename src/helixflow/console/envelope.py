@@ -48,7 +48,7 @@ class Envelope:
 
         if self._in_flight >= self._max_in_flight:
             error = HelixError(ErrorKind.OVERLOADED, "Too many administrative requests run now.", retry_after_s=1)
-            await render(error, request_id)(scope, receive, send_enveloped)
+            await render(error, scope)(scope, receive, send_enveloped)
             return
         self._in_flight += 1
         try:
@@ -61,7 +61,7 @@ class Envelope:
                 # The server cuts the connection off, so that the client sees an answer that did not end.
                 return
             message = f"The server failed to process the request. Its administrator can look up {request_id}."
-            await render(HelixError(ErrorKind.INTERNAL, message), request_id)(scope, receive, send_enveloped)
+            await render(HelixError(ErrorKind.INTERNAL, message), scope)(scope, receive, send_enveloped)
         finally:
             self._in_flight -= 1
 

@@ -98,7 +98,8 @@ Action = Annotated[
 ]
 Cursor = Annotated[
     str,
-    Field(min_length=1, max_length=512, examples=["WzE3NjM4MzcxMDAsImtleV8xIl0"]),
+    # As long as values of tags make it.
+    Field(min_length=1, max_length=8192, examples=["WzE3NjM4MzcxMDAsImtleV8xIl0"]),
     Shape(r"^[0-9A-Za-z_=-]+$", "must be the next_cursor of the page before"),
 ]
 
@@ -180,6 +181,13 @@ def _to_datetime(value: object) -> object:
 # In answers: the proto's seconds, '' and 0 become times and nulls.
 Moment = Annotated[datetime, BeforeValidator(_to_datetime), Field(examples=["2026-11-23T09:30:00Z"])]
 OptionalMoment = Annotated[datetime | None, BeforeValidator(_to_datetime), Field(examples=["2027-01-31T00:00:00Z"])]
+# Of milliseconds; negative: there is none.
+MomentMs = Annotated[
+    datetime,
+    BeforeValidator(lambda value: datetime.fromtimestamp(value / 1000, UTC) if isinstance(value, int) else value),
+    Field(examples=["2026-11-23T09:30:00.125Z"]),
+]
+OptionalMs = Annotated[int | None, BeforeValidator(lambda value: value if value is None or value >= 0 else None)]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 OptionalId = Annotated[OptionalText, Field(examples=["proj_37913d99a1ae28e3195d7a1f"])]
 Texts = Annotated[list[str], BeforeValidator(list)]

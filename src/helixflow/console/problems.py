@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457), the only form in which they leave."""
+"""Errors as problem documents (RFC 9457), or in OpenAI's form on the paths of OpenAI's API."""
 
 import json
 import math
@@ -13,9 +13,12 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.dialects.openai_errors import render_error
 from helixflow.rpc.errors import describe
 
 MEDIA_TYPE: Final = "application/problem+json"
+# Of the paths whose clients are OpenAI's.
+OPENAI_PREFIX: Final = "/v1/"
 _MAX_NAME: Final = 200
 _MAX_ERRORS: Final = 50
 # RFC 6750, section 3.1: for a token that was sent and is wrong; one that is missing is no error. As the gateway does.
@@ -50,24 +53,16 @@ def request_id_of(scope: Any) -> str:
     return str(scope.get("helixflow.request_id", ""))
 
 
-def render(error: HelixError, request_id: str, errors: Sequence[FieldError] = ()) -> Response:
-    """The response for `error`; `errors` default to the one field that it names."""
+def render(error: HelixError, scope: Any, errors: Sequence[FieldError] = ()) -> Response:
+    """The response for `error` to the request of `scope`; `errors` default to the one field that it names."""
     if error.kind is ErrorKind.CLIENT_CLOSED:
         # Not the client has left, but the call to auth was cancelled on the way.
         error = HelixError(ErrorKind.UNAVAILABLE, "The service is restarting. Try again.", retry_after_s=1)
     status = error.traits.http
-    document: dict[str, Any] = {
-        "type": f"urn:helixflow:error:{error.code}",
-        "title": error.code.replace("_", " ").capitalize(),
-        "status": status,
-        "detail": error.message,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if not errors and error.param is not None:
-        errors = [FieldError(param=error.param, message=error.message)]
-    if errors:
-        document["errors"] = [{"param": found.param, "message": found.message} for found in errors]
+    if str(scope.get("path", "")).startswith(OPENAI_PREFIX):
+        content, media_type = render_error(error), "application/json"
+    else:
+        content, media_type = _problem(error, request_id_of(scope), errors), MEDIA_TYPE
     headers = {}
     if status in (429, 503) or error.retry_after_s:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
@@ -76,8 +71,23 @@ def render(error: HelixError, request_id: str, errors: Sequence[FieldError] = ()
     if error.kind in (ErrorKind.BODY_TOO_LARGE, ErrorKind.REQUEST_TIMEOUT):
         # The rest of the body may still be on its way: the connection is not worth keeping.
         headers["connection"] = "close"
-    content = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, status, headers, MEDIA_TYPE)
+    return Response(content, status, headers, media_type)
+
+
+def _problem(error: HelixError, request_id: str, errors: Sequence[FieldError]) -> bytes:
+    document: dict[str, Any] = {
+        "type": f"urn:helixflow:error:{error.code}",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": error.traits.http,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if not errors and error.param is not None:
+        errors = [FieldError(param=error.param, message=error.message)]
+    if errors:
+        document["errors"] = [{"param": found.param, "message": found.message} for found in errors]
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def add_problems(app: FastAPI) -> None:
@@ -93,7 +103,7 @@ def _on_error(request: Request, exc: Exception) -> Response:
     if exc.traits.http >= 500:
         cause = describe(exc.__cause__) if exc.__cause__ is not None else None
         log.warning("admin_request.error", request_id=request_id, code=exc.code, cause=cause)
-    response = render(exc, request_id)
+    response = render(exc, request.scope)
     if exc.kind is ErrorKind.INVALID_TOKEN and "authorization" in request.headers:
         response.headers["www-authenticate"] = _INVALID_TOKEN
     return response
@@ -105,7 +115,7 @@ def _on_validation(request: Request, exc: Exception) -> Response:
     errors = [FieldError(param=_param_of(found["loc"]), message=_message_of(found)) for found in exc.errors()]
     first = errors[0]
     error = HelixError(ErrorKind.UNPROCESSABLE, f"{first.param}: {first.message}.", param=first.param)
-    return render(error, request_id_of(request.scope), errors[:_MAX_ERRORS])
+    return render(error, request.scope, errors[:_MAX_ERRORS])
 
 
 def _param_of(location: Sequence[Any]) -> str:
@@ -128,13 +138,13 @@ def _on_http(request: Request, exc: Exception) -> Response:
     if exc.status_code == 405:
         allowed = ", ".join(_methods_at(request.app, scope["path"]))
         error = HelixError(ErrorKind.METHOD_NOT_ALLOWED, f"{request.method} is not allowed on {path}; use {allowed}.")
-        response = render(error, request_id_of(scope))
+        response = render(error, scope)
         response.headers["allow"] = allowed
         return response
     if exc.status_code == 404:
         message = f"There is nothing at {path}; see /api/v1/openapi.json."
-        return render(HelixError(ErrorKind.NOT_FOUND, message), request_id_of(scope))
-    return render(HelixError(ErrorKind.INVALID_REQUEST, "The request cannot be understood."), request_id_of(scope))
+        return render(HelixError(ErrorKind.NOT_FOUND, message), scope)
+    return render(HelixError(ErrorKind.INVALID_REQUEST, "The request cannot be understood."), scope)
 
 
 def _methods_at(app: FastAPI, path: str) -> list[str]:

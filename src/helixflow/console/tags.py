@@ -7,15 +7,19 @@ from helixflow.console.endpoint import Endpoint
 from helixflow.console.resources import (
     account,
     audit,
+    budgets,
     invitations,
     keys,
+    limits,
     members,
     organisations,
     projects,
+    requests,
     roles,
     service_accounts,
     sessions,
     signing_keys,
+    usage,
     users,
 )
 
@@ -40,6 +44,10 @@ TAGS: Final = (
     Tag("Roles", "Built-in roles and the organisation's own.", roles.ENDPOINTS),
     Tag("Service accounts", "Identities of programs.", service_accounts.ENDPOINTS),
     Tag("API keys", "Keys for the API.", keys.ENDPOINTS),
+    Tag("Usage", "What was used and what it cost.", usage.ENDPOINTS),
+    Tag("Requests", "Single requests, and why they went as they went.", requests.ENDPOINTS),
+    Tag("Limits", "How many requests and tokens.", limits.ENDPOINTS),
+    Tag("Budgets", "How much money, how many tokens.", budgets.ENDPOINTS),
     Tag("Audit log", "Who did what.", audit.ENDPOINTS),
     Tag("Signing keys", "The installation's keys for access tokens.", signing_keys.ENDPOINTS),
 )

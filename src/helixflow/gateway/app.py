@@ -15,7 +15,7 @@ from helixflow.dialects.problem_details import MEDIA_TYPE, render_problem
 from helixflow.gateway.cors import Cors
 from helixflow.gateway.exchange import CLOSE, JSON, ClientGone, Exchange, Receive, Scope, Send
 from helixflow.gateway.observation import Observation
-from helixflow.gateway.surfaces.control_plane import METHODS, ControlPlaneSurface, is_control_plane
+from helixflow.gateway.surfaces.control_plane import METHODS, ControlPlaneSurface, has_problems, is_control_plane
 from helixflow.gateway.surfaces.key_set import PATH as KEY_SET_PATH
 from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
@@ -149,9 +149,10 @@ class App:
             )
         if exchange.disconnected:
             return
-        proxied = is_control_plane(exchange.path)
         if exchange.response_started:
-            if not proxied:  # there only a connection that is cut off tells that the answer is not whole
+            if not is_control_plane(
+                exchange.path
+            ):  # there only a connection that is cut off tells that the answer is not whole
                 await exchange.finish(render_error_event(error))
             return
         status = error.traits.http
@@ -162,7 +163,7 @@ class App:
             headers.append((b"www-authenticate", _CHALLENGES.get(error.kind, b"Bearer")))
         if error.kind in _CLOSE_AFTER:
             headers.append(CLOSE)
-        if proxied:
+        if has_problems(exchange.path):
             await exchange.reply(status, render_problem(error, exchange.request_id), headers, _PROBLEM)
         else:
             await exchange.reply(status, render_error(error), headers, JSON)

@@ -27,6 +27,7 @@ from helixflow.gateway.cors import Cors
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.observation import Observation
 from helixflow.gateway.server import GatewayServer, Listener
+from helixflow.gateway.sign_in_rate import SignInRate
 from helixflow.gateway.surfaces.control_plane import ControlPlaneSurface
 from helixflow.gateway.surfaces.key_set import KeySetSurface
 from helixflow.gateway.surfaces.openai import OpenAISurface
@@ -102,8 +103,8 @@ class Gateway:
         self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
         completer: Completer = router
         if self._metering is not None:
-            completer = self._metering.wrap(router)
-            metrics.registry.register(self._metering.collector)
+            completer = metered = self._metering.wrap(router)
+            metrics.registry.register(self._metering.collect_from(metered))
         addresses = ClientAddresses(settings.gateway.trusted_proxies)
         identification = Identification(self._keys, self._tokens, addresses)
         return App(
@@ -116,6 +117,7 @@ class Gateway:
                 self._client(max_connections=_ADMIN_CONNECTIONS, idle_expiry_s=0),
                 socket_path(settings.run_dir, "admin"),
                 addresses,
+                SignInRate(settings.gateway.sign_ins_per_minute, self._clock),
                 timeout_s=settings.gateway.request_timeout_s,
             ),
             cors=Cors(settings.gateway.cors),

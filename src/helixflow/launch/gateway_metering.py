@@ -12,7 +12,9 @@ from helixflow.core.call import Completer
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.metering.admission import Limiter
+from helixflow.metering.collector import MeteringCollector
 from helixflow.metering.demand import Estimator, ModelPlan
+from helixflow.metering.deployments import deployment_refs
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.ledger_client import LedgerClient
 from helixflow.metering.memory_limiter import MemoryLimiter
@@ -21,8 +23,7 @@ from helixflow.metering.node import read_node_id
 from helixflow.metering.policy_cache import PolicyCache
 from helixflow.metering.price_book import PriceBook
 from helixflow.process.backoff import Backoff
-from helixflow.rpc.generated.auth_v1 import metering_pb2
-from helixflow.settings.tree import ModelSettings, OpenAIDeployment, Settings
+from helixflow.settings.tree import ModelSettings, Settings
 
 
 log = structlog.get_logger("helixflow.gateway")
@@ -54,14 +55,14 @@ class GatewayMetering:
             grace_s=settings.gateway.key_cache_grace_s,
             clock=clock,
         )
-        self._prices = PriceBook(channel, watch, list(deployment_refs(settings.models)), clock)
+        self._prices = PriceBook(channel, watch, deployment_refs(settings.models), clock)
         self.limiter = self._build_limiter()
-        self.metered: Metered | None = None
+        self._metered: Metered | None = None
 
-    def wrap(self, inner: Completer) -> Completer:
+    def wrap(self, inner: Completer) -> Metered:
         """The same, metered."""
         metering = self._settings.metering
-        self.metered = Metered(
+        self._metered = Metered(
             inner,
             estimator=Estimator(
                 plan_models(self._settings.models),
@@ -75,16 +76,20 @@ class GatewayMetering:
             progress_interval_s=metering.progress_interval_s,
             clock=self._clock,
         )
-        return self.metered
+        return self._metered
+
+    def collect_from(self, metered: Metered) -> MeteringCollector:
+        """Its figures, for a registry."""
+        return MeteringCollector(metered, self.journal, self.limiter, self._settings.run_dir)
 
     async def run(self) -> None:
         """Until cancelled."""
-        assert self.metered is not None
+        assert self._metered is not None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.journal.run(), name="journal")
             tasks.create_task(self.limiter.run(), name="limiter")
             tasks.create_task(self._prices.run(), name="prices")
-            tasks.create_task(self.metered.run(), name="progress")
+            tasks.create_task(self._metered.run(), name="progress")
             tasks.create_task(self._register(), name="registration of the journal")
 
     async def close(self) -> None:
@@ -123,18 +128,3 @@ def plan_models(models: Sequence[ModelSettings]) -> Mapping[str, ModelPlan]:
         )
         for model in models
     }
-
-
-def deployment_refs(models: Sequence[ModelSettings]) -> "list[metering_pb2.DeploymentRef]":
-    """What prices are asked for."""
-    refs = []
-    for model in models:
-        for index, deployment in enumerate(model.deployments):
-            ref = metering_pb2.DeploymentRef(
-                deployment=f"{model.name}/{deployment.engine}-{index}", model=model.name, engine=deployment.engine
-            )
-            if isinstance(deployment, OpenAIDeployment):
-                ref.base_url = deployment.base_url
-                ref.upstream_model = deployment.model or model.name
-            refs.append(ref)
-    return refs

@@ -1,10 +1,10 @@
-"""The launcher: one small process with one thread, parent of control, gateways and engines.
+"""The launcher: one small process with one thread, parent of control, gateways, shipper and engines.
 
     python -m helixflow.launch.launcher --settings-fd N --listen-fd N --tls-listen-fd N --lock-fd N [--on-ready JSON]
 
 It keeps its children alive, hands the listening sockets to every generation of gateways, answers the pool on
-`data_dir/run/launcher.sock`, and ends everything in order: gateways drain, then control, then engines. It loads neither
-asyncio nor gRPC: what it does not contain cannot bring down everything at once.
+`data_dir/run/launcher.sock`, and ends everything in order: gateways drain, then shipper, control and engines end. It
+loads neither asyncio nor gRPC: what it does not contain cannot bring down everything at once.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from helixflow.process.record import RecordLog
 from helixflow.process.shim import command
 from helixflow.process.spawn import Spawned, spawn
 
+SHIPPER_GRACE_S: Final = 5.0
 CONTROL_GRACE_S: Final = 5.0
 ENGINE_GRACE_S: Final = 3.0
 DRAIN_EXTRA_S: Final = 5.0
@@ -41,6 +42,7 @@ URL_NAME: Final = "gateway.url"
 HTTPS_URL_NAME: Final = "gateway.https_url"
 # Tells where the auth service listens for gRPC; the control process writes it.
 AUTH_ADDRESS_NAME: Final = "auth.address"
+_SHIPPER: Final = "helixflow.launch.shipper"
 # Engines have no use for these, nor for what the settings name.
 _SECRET_VARIABLES: Final = frozenset(
     {
@@ -60,9 +62,10 @@ class Phase(Enum):
 
     RUNNING = 0
     DRAINING = 1
-    STOPPING_CONTROL = 2
-    STOPPING_ENGINES = 3
-    DONE = 4
+    STOPPING_SHIPPER = 2
+    STOPPING_CONTROL = 3
+    STOPPING_ENGINES = 4
+    DONE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class LauncherOptions:
     secret_variables: frozenset[str] = _SECRET_VARIABLES
     control_module: str = "helixflow.launch.control"
     gateway_module: str = "helixflow.launch.gateway"
+    # None: nothing is metered, so there is nothing to ship.
+    shipper_module: str | None = _SHIPPER
 
     @classmethod
     def read(cls, settings_fd: int, listen_fd: int, tls_listen_fd: int | None = None) -> "LauncherOptions":
@@ -99,14 +104,16 @@ class LauncherOptions:
             listen_fd=listen_fd,
             tls_listen_fd=tls_listen_fd,
             secret_variables=_SECRET_VARIABLES | find_secret_variables(tree),
+            shipper_module=_SHIPPER if tree["metering"]["enabled"] else None,
         )
 
 
 def find_secret_variables(tree: Mapping[str, Any]) -> set[str]:
-    """The environment variables that hold secrets, as the settings name them: the master key, the database's password,
-    keys and header values of deployments.
+    """The environment variables that hold secrets, as the settings name them: the master key, the passwords of
+    database and Redis, keys and header values of deployments.
     """
-    named = (tree["auth"].get("master_key_env"), tree["database"].get("password_env"))
+    passwords = [tree[section].get("password_env") for section in ("database", "redis")]
+    named = (tree["auth"].get("master_key_env"), *passwords)
     names = {variable for variable in named if variable}
     for model in tree["models"]:
         for deployment in model["deployments"]:
@@ -138,6 +145,8 @@ class Launcher:
         self._gateways = [
             self._service(f"gateway-{index}", options.gateway_module, listen=True) for index in range(options.gateways)
         ]
+        # It ships what the gateways leave, also when they ended by themselves.
+        self._shippers = [self._service("shipper", options.shipper_module)] if options.shipper_module else []
         self._socket = RequestSocket(self._loop, options.run_dir / SOCKET_NAME, self._respond)
 
     def run(self) -> int:
@@ -157,7 +166,7 @@ class Launcher:
 
     @property
     def _services(self) -> list[ServiceProcess]:
-        return [self._control, *self._gateways]
+        return [self._control, *self._gateways, *self._shippers]
 
     def _service(self, name: str, module: str, *, listen: bool = False) -> ServiceProcess:
         def start_child(ready_fd: int) -> Spawned:
@@ -238,6 +247,11 @@ class Launcher:
     def _advance(self) -> None:
         """Moves on when the processes of this phase have ended."""
         if self._phase is Phase.DRAINING and not any(gateway.is_running for gateway in self._gateways):
+            # Gateways have ended: it ships their journals to the end while control still takes them.
+            self._enter(Phase.STOPPING_SHIPPER)
+            for shipper in self._shippers:
+                shipper.stop()
+        if self._phase is Phase.STOPPING_SHIPPER and not any(shipper.is_running for shipper in self._shippers):
             self._enter(Phase.STOPPING_CONTROL)
             self._control.stop()
         if self._phase is Phase.STOPPING_CONTROL and not self._control.is_running:
@@ -254,6 +268,7 @@ class Launcher:
             self._deadline.cancel()
         limit_s = {
             Phase.DRAINING: self._options.drain_timeout_s + DRAIN_EXTRA_S,
+            Phase.STOPPING_SHIPPER: SHIPPER_GRACE_S,
             Phase.STOPPING_CONTROL: CONTROL_GRACE_S,
             Phase.STOPPING_ENGINES: ENGINE_GRACE_S + KILL_WAIT_S,
         }.get(phase)
@@ -265,6 +280,9 @@ class Launcher:
         if self._phase is Phase.DRAINING:
             for gateway in self._gateways:
                 gateway.kill()
+        elif self._phase is Phase.STOPPING_SHIPPER:
+            for shipper in self._shippers:
+                shipper.kill()
         elif self._phase is Phase.STOPPING_CONTROL:
             self._control.kill()
         else:

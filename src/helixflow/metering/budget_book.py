@@ -16,7 +16,7 @@ from msgspec import Struct
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.metering.admission import Demand, Settlement
-from helixflow.metering.counters import BudgetCounter
+from helixflow.metering.counters import BudgetCounter, Counter
 from helixflow.metering.policies import DAY_MS, Budget, Scope, period_bounds
 from helixflow.metering.spend import BudgetPeriod, SpendReader, SpendView
 
@@ -27,8 +27,6 @@ MAX_RETRY_S: Final = 1.0
 PRELOAD_MS: Final = 60_000
 _MAX_QUESTIONS: Final = 500
 _SLICE: Final = 1_000
-# Plain numbers: hashing a member takes longer than all else that the end of a call does here.
-_ORGANISATION, _PROJECT, _KEY = Scope.ORGANISATION.value, Scope.PROJECT.value, Scope.KEY.value
 
 log = structlog.get_logger("helixflow.metering")
 
@@ -42,7 +40,10 @@ class _Load(Struct, eq=False):
 
 
 class BudgetBook:
-    """Counters of budgets, by their periods. `position` is where our journal ends now."""
+    """Counters of budgets, by their periods. `position` is where our journal ends now.
+
+    `current` is what `find` gave last for each budget: a look there first saves its price.
+    """
 
     def __init__(
         self, spend: SpendReader, clock: Clock, *, journal_id: str, node_id: str, position: Callable[[], int]
@@ -52,11 +53,13 @@ class BudgetBook:
         self._journal_id = journal_id
         self._node_id = node_id
         self._position = position
-        # The one of each budget that was asked for last, all by name, those being loaded by name, all by their subject.
-        self._current: dict[str, BudgetCounter] = {}
+        # The counter of each budget that `find` gave last; the others by name, all, and by what they are on.
+        self.current: dict[str, BudgetCounter] = {}
         self._counters: dict[str, BudgetCounter] = {}
         self._loads: dict[str, _Load] = {}
-        self._of_subject: dict[tuple[int, str], list[BudgetCounter]] = {}
+        self._of_organisation: dict[str, list[BudgetCounter]] = {}
+        self._of_project: dict[str, list[BudgetCounter]] = {}
+        self._of_key: dict[str, list[BudgetCounter]] = {}
         self._wanted = asyncio.Event()
         self._failing = False
         # Questions that the ledger did not answer.
@@ -71,13 +74,13 @@ class BudgetBook:
 
     def find(self, budget: Budget, at_ms: int) -> BudgetCounter | None:
         """The counter of the period that holds this moment, None while it is not known."""
-        counter = self._current.get(budget.id)
+        counter = self.current.get(budget.id)
         if counter is not None and counter.from_ms <= at_ms < counter.to_ms:
             return counter
         counter = self._counters.get(_period(budget, at_ms).counter)
         if counter is None or not counter.is_known:
             return None
-        self._current[budget.id] = counter
+        self.current[budget.id] = counter
         return counter
 
     async def load(self, budgets: Sequence[Budget], at_ms: int) -> None:
@@ -86,19 +89,19 @@ class BudgetBook:
             if load is not None:
                 await load.done.wait()
 
-    def charge_others(self, demand: Demand, settlement: Settlement, held: Container[BudgetCounter]) -> None:
+    def charge_others(self, demand: Demand, settlement: Settlement, held: Container[Counter]) -> None:
         """Counts a call that has ended against the budgets which apply to it although it holds nothing of them: they
         were made, or became known here, while it ran."""
         if not self._counters:
             return
-        for subject in (
-            (_ORGANISATION, demand.organisation_id),
-            (_PROJECT, demand.project_id),
-            (_KEY, demand.key_id),
+        for applying in (
+            self._of_organisation.get(demand.organisation_id, ()),
+            self._of_project.get(demand.project_id, ()),
+            self._of_key.get(demand.key_id, ()),
         ):
-            for counter in self._of_subject.get(subject, ()):
-                if counter.from_ms <= demand.admitted_at_ms < counter.to_ms and counter not in held:
-                    counter.charge(settlement.cost if counter.is_money else settlement.tokens, settlement.position)
+            for counter in applying:
+                if counter not in held and counter.from_ms <= demand.admitted_at_ms < counter.to_ms:
+                    counter.charge(settlement.position, settlement.tokens, settlement.cost)
 
     async def run(self) -> None:
         """Asks the ledger for what is wanted, until cancelled."""
@@ -125,7 +128,7 @@ class BudgetBook:
         now_ms = int(self._clock.now() * 1000)
         soon_ms = now_ms + PRELOAD_MS
         if soon_ms // DAY_MS != now_ms // DAY_MS:
-            for number, counter in enumerate(list(self._current.values())):
+            for number, counter in enumerate(list(self.current.values())):
                 if now_ms < counter.to_ms <= soon_ms:
                     self._begin(counter.period.budget, soon_ms)
                 if number % _SLICE == _SLICE - 1:
@@ -143,7 +146,7 @@ class BudgetBook:
         counter = self._counters.get(name)
         if counter is None:
             counter = self._counters[name] = BudgetCounter(period)
-            self._of_subject.setdefault((budget.scope.value, budget.subject_id), []).append(counter)
+            self._of(budget.scope).setdefault(budget.subject_id, []).append(counter)
             self._loads[name] = _Load(counter, self._position(), asyncio.Event())
             self._wanted.set()
         return self._loads.get(name)
@@ -176,12 +179,23 @@ class BudgetBook:
         budget = counter.period.budget
         del self._counters[counter.name]
         self._loads.pop(counter.name, None)
-        if self._current.get(budget.id) is counter:
-            del self._current[budget.id]
-        subject = (budget.scope.value, budget.subject_id)
-        self._of_subject[subject].remove(counter)
-        if not self._of_subject[subject]:
-            del self._of_subject[subject]
+        if self.current.get(budget.id) is counter:
+            del self.current[budget.id]
+        siblings = self._of(budget.scope)[budget.subject_id]
+        siblings.remove(counter)
+        if not siblings:
+            del self._of(budget.scope)[budget.subject_id]
+
+    def _of(self, scope: Scope) -> dict[str, list[BudgetCounter]]:
+        """By their subjects, the counters of budgets that are on such."""
+        match scope:
+            case Scope.ORGANISATION:
+                return self._of_organisation
+            case Scope.PROJECT:
+                return self._of_project
+            case Scope.KEY:
+                return self._of_key
+        raise ValueError(f"budgets are on organisations, projects and keys, not on {scope.name}")
 
 
 def _period(budget: Budget, at_ms: int) -> BudgetPeriod:

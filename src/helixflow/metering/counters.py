@@ -3,16 +3,16 @@
 from typing import Final, Protocol
 
 from helixflow.core.call import Meter
-from helixflow.metering.gcra import NEVER, Rate
+from helixflow.metering.gcra import NEVER, Bucket
 from helixflow.metering.policies import Limit, Metric, Unit
 from helixflow.metering.spend import BudgetPeriod
 
-# What a limit's counter says in headers about.
+# What a limit counts, as far as headers are concerned.
+SILENT: Final = 0
 REQUESTS: Final = 1
 TOKENS: Final = 2
-SILENT: Final = 0
 
-# How soon to ask again for what running calls will give back: they do not say when.
+# When to ask again for what running calls hold: they do not say when they end.
 HELD_RETRY_US: Final = 1_000_000
 
 _FOREVER_MS: Final = 1 << 62
@@ -23,132 +23,114 @@ _KINDS: Final = {
 }
 
 
-class LimitCounter(Protocol):
-    """The state of one limit. `held` are the calls in flight that have taken from it; moments are microseconds.
+class Counter(Protocol):
+    """What a call may hold something of, until it is settled or released."""
 
-    `value` and `burst` are of the limit that it was last used with: `adopt` another one when they differ.
+    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
+        """A call that took so much has ended; it used so many tokens, for so many nanodollars."""
+        ...
+
+    def release(self, taken: int) -> None:
+        """A call that took so much has never been."""
+        ...
+
+
+class LimitCounter(Counter, Protocol):
+    """The state of one limit, of `kind` REQUESTS, TOKENS or SILENT. Moments are microseconds.
+
+    `value` and `burst` are of the limit that it was last used with: when they differ, `change` comes first. `held` is
+    the number of calls that have taken from it and will be settled or released: whoever takes adds one. `unit` is the
+    hold of one.
     """
 
     kind: int
     name: str
+    unit: tuple[str, int]
     value: int
     burst: int
     held: int
 
-    def adopt(self, limit: Limit, now_us: int) -> None: ...
+    def change(self, now_us: int, value: int, burst: int) -> None: ...
+
+    def take(self, now_us: int, amount: int) -> bool:
+        """For a call that begins; whether there was so much."""
+        ...
 
     def wait_us(self, now_us: int, amount: int) -> int:
-        """As `Rate.check`."""
+        """As `Bucket.wait_us`."""
         ...
-
-    def take(self, now_us: int, amount: int) -> int:
-        """For a call that begins. Returns what is left."""
-        ...
-
-    def settle(self, now_us: int, taken: int, tokens: int) -> None:
-        """The call has ended, and used so many tokens."""
-        ...
-
-    def release(self, taken: int) -> None:
-        """The call has never been."""
-        ...
-
-    def left(self, now_us: int) -> int: ...
 
     def meter(self, now_us: int) -> Meter: ...
 
     def is_idle(self, now_us: int) -> bool:
-        """Whether forgetting it changes nothing, and has not for a while."""
+        """Whether forgetting it changes nothing, and has not for as long as its window."""
         ...
 
 
-class RateCounter:
+class RateCounter(Bucket):
     """Requests or tokens in a window."""
 
-    __slots__ = ("_rate", "_tat", "burst", "held", "kind", "name", "value")
+    __slots__ = ("held", "kind", "name", "unit")
 
     def __init__(self, limit: Limit) -> None:
+        super().__init__(limit.value, limit.metric.window_s * 1_000_000, limit.burst)
         self.name = f"l:{limit.id}"
+        self.unit = self.name, 1
         self.kind = _KINDS[limit.metric]
-        self.value = limit.value
-        self.burst = limit.burst
         self.held = 0
-        self._rate = _rate(limit)
-        self._tat = 0
 
-    def adopt(self, limit: Limit, now_us: int) -> None:
-        self.value, self.burst = limit.value, limit.burst
-        rate = _rate(limit)
-        self._tat = rate.adopted(self._tat, now_us, self._rate)
-        self._rate = rate
-
-    def wait_us(self, now_us: int, amount: int) -> int:
-        return self._rate.check(self._tat, now_us, amount)
-
-    def take(self, now_us: int, amount: int) -> int:
-        rate = self._rate
-        self.held += 1
-        self._tat = tat = rate.charge(self._tat, now_us, amount)
-        return rate.remaining(tat, now_us)
-
-    def settle(self, now_us: int, taken: int, tokens: int) -> None:
+    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
         self.held -= 1
-        if self.kind == TOKENS and tokens != taken:
+        if self.kind == TOKENS:
             if tokens < taken:
-                self._tat = self._rate.refund(self._tat, taken - tokens)
-            else:
-                self._tat = self._rate.charge(self._tat, now_us, tokens - taken)
+                self.give_back(taken - tokens)
+            elif tokens > taken:
+                self.owe(now_us, tokens - taken)
 
     def release(self, taken: int) -> None:
         self.held -= 1
-        self._tat = self._rate.refund(self._tat, taken)
-
-    def left(self, now_us: int) -> int:
-        return self._rate.remaining(self._tat, now_us)
+        self.give_back(taken)
 
     def meter(self, now_us: int) -> Meter:
-        rate, tat = self._rate, self._tat
-        return Meter(self.value, rate.remaining(tat, now_us), rate.reset_us(tat, now_us) / 1e6)
+        remaining, reset_s = self.gauge(now_us)
+        return Meter(self.value, remaining, reset_s)
 
     def is_idle(self, now_us: int) -> bool:
-        return not self.held and self._rate.reset_us(self._tat, now_us - self._rate.window_us) == 0
+        return not self.held and self.tat <= (now_us - self.window_us) * self.value
 
 
 class ParallelCounter:
-    """Calls at the same time."""
+    """Calls at the same time: those that hold it."""
 
-    __slots__ = ("burst", "held", "kind", "name", "value")
+    __slots__ = ("burst", "held", "kind", "name", "unit", "value")
 
     def __init__(self, limit: Limit) -> None:
         self.name = f"l:{limit.id}"
+        self.unit = self.name, 1
         self.kind = SILENT
         self.value = limit.value
         self.burst = limit.burst
         self.held = 0
 
-    def adopt(self, limit: Limit, now_us: int) -> None:
-        self.value, self.burst = limit.value, limit.burst
+    def change(self, now_us: int, value: int, burst: int) -> None:
+        self.value, self.burst = value, burst
+
+    def take(self, now_us: int, amount: int) -> bool:
+        return self.held < self.value
 
     def wait_us(self, now_us: int, amount: int) -> int:
-        if self.held + amount <= self.value:
+        if self.held < self.value:
             return 0
-        return HELD_RETRY_US if amount <= self.value else NEVER
+        return HELD_RETRY_US if self.value else NEVER
 
-    def take(self, now_us: int, amount: int) -> int:
-        self.held += amount
-        return self.value - self.held
-
-    def settle(self, now_us: int, taken: int, tokens: int) -> None:
-        self.held -= taken
+    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
+        self.held -= 1
 
     def release(self, taken: int) -> None:
-        self.held -= taken
-
-    def left(self, now_us: int) -> int:
-        return max(self.value - self.held, 0)
+        self.held -= 1
 
     def meter(self, now_us: int) -> Meter:
-        return Meter(self.value, self.left(now_us), 0.0)
+        return Meter(self.value, max(self.value - self.held, 0), 0.0)
 
     def is_idle(self, now_us: int) -> bool:
         return not self.held
@@ -158,16 +140,11 @@ def limit_counter(limit: Limit) -> LimitCounter:
     return ParallelCounter(limit) if limit.metric is Metric.PARALLEL_REQUESTS else RateCounter(limit)
 
 
-def _rate(limit: Limit) -> Rate:
-    # Nothing fits a limit of 0, whatever the rate: its burst is 0 too.
-    return Rate(max(limit.value, 1), limit.metric.window_s * 1_000_000, limit.burst)
-
-
 class BudgetCounter:
     """One budget in one period: what has been spent and what running calls have reserved, nanodollars or tokens.
 
-    From `begin` to `know` the ledger is being asked: what is charged meanwhile is kept with its position in the
-    journal, since the answer may contain it already.
+    Until `know` the ledger is being asked: what is charged meanwhile is kept with its position in the journal, since
+    the answer may contain it already.
     """
 
     __slots__ = ("_collected", "_known_to", "from_ms", "is_money", "name", "period", "reserved", "spent", "to_ms")
@@ -195,15 +172,20 @@ class BudgetCounter:
         self._collected = None
 
     def has_room(self, amount: int, cap: int) -> bool:
+        """What costs nothing does not fit either once all is spent."""
         return self.spent + self.reserved + amount <= cap and self.spent < cap
 
-    def settle(self, reserved: int, used: int) -> None:
-        """Of a call that holds it: the ledger cannot have known of its end."""
-        self.reserved -= reserved
-        self.spent += used
+    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
+        # The ledger was asked before the call began, so its answer cannot contain it.
+        self.reserved -= taken
+        self.spent += cost if self.is_money else tokens
 
-    def charge(self, used: int, position: int) -> None:
-        """Of a call that was admitted without it."""
+    def release(self, taken: int) -> None:
+        self.reserved -= taken
+
+    def charge(self, position: int, tokens: int, cost: int) -> None:
+        """For a call that has ended and held nothing of it; `position` is that of its end in our journal."""
+        used = cost if self.is_money else tokens
         if self._collected is not None:
             self._collected.append((position, used))
         elif position > self._known_to:

@@ -32,6 +32,9 @@ class Bounds(Struct, frozen=True, gc=False):
     expected: int
 
 
+NO_BOUNDS: Final = Bounds(0, 0, 0)
+
+
 class Estimator:
     """Estimates by the size of a request and what it says. `models` holds all models that are served."""
 

@@ -13,7 +13,7 @@ from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.admission import Demand, Grant, Refusal, Settlement
 from helixflow.metering.budget_book import BudgetBook
-from helixflow.metering.counters import REQUESTS, SILENT, TOKENS, BudgetCounter, LimitCounter, limit_counter
+from helixflow.metering.counters import REQUESTS, TOKENS, BudgetCounter, Counter, LimitCounter, limit_counter
 from helixflow.metering.gcra import NEVER
 from helixflow.metering.policies import Budget, Limit, Unit
 from helixflow.metering.spend import SpendReader
@@ -42,13 +42,11 @@ class LimiterFigures(Struct, frozen=True):
 
 
 class _Taken(Struct, gc=False):
-    """What a call in flight holds: amounts by position."""
+    """A call in flight, and what it has taken: as much as its holds say, in their order."""
 
     demand: Demand
-    limits: Sequence[LimitCounter]
-    limit_amounts: Sequence[int]
-    budgets: Sequence[BudgetCounter]
-    budget_amounts: Sequence[int]
+    counters: Sequence[Counter]
+    holds: tuple[tuple[str, int], ...]
 
 
 class MemoryLimiter:
@@ -85,34 +83,52 @@ class MemoryLimiter:
     def try_admit(self, demand: Demand) -> Grant | None:
         policies = demand.policies
         if not policies.limits and not policies.budgets:
-            self._in_flight[demand.call_id] = _Taken(demand, (), (), (), ())
+            self._in_flight[demand.call_id] = _Taken(demand, (), ())
             return Grant()
         now_us = int(self._monotonic() * 1_000_000)
-        limits: list[LimitCounter] = []
-        limit_amounts: list[int] = []
+        # Taken one by one, and given back should one of the others refuse: nothing else runs in between.
+        counters: list[Counter] = []
+        holds: list[tuple[str, int]] = []
+        requests: LimitCounter | None = None
+        tokens: LimitCounter | None = None
         for limit in policies.limits:
             counter = self._limits.get(limit.id)
             if counter is None or counter.value != limit.value or counter.burst != limit.burst:
-                counter = self._adopt(limit, now_us)
-            amount = demand.tokens if counter.kind == TOKENS else 1
-            if counter.wait_us(now_us, amount):
+                counter = self._counter(limit, now_us)
+            kind = counter.kind
+            hold = (counter.name, demand.tokens) if kind == TOKENS else counter.unit
+            if not counter.take(now_us, hold[1]):
+                _give_back(counters, holds)
                 self._refuse(demand, now_us)
-            limits.append(counter)
-            limit_amounts.append(amount)
-        budgets: list[BudgetCounter] = []
-        budget_amounts: list[int] = []
+            counter.held += 1
+            counters.append(counter)
+            holds.append(hold)
+            if kind == REQUESTS:
+                requests = counter if requests is None else _tighter(requests, counter, now_us)
+            elif kind == TOKENS:
+                tokens = counter if tokens is None else _tighter(tokens, counter, now_us)
+        at_ms = demand.admitted_at_ms
         for budget in policies.budgets:
-            kept = self._book.find(budget, demand.admitted_at_ms)
-            if kept is None:
-                return None
+            kept = self._book.current.get(budget.id)
+            if kept is None or not kept.from_ms <= at_ms < kept.to_ms:
+                kept = self._book.find(budget, at_ms)
+                if kept is None:
+                    _give_back(counters, holds)
+                    return None
             amount = demand.cost_bound if kept.is_money else demand.tokens_bound
             if not kept.has_room(amount, budget.cap):
+                _give_back(counters, holds)
                 self._refuse(demand, now_us)
-            budgets.append(kept)
-            budget_amounts.append(amount)
-        # All of it fits: nothing below can fail.
-        taken = _Taken(demand, limits, limit_amounts, budgets, budget_amounts)
-        return self._take(taken, now_us)
+            kept.reserved += amount
+            counters.append(kept)
+            holds.append((kept.name, amount))
+        taken = tuple(holds)
+        self._in_flight[demand.call_id] = _Taken(demand, counters, taken)
+        return Grant(
+            taken,
+            None if requests is None else requests.meter(now_us),
+            None if tokens is None else tokens.meter(now_us),
+        )
 
     async def admit(self, demand: Demand) -> Grant:
         deadline = min(asyncio.get_running_loop().time() + LOAD_TIMEOUT_S, demand.deadline)
@@ -130,37 +146,23 @@ class MemoryLimiter:
         taken = self._in_flight.pop(settlement.call_id, None)
         if taken is None:
             return
-        tokens = settlement.tokens
-        if taken.limits:
+        demand, tokens, cost = taken.demand, settlement.tokens, settlement.cost
+        if taken.counters:
             now_us = int(self._monotonic() * 1_000_000)
-            for counter, amount in zip(taken.limits, taken.limit_amounts, strict=True):
-                counter.settle(now_us, amount, tokens)
-        overrun = False
-        for kept, amount in zip(taken.budgets, taken.budget_amounts, strict=True):
-            used = settlement.cost if kept.is_money else tokens
-            kept.settle(amount, used)
-            overrun |= used > amount
-        if overrun:
-            self._overruns += 1
-            log.warning(
-                "budget.overrun",
-                call_id=settlement.call_id,
-                tokens=tokens,
-                tokens_bound=taken.demand.tokens_bound,
-                cost=settlement.cost,
-                cost_bound=taken.demand.cost_bound,
-            )
-        self._book.charge_others(taken.demand, settlement, taken.budgets)
+            for counter, (_, amount) in zip(taken.counters, taken.holds, strict=True):
+                counter.settle(now_us, amount, tokens, cost)
+            policies = demand.policies
+            if policies.budgets and (
+                tokens > demand.tokens_bound or (policies.have_money and cost > demand.cost_bound)
+            ):
+                self._note_overrun(demand, settlement)
+        self._book.charge_others(demand, settlement, taken.counters)
 
     def release(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
             taken = self._in_flight.pop(settlement.call_id, None)
-            if taken is None:
-                continue
-            for counter, amount in zip(taken.limits, taken.limit_amounts, strict=True):
-                counter.release(amount)
-            for kept, amount in zip(taken.budgets, taken.budget_amounts, strict=True):
-                kept.reserved -= amount
+            if taken is not None:
+                _give_back(taken.counters, taken.holds)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -182,38 +184,25 @@ class MemoryLimiter:
     async def close(self) -> None:
         """Nothing is on its way."""
 
-    def _take(self, taken: _Taken, now_us: int) -> Grant:
-        """Takes all, and says what is left of the tightest."""
-        self._in_flight[taken.demand.call_id] = taken
-        holds: list[tuple[str, int]] = []
-        requests = tokens = None
-        fewest_requests = fewest_tokens = 0
-        for counter, amount in zip(taken.limits, taken.limit_amounts, strict=True):
-            left = counter.take(now_us, amount)
-            holds.append((counter.name, amount))
-            kind = counter.kind
-            if kind == REQUESTS:
-                if requests is None or left < fewest_requests:
-                    requests, fewest_requests = counter, left
-            elif kind == TOKENS and (tokens is None or left < fewest_tokens):
-                tokens, fewest_tokens = counter, left
-        for kept, amount in zip(taken.budgets, taken.budget_amounts, strict=True):
-            kept.reserved += amount
-            holds.append((kept.name, amount))
-        return Grant(
-            tuple(holds),
-            None if requests is None else requests.meter(now_us),
-            None if tokens is None else tokens.meter(now_us),
-        )
-
-    def _adopt(self, limit: Limit, now_us: int) -> LimitCounter:
-        """The counter of a limit that is new, or has changed."""
+    def _counter(self, limit: Limit, now_us: int) -> LimitCounter:
         counter = self._limits.get(limit.id)
         if counter is None:
             counter = self._limits[limit.id] = limit_counter(limit)
-        else:
-            counter.adopt(limit, now_us)
+        elif counter.value != limit.value or counter.burst != limit.burst:
+            counter.change(now_us, limit.value, limit.burst)
         return counter
+
+    def _note_overrun(self, demand: Demand, settlement: Settlement) -> None:
+        """The cap holds only if estimates do: this one has not."""
+        self._overruns += 1
+        log.warning(
+            "budget.overrun",
+            call_id=settlement.call_id,
+            tokens=settlement.tokens,
+            tokens_bound=demand.tokens_bound,
+            cost=settlement.cost,
+            cost_bound=demand.cost_bound,
+        )
 
     def _refuse(self, demand: Demand, now_us: int) -> NoReturn:
         """For what has room again last: whoever waits less would be refused by it."""
@@ -226,7 +215,7 @@ class MemoryLimiter:
     def _limits_against(self, demand: Demand, now_us: int) -> list[Refusal]:
         refusals: list[Refusal] = []
         for limit in demand.policies.limits:
-            counter = self._adopt(limit, now_us)
+            counter = self._counter(limit, now_us)
             amount = demand.tokens if counter.kind == TOKENS else 1
             wait_us = counter.wait_us(now_us, amount)
             if wait_us == NEVER:
@@ -253,9 +242,25 @@ class MemoryLimiter:
         return max(kept.to_ms / 1000 - self._clock.now(), 0.0) if kept.period.to_ms else None
 
     def _tightest(self, demand: Demand, kind: int, now_us: int) -> Meter | None:
-        counters = [self._adopt(limit, now_us) for limit in demand.policies.limits]
-        counters = [counter for counter in counters if counter.kind == kind != SILENT]
-        return min(counters, key=lambda counter: counter.left(now_us)).meter(now_us) if counters else None
+        meters = [
+            counter.meter(now_us)
+            for counter in (self._counter(limit, now_us) for limit in demand.policies.limits)
+            if counter.kind == kind
+        ]
+        return min(meters, key=_remaining, default=None)
+
+
+def _give_back(counters: Sequence[Counter], holds: Sequence[tuple[str, int]]) -> None:
+    for counter, (_, amount) in zip(counters, holds, strict=True):
+        counter.release(amount)
+
+
+def _tighter(one: LimitCounter, other: LimitCounter, now_us: int) -> LimitCounter:
+    return other if other.meter(now_us).remaining < one.meter(now_us).remaining else one
+
+
+def _remaining(meter: Meter) -> int:
+    return meter.remaining
 
 
 def _wait_s(refusal: Refusal) -> float:

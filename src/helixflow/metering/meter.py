@@ -15,7 +15,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal, PrincipalKind
 from helixflow.dialects.openai_chat import ChatParams
 from helixflow.metering.admission import Demand, Grant, Limiter, Refusal, Settlement
-from helixflow.metering.demand import Estimator
+from helixflow.metering.demand import NO_BOUNDS, Estimator
 from helixflow.metering.journal.records import Admitted, Progressed, Settled, Tokens
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.policies import Policies
@@ -25,8 +25,8 @@ from helixflow.metering.refusals import refusal_error
 _DIALECT: Final = "openai"
 _AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
 _BYTES_A_TOKEN: Final = 4
-_NOTHING: Final = Grant()
 _CANCELLED: Final = ErrorKind.CLIENT_CLOSED
+_NOT_GRANTED: Final = Grant()
 
 
 class PolicySource(Protocol):
@@ -99,8 +99,7 @@ class Metered:
         if policies is None:
             policies = await self._policies.resolve(call.principal, call.model)
         ticket = _CallTicket(self._book, call, int(self._now() * 1000))
-        if policies:
-            await self._admit(ticket, policies)
+        await self._admit(ticket, policies)
         self._book.admit(ticket, policies)
         call.ticket = ticket
         try:
@@ -128,7 +127,7 @@ class Metered:
     async def _admit(self, ticket: "_CallTicket", policies: Policies) -> None:
         """Asks the limiter. Raises `HelixError`, with the limits' states left in the call's ticket."""
         call = ticket.call
-        bounds = self._estimator.bounds(call)
+        bounds = self._estimator.bounds(call) if policies else NO_BOUNDS
         cost_bound = 0
         if policies.have_money:
             if not self._book.prices.ready:
@@ -205,8 +204,7 @@ class _Book:
         try:
             ticket.position = self.journal.admit(record)
         except HelixError:
-            if ticket.grant is not _NOTHING:
-                self.limiter.release((self._settlement(ticket, 0, 0),))
+            self.limiter.release((self._settlement(ticket, 0, 0),))
             raise
         self.tickets[call.call_id] = ticket
 
@@ -214,8 +212,7 @@ class _Book:
         """Returns the position of the record."""
         del self.tickets[ticket.call.call_id]
         ticket.position = self.journal.settle(record)
-        if ticket.grant is not _NOTHING:
-            self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
+        self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
         return ticket.position
 
     @staticmethod
@@ -247,7 +244,7 @@ class _CallTicket(Ticket):
     def __init__(self, book: _Book, call: Call, admitted_at_ms: int) -> None:
         self.call = call
         self.admitted_at_ms = admitted_at_ms
-        self.grant = _NOTHING
+        self.grant = _NOT_GRANTED
         self.requests: Meter | None = None
         self.tokens: Meter | None = None
         self.reserved_tokens = self.reserved_cost = 0

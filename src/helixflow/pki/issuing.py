@@ -31,7 +31,7 @@ from helixflow.pki.register import Issued, Register
 from helixflow.settings.tree import Settings
 
 # What `helixflow serve` runs, and the identity that asks for health.
-NODE_SERVICES: Final = ("gateway", "control", "console", "monitoring", HTTPS)
+NODE_SERVICES: Final = ("gateway", "control", "console", "monitoring", "shipper", HTTPS)
 _MISSING: Final = "missing"
 
 log = structlog.get_logger("helixflow.pki")

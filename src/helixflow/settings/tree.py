@@ -82,6 +82,9 @@ class GatewaySettings(Section):
     key_cache_ttl_s: Seconds = Field(60, description="A cached key is looked up again after this time.")
     key_cache_grace_s: Seconds = Field(300, description="How long a cached key works while auth cannot be reached.")
     token_cache_size: int = Field(10_000, ge=100, description="Verified access tokens kept in memory.")
+    sign_ins_per_minute: int = Field(
+        600, ge=6, description="Requests to `/api/v1/auth` from one address; more get 429 `too_many_attempts`."
+    )
     cors: CorsSettings = CorsSettings()
 
     @field_validator("host")

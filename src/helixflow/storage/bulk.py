@@ -26,7 +26,7 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Rows) -> 
 
         await copy_rows(connection, table, rows)
     else:
-        await connection.exec_driver_sql(f"INSERT INTO {_target(table)} VALUES ({_marks(table)})", list(rows))
+        await connection.exec_driver_sql(_inserting(table, _values(table)), list(rows))
 
 
 async def add_to_rows(connection: AsyncConnection, table: Table, rows: Rows) -> None:
@@ -39,25 +39,27 @@ async def add_to_rows(connection: AsyncConnection, table: Table, rows: Rows) -> 
     if connection.dialect.name == _POSTGRESQL:
         # One statement of arrays: no message for each row.
         arrays = tuple(map(list, zip(*rows, strict=True)))
-        await connection.exec_driver_sql(_adding(table, f"SELECT * FROM unnest({_arrays(table)})"), arrays)
+        await connection.exec_driver_sql(_adding(table, _arrays(table)), arrays)
     else:
-        await connection.exec_driver_sql(_adding(table, f"VALUES ({_marks(table)})"), list(rows))
+        await connection.exec_driver_sql(_adding(table, _values(table)), list(rows))
 
 
 @lru_cache(maxsize=16)
 def _adding(table: Table, source: str) -> str:
     keys = [column.name for column in table.primary_key]
-    sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in table.columns.keys() - set(keys))
-    return f"INSERT INTO {_target(table)} {source} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sums}"
+    sums = [column.name for column in table.columns if not column.primary_key]
+    added = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in sums)
+    return f"{_inserting(table, source)} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {added}"
 
 
-def _target(table: Table) -> str:
-    return f"{table.name} ({', '.join(table.columns.keys())})"
+def _inserting(table: Table, source: str) -> str:
+    return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) {source}"
 
 
-def _marks(table: Table) -> str:
-    return ", ".join("?" * len(table.columns))
+def _values(table: Table) -> str:
+    return f"VALUES ({', '.join('?' * len(table.columns))})"
 
 
 def _arrays(table: Table) -> str:
-    return ", ".join(f"${number}::{column.type}[]" for number, column in enumerate(table.columns, 1))
+    arrays = (f"${number}::{column.type}[]" for number, column in enumerate(table.columns, 1))
+    return f"SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608  (numbers and types)

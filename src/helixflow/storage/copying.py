@@ -1,4 +1,4 @@
-"""PostgreSQL's COPY, which SQLAlchemy does not know: straight through the driver, in the transaction of a connection."""
+"""PostgreSQL's COPY, which SQLAlchemy does not know: through the driver, in the transaction of a connection."""
 
 from typing import Any
 

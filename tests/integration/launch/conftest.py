@@ -1,4 +1,4 @@
-"""A real launcher with stand-ins for control and gateway, and proof that no process is left behind."""
+"""A real launcher with stand-ins for control, gateway and shipper, and proof that no process is left behind."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from helixflow.settings.tree import GatewaySettings, LogSettings, ModelSettings,
 MARK = "HFTEST_MARK"
 WAIT_S = 20.0
 
-# What a control or gateway process does as far as the launcher can see. How it misbehaves is said in a file.
+# What a process of ours does as far as the launcher can see. How it misbehaves is said in a file.
 SERVICE = """
 import os, pathlib, signal, socket, sys, time
 from helixflow.process.child import ChildArguments
@@ -54,7 +54,10 @@ from dataclasses import replace
 from helixflow.launch.launcher import Launcher, LauncherOptions
 from helixflow.process.record import RecordLog
 settings_fd, listen_fd, welcome = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-options = replace(LauncherOptions.read(settings_fd, listen_fd), control_module="service", gateway_module="service")
+options = replace(
+    LauncherOptions.read(settings_fd, listen_fd),
+    control_module="service", gateway_module="service", shipper_module="service",
+)
 log = RecordLog(sys.stderr, level=options.log_level, format="json", service="launcher")
 sys.exit(Launcher(options, log, os.environ, welcome).run())
 """
@@ -185,7 +188,7 @@ class Running:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     def wait_serving(self) -> "Running":
-        until(lambda: {"control", "gateway-0"} <= {r.get("process") for r in self.records("process.ready")})
+        until(lambda: {"control", "gateway-0", "shipper"} <= {r.get("process") for r in self.records("process.ready")})
         return self
 
     def records(self, event: str) -> list[dict[str, Any]]:

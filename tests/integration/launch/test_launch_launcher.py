@@ -155,7 +155,7 @@ def test_gateways_end_first_and_engines_last(launcher: Running) -> None:
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.wait() == 0
     ends = [r.get("process") or r["engine"] for e in ("process.exited", "engine.exited") for r in launcher.records(e)]
-    assert ends == ["gateway-0", "control", "e"]
+    assert ends == ["gateway-0", "shipper", "control", "e"]
 
 
 def test_a_second_signal_hurries(start_launcher: Callable[..., Running]) -> None:

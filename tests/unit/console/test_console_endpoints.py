@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from helixflow.console.app import create_app
 from helixflow.console.binding import PREFIX, operation_id
 from helixflow.console.document import build_document
-from helixflow.console.endpoint import ADMIN, SESSIONS, Endpoint
+from helixflow.console.endpoint import ADMIN, SESSIONS, USAGE, Endpoint
 from helixflow.console.tags import TAGS
 from helixflow.core.permissions import ROLE_PERMISSIONS, Permission
 from helixflow.rpc.access import Level, access_of
 
 ENDPOINTS = [endpoint for tag in TAGS for endpoint in tag.endpoints]
-METHODS = [*ADMIN.values(), *SESSIONS.values()]
+METHODS = [*ADMIN.values(), *SESSIONS.values(), *USAGE.values()]
 
 
 class NoChannel:

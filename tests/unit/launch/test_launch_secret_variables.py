@@ -3,7 +3,14 @@
 import json
 
 from helixflow.launch.launcher import find_secret_variables
-from helixflow.settings.tree import AuthSettings, DatabaseSettings, ModelSettings, OpenAIDeployment, Settings
+from helixflow.settings.tree import (
+    AuthSettings,
+    DatabaseSettings,
+    ModelSettings,
+    OpenAIDeployment,
+    RedisSettings,
+    Settings,
+)
 
 
 def test_every_variable_that_the_settings_name_is_kept_from_engines() -> None:
@@ -13,10 +20,11 @@ def test_every_variable_that_the_settings_name_is_kept_from_engines() -> None:
     settings = Settings(
         auth=AuthSettings(master_key_env="MASTER"),
         database=DatabaseSettings(password_env="DB_PASSWORD"),
+        redis=RedisSettings(password_env="REDIS_PASSWORD"),
         models=(ModelSettings(name="m", deployments=(deployment,)),),
     )
     names = find_secret_variables(json.loads(settings.model_dump_json()))
-    assert names == {"MASTER", "DB_PASSWORD", "THEIR_KEY", "TEAM"}
+    assert names == {"MASTER", "DB_PASSWORD", "REDIS_PASSWORD", "THEIR_KEY", "TEAM"}
 
 
 def test_settings_that_name_none_are_understood() -> None:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -64,6 +65,7 @@ class LedgerRow(Struct, array_like=True, frozen=True, gc=False, forbid_unknown_f
 
 
 _Position = Annotated[int, Meta(ge=0, le=2**62)]
+COLUMNS: Final = LedgerRow.__struct_fields__
 _ROWS: Final = msgspec.msgpack.Decoder(Annotated[list[tuple[_Position, LedgerRow]], Meta(max_length=MAX_ROWS)])
 _TAGS: Final = msgspec.json.Decoder(dict[str, _Text])
 
@@ -109,20 +111,30 @@ class Batch:
 
 
 def decode_batch(data: bytes) -> Batch:
-    """Reads `metering.rows.encode_rows`. Takes about 8 ms for 2,000 rows: not on the event loop.
+    """Reads `metering.rows.encode_rows`. Takes about 13 ms for 2,000 rows: not on the event loop.
 
-    Raises `HelixError` INVALID_VALUE for what is not that, is of a newer version or goes backwards.
+    Raises `HelixError` INVALID_VALUE for what is not that, is of a newer version, goes backwards or cannot be stored.
     """
     try:
         pairs = _ROWS.decode(data) if data else []
-        positions = [position for position, _ in pairs]
-        if any(later <= earlier for earlier, later in zip(positions, positions[1:], strict=False)):
-            raise HelixError(ErrorKind.INVALID_VALUE, "The positions of rows must grow.", param="rows")
-        return Batch(positions, [row for _, row in pairs])
+        batch = Batch([position for position, _ in pairs], [row for _, row in pairs])
     except msgspec.DecodeError as exc:
         # Says what was expected and where, and no value.
-        message = f"These rows are not of a format that this ledger knows: {exc}."
-        raise HelixError(ErrorKind.INVALID_VALUE, message, param="rows") from exc
+        raise _invalid(f"These rows are not of a format that this ledger knows: {exc}.") from exc
+    if any(later <= earlier for earlier, later in pairwise(batch.positions)):
+        raise _invalid("The positions of rows must grow.")
+    columns = dict(zip(COLUMNS, zip(*batch.values, strict=True), strict=False))
+    if not _HEX.issuperset("".join(columns.get("call_id", ()))):
+        raise _invalid("A call id is 32 hexadecimal digits, in lower case.")
+    # PostgreSQL stores none, and behaves as SQLite does.
+    for name, values in columns.items():
+        if isinstance(values[0], str) and "\0" in "".join(values):
+            raise _invalid(f"There is a NUL in {name}.")
+    return batch
+
+
+def _invalid(message: str) -> HelixError:
+    return HelixError(ErrorKind.INVALID_VALUE, message, param="rows")
 
 
 _Sums = dict[tuple[Any, ...], list[int]]

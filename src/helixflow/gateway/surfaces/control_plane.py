@@ -1,4 +1,6 @@
-"""The reverse proxy in front of the admin API: everything under /api/v1, over the control process's Unix socket."""
+"""The reverse proxy in front of the admin API, over the control process's Unix socket: everything under /api/v1, and
+OpenAI's endpoints for an organisation.
+"""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -10,12 +12,14 @@ import httptools
 
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.gateway.body import read_whole
-from helixflow.gateway.client_address import ClientAddresses
+from helixflow.gateway.client_address import Address, ClientAddresses
 from helixflow.gateway.exchange import Exchange
+from helixflow.gateway.sign_in_rate import SignInRate
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
 PREFIX: Final = "/api/v1"
+ORGANISATION: Final = "/v1/organization/"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_BODY_BYTES: Final = 2**20
 # An answer there begins within the deadline of its RPC, 15 s at most; after that the process hangs.
@@ -46,28 +50,44 @@ _NOT_PASSED_BACK: Final = frozenset({b"date", b"server", b"x-request-id"})
 
 
 def is_control_plane(path: str) -> bool:
-    """Whether errors there are problem documents, and requests the control process's."""
+    """Whether requests there are the control process's."""
+    return path.startswith(ORGANISATION) or has_problems(path)
+
+
+def has_problems(path: str) -> bool:
+    """Whether errors there are problem documents."""
     return path.startswith(PREFIX) and path[len(PREFIX) : len(PREFIX) + 1] in ("", "/")
 
 
 class ControlPlaneSurface:
     """Passes requests on and answers back; a client that leaves ends its request there too."""
 
-    def __init__(self, client: HttpClient, socket: Path, addresses: ClientAddresses, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: HttpClient,
+        socket: Path,
+        addresses: ClientAddresses,
+        sign_ins: SignInRate,
+        *,
+        timeout_s: float,
+    ) -> None:
         self._client = client
+        self._sign_ins = sign_ins
         self._origin = Origin.unix(socket)
         self._addresses = addresses
         self._timeout_s = timeout_s
 
     async def forward(self, exchange: Exchange) -> None:
-        """Raises `HelixError`: INVALID_REQUEST, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNAVAILABLE when the control
-        process is away, UPSTREAM_INVALID, DEADLINE; after the head as well.
+        """Raises `HelixError`: INVALID_REQUEST, METHOD_NOT_ALLOWED, TOO_MANY_ATTEMPTS, BODY_TOO_LARGE, UNAVAILABLE when
+        the control process is away, UPSTREAM_INVALID, DEADLINE; after the head as well.
         """
         if exchange.method not in METHODS:
             allowed = ", ".join(METHODS)
             exchange.extra_headers += ((b"allow", allowed.encode()),)
             raise HelixError(ErrorKind.METHOD_NOT_ALLOWED, f"{exchange.method} is not allowed here; use {allowed}.")
-        head = self._build_head(exchange)
+        address = self._addresses.find(exchange)
+        self._sign_ins.check(exchange, address)
+        head = self._build_head(exchange, address)
         body = await read_whole(exchange, max_bytes=MAX_BODY_BYTES)
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
@@ -79,10 +99,9 @@ class ControlPlaneSurface:
         except HelixError as exc:
             raise _as_ours(exc) from exc
 
-    def _build_head(self, exchange: Exchange) -> bytes:
+    def _build_head(self, exchange: Exchange, address: Address | None) -> bytes:
         headers = [*_end_to_end(exchange.scope["headers"])]
         headers = [header for header in headers if not _is_ours(header[0])]
-        address = self._addresses.find(exchange)
         if address is not None:
             headers.append((b"x-forwarded-for", str(address).encode()))
         headers.append((b"x-forwarded-proto", exchange.scope["scheme"].encode()))

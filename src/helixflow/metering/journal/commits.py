@@ -20,6 +20,7 @@ class Commits:
     """
 
     def __init__(self, executor: Executor, synced: int) -> None:
+        # Of one thread: a sync whose caller was cancelled ends before the next begins.
         self._executor = executor
         # Segments that are full, and not synced since.
         self._finished: list[Segment] = []
@@ -31,6 +32,7 @@ class Commits:
         self.failed = 0
         # Why the last sync failed, if it did.
         self.failure: OSError | None = None
+        self._closed = False
 
     def finish(self, segment: Segment) -> None:
         """Nothing more is written to `segment`: it is closed once it has been synced."""
@@ -44,6 +46,9 @@ class Commits:
         if position <= self.synced:
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            future.set_exception(_unavailable(self.failure))
+            return future
         self._waiters.append((position, future))
         self._wanted.set()
         return future
@@ -76,12 +81,9 @@ class Commits:
 
     def _complete(self, position: int, segments: tuple[Segment, ...], failure: OSError | None) -> None:
         self.failure = failure
-        waiting, self._waiters = self._waiters, []
         if failure is not None:
             self.failed += 1
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(_unavailable(failure))
+            self._fail_waiters()
             return
         self.syncs += 1
         self.synced = max(self.synced, position)
@@ -89,6 +91,7 @@ class Commits:
             if segment in segments:
                 segment.close()
         self._finished = [segment for segment in self._finished if segment not in segments]
+        waiting, self._waiters = self._waiters, []
         for position, future in waiting:
             if position > self.synced:
                 self._waiters.append((position, future))
@@ -98,17 +101,21 @@ class Commits:
 
     def close(self) -> None:
         """Nobody waits any longer. Call it after the last `sync`."""
+        self._closed = True
         for segment in self._finished:
             segment.close()
         self._finished = []
-        for _, future in self._waiters:
-            future.cancel()
-        self._waiters = []
+        self._fail_waiters()
+
+    def _fail_waiters(self) -> None:
+        waiting, self._waiters = self._waiters, []
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(_unavailable(self.failure))
 
 
-def _unavailable(failure: OSError) -> HelixError:
-    error = HelixError(
-        ErrorKind.UNAVAILABLE, "Usage cannot be recorded at the moment; try again later.", retry_after_s=RETRY_AFTER_S
-    )
+def _unavailable(failure: OSError | None) -> HelixError:
+    message = "Usage cannot be recorded at the moment; try again later."
+    error = HelixError(ErrorKind.UNAVAILABLE, message, retry_after_s=RETRY_AFTER_S)
     error.__cause__ = failure
     return error

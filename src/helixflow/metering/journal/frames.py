@@ -52,6 +52,8 @@ def frame_end(block: bytes, offset: int, position: int) -> int | None:
     """Where the frame ends that begins at `offset` of `block`, which is `position`; None when there is no sound one."""
     if len(block) - offset < OVERHEAD:
         return None
+    magic: bytes
+    length: int
     magic, length, checksum = FRAME.unpack_from(block, offset)
     if magic != MAGIC or length > MAX_PAYLOAD_BYTES:
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from helixflow.metering.journal.files import Files
 from helixflow.metering.journal.frames import OVERHEAD, SEGMENT_HEADER_BYTES, encode_segment_header
 
 _NAME_DIGITS: Final = 20
+_NAME: Final = re.compile(r"[0-9]{20}")
 _HIDDEN: Final = ".new-"
 
 
@@ -78,9 +80,8 @@ def capacity(segment_bytes: int) -> int:
 
 def list_segments(folder: Path) -> list[tuple[int, Path]]:
     """(start position, path) in order; [] when there is no such folder."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            if len(path.name) == _NAME_DIGITS and path.name.isascii() and path.name.isdigit():
-                found.append((int(path.name), path))
-    return sorted(found)
+    try:
+        names = (path.name for path in folder.iterdir())
+        return sorted((int(name), folder / name) for name in names if _NAME.fullmatch(name))
+    except FileNotFoundError:
+        return []

@@ -10,18 +10,20 @@ from helixflow.metering.journal.segments import list_segments
 _PAGE: Final = 4096
 
 
-def measure_end(folder: Path) -> int:
-    """The position after the last record, give or take a page. Blocks for some microseconds; raises `OSError`.
+def measure(folder: Path) -> tuple[int, int]:
+    """Positions of the first record there is and after the last one, give or take a page; (0, 0) when it is gone.
 
-    What was not written yet is zeros, so the end is found by halving; a newest segment may be wholly unused.
+    Blocks for some microseconds; raises `OSError`. What was not written yet is zeros, so the end is found by halving; a
+    newest segment may be wholly unused.
     """
+    segments = list_segments(folder)
     end = 0
-    for start, path in reversed(list_segments(folder)):
+    for start, path in reversed(segments):
         used = _measure_used(path)
         end = start + used
         if used > SEGMENT_HEADER_BYTES:
             break
-    return end
+    return (segments[0][0], end) if segments else (0, 0)
 
 
 def _measure_used(path: Path) -> int:
@@ -30,7 +32,7 @@ def _measure_used(path: Path) -> int:
         low, high = 0, -(-os.fstat(descriptor).st_size // _PAGE)
         while low < high:
             middle = (low + high) // 2
-            if _is_written(os.pread(descriptor, _PAGE, middle * _PAGE)):
+            if os.pread(descriptor, _PAGE, middle * _PAGE).rstrip(b"\0"):
                 low = middle + 1
             else:
                 high = middle
@@ -38,7 +40,3 @@ def _measure_used(path: Path) -> int:
         return last + len(os.pread(descriptor, _PAGE, last).rstrip(b"\0"))
     finally:
         os.close(descriptor)
-
-
-def _is_written(page: bytes) -> bool:
-    return bool(page.rstrip(b"\0"))

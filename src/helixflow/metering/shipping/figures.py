@@ -6,7 +6,6 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from helixflow.pki.files import write_atomically
 
 FILE_NAME: Final = "shipper.json"
 
@@ -33,17 +32,21 @@ class ShipperStatus(Struct, frozen=True):
 
 
 class JournalFigures:
-    """Of one journal. `acknowledged` and `end` are positions, `waiting_since` is in seconds since the epoch."""
+    """Of one journal: what there is of it, positions from `begin` to `end`, and what the ledger has `acknowledged`.
+
+    `waiting_since` is of what was read and is not acknowledged, seconds since the epoch.
+    """
 
     def __init__(self) -> None:
         self.acknowledged = 0
+        self.begin = 0
         self.end = 0
         self.waiting_since: float | None = None
         self.refused_code = ""
 
     @property
     def backlog_bytes(self) -> int:
-        return max(0, self.end - self.acknowledged)
+        return max(0, self.end - max(self.begin, self.acknowledged))
 
 
 class Figures:
@@ -78,8 +81,11 @@ class Figures:
 
 
 def write_status(run_dir: Path, status: ShipperStatus) -> None:
-    """Replaces the file as a whole. Blocks; raises `UserError` (STORAGE)."""
-    write_atomically(run_dir / FILE_NAME, msgspec.json.encode(status), 0o600)
+    """Replaces the file as a whole. Blocks; raises `OSError`. Not synced to disk: it is of the moment."""
+    draft = run_dir / f".{FILE_NAME}.new"
+    draft.write_bytes(msgspec.json.encode(status))
+    draft.chmod(0o600)
+    draft.replace(run_dir / FILE_NAME)
 
 
 def read_status(run_dir: Path) -> ShipperStatus | None:

@@ -66,8 +66,8 @@ class JournalShipping:
     async def run(self) -> None:
         """Returns once the folder is removed; while draining, once all that is there has been shipped.
 
-        Raises `HelixError` when the ledger refuses something, `OSError` when the journal cannot be read;
-        `FileNotFoundError`: it is gone.
+        Raises `HelixError` when the ledger refuses something; that, `UserError` or `OSError` when the journal cannot be
+        read (`FileNotFoundError`: it is gone).
         """
         self._shipped = await self._office.ship(Shipment(self._folder.name, 0))
         source = await asyncio.to_thread(self._open, ended=False)
@@ -122,7 +122,7 @@ class JournalShipping:
         all_journals.orphaned += batch.orphaned
         if not batch.shipments:
             return
-        own.end, own.waiting_since = batch.position, batch.since
+        own.waiting_since = batch.since
         for shipment in batch.shipments:
             own.acknowledged = self._shipped = await self._office.ship(shipment)
             all_journals.quarantined += shipment.quarantined

@@ -7,15 +7,18 @@ from typing import Final
 
 import structlog
 
-from helixflow.core.errors import HelixError
+from helixflow.core.errors import HelixError, UserError
 from helixflow.metering.journal.folders import list_journals
+from helixflow.metering.shipping.extent import measure
 from helixflow.metering.shipping.figures import JournalFigures, ShipperStatus
 from helixflow.metering.shipping.journal import JournalShipping, Office
 from helixflow.metering.shipping.shipments import Shipment
 
-# A journal that the ledger refused, or that cannot be read, is tried again after so long; so is the look for lost ones.
-RETRY_S: Final = 60.0
+# A journal that the ledger refused, or that cannot be read, is tried again after so long.
+RETRY_S: Final = 30.0
 LOST_CHECK_S: Final = 60.0
+# What `ShipperStatus.last_error` says of a journal that cannot be read.
+UNREADABLE: Final = "journal_unreadable"
 
 log = structlog.get_logger("helixflow.shipper")
 
@@ -48,8 +51,10 @@ class Shipper:
         """Has `run` end as soon as everything is shipped. What is not by then stays where it is."""
         self._office.draining.set()
 
-    def status(self, now: float) -> ShipperStatus:
-        """As of `now`, seconds since the epoch."""
+    async def status(self, now: float) -> ShipperStatus:
+        """As of `now`, seconds since the epoch; looks at the journals. Raises `OSError`."""
+        for journal_id, journal in list(self._figures.journals.items()):
+            journal.begin, journal.end = await asyncio.to_thread(measure, self._root / journal_id)
         failing_code = self._office.to_ledger.failing_code or self._office.to_closer.failing_code
         return self._figures.status(now, failing_code)
 
@@ -63,11 +68,14 @@ class Shipper:
                 except HelixError as exc:
                     figures.refused_code = exc.code
                     log.error("journal.refused", journal=folder.name, code=exc.code, reason=exc.message)
+                except UserError as exc:
+                    figures.refused_code = UNREADABLE
+                    log.error("journal.unreadable", journal=folder.name, reason=exc.message)
                 except FileNotFoundError:
                     # Somebody has removed it: that is for the look for lost ones.
                     return
                 except OSError as exc:
-                    figures.refused_code = "unreadable"
+                    figures.refused_code = UNREADABLE
                     log.error("journal.unreadable", journal=folder.name, reason=exc.strerror)
                 if self._office.draining.is_set():
                     return

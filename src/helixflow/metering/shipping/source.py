@@ -39,7 +39,7 @@ class Batch(Struct, frozen=True):
 class JournalSource:
     """Reads from the oldest record that is there; what the ledger has already, up to `shipped`, is not shipped again.
 
-    `ended`: the writer is gone. Raises `OSError` when the journal cannot be read.
+    `ended`: the writer is gone. Raises what `JournalReader` raises.
     """
 
     def __init__(self, folder: Path, quarantine: Path, *, shipped: int, ended: bool, keep_settlements: bool) -> None:

@@ -1,0 +1,112 @@
+"""Whatever is shipped, in whatever pieces and however often: rows, roll-ups and spend agree."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, func, select
+
+from helixflow.auth.ledger.ledger import Ledger
+from helixflow.core.clock import FakeClock
+from helixflow.metering.policies import DAY_MS
+from helixflow.metering.rows import RequestRow
+from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
+from helixflow.settings.tree import Settings
+from helixflow.storage.engine import Database, open_database
+from helixflow.storage.schema import journals, metadata, requests, usage_daily_tags
+from tests.harness.ledger import JOURNAL, NOW_MS, OTHER_JOURNAL, check_sums, make_row, ship
+
+LEDGER_TABLES = ("journals", "requests", "usage_hourly", "usage_daily", "usage_daily_tags")
+DAY = NOW_MS // DAY_MS
+
+few = st.sampled_from
+rows = st.builds(
+    dict,
+    admitted_at_ms=st.integers(NOW_MS - 2 * DAY_MS, NOW_MS),
+    organisation_id=few(["org_1", "org_2"]),
+    project_id=few(["proj_1", "proj_2"]),
+    key_id=few(["key_1", "key_2", ""]),
+    user_id=few(["", "user_1"]),
+    model=few(["m", "n"]),
+    outcome=few(["completed", "failed", "cancelled", "interrupted", "lost"]),
+    prompt_tokens=st.integers(0, 2**40),
+    completion_tokens=st.integers(0, 2**40),
+    cost=st.integers(0, 2**50),
+    tags=st.dictionaries(few(["team", "job", "Ä\u2028"]), few(["", "a", "b"]), max_size=3),
+)
+# Which rows each shipment is of: [from, to).
+shipments = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=6)
+
+
+@given(described=st.lists(rows, min_size=1, max_size=12), pieces=shipments)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_and_roll_ups_and_spend_agree(
+    database_settings: Settings, database: Database, described: list[dict[str, Any]], pieces: list[tuple[int, int]]
+) -> None:
+    made = [make_row(number, **each) for number, each in enumerate(described, 1)]
+    asyncio.run(_check(database_settings, made, pieces))
+
+
+async def _check(database_settings: Settings, made: list[RequestRow], pieces: list[tuple[int, int]]) -> None:
+    database = open_database(database_settings)
+    try:
+        async with database.writing() as connection:
+            for name in LEDGER_TABLES:
+                await connection.execute(delete(metadata.tables[name]))
+        ledger = Ledger(database, FakeClock())
+        numbered = list(enumerate(made, 1))
+        # A journal is shipped in order: what comes is a repetition, or goes on where the last one ended or before.
+        shipped = 0
+        for begin, end in [*pieces, (0, len(made))]:
+            part = numbered[min(begin, shipped) : max(end, 1)]
+            await ledger.ship_records(ship(part))
+            shipped = max(shipped, part[-1][0]) if part else shipped
+            # And all of it under another name.
+            await ledger.ship_records(ship(part, journal_id=OTHER_JOURNAL))
+            await _compare(ledger, database, made[:shipped])
+    finally:
+        await database.close()
+
+
+async def _compare(ledger: Ledger, database: Database, made: list[RequestRow]) -> None:
+    assert (await check_sums(database))[0] == len(made)
+    tags: Counter[tuple[str, str, str]] = Counter()
+    for row in made:
+        for tag, value in msgspec.json.decode(row.tags or "{}").items():
+            tags[row.organisation_id, tag, value] += row.cost
+    table = usage_daily_tags.c
+    keys = table.organisation_id, table.tag, table.tag_value
+    found = await database.fetch_all(select(*keys, func.sum(table.cost)).group_by(*keys))
+    assert {(row[0], row[1], row[2]): int(row[3]) for row in found} == dict(tags)
+    for query, expected in _questions(made):
+        answer = await ledger.read_spend(pb.ReadSpendRequest(queries=[query]))
+        assert list(answer.spent) == [expected], query
+
+
+def _questions(made: list[RequestRow]) -> list[tuple[pb.SpendQuery, int]]:
+    """Queries of every kind, and their answers out of the rows."""
+    subjects = [
+        (pb.SCOPE_INSTALLATION, "", "", ""),
+        (pb.SCOPE_ORGANISATION, "org_1", "org_1", "organisation_id"),
+        (pb.SCOPE_PROJECT, "proj_1", "org_2", "project_id"),
+        (pb.SCOPE_KEY, "key_2", "org_1", "key_id"),
+    ]
+    periods = [(0, 0), ((DAY - 1) * DAY_MS, DAY * DAY_MS), (DAY * DAY_MS, (DAY + 1) * DAY_MS)]
+    questions = []
+    for scope, subject_id, organisation_id, field in subjects:
+        for begin, end in periods:
+            rows = [
+                row
+                for row in made
+                if (not end or begin <= row.admitted_at_ms < end)
+                and (not field or (row.organisation_id == organisation_id and getattr(row, field) == subject_id))
+            ]
+            common: dict[str, Any] = {"scope": scope, "subject_id": subject_id, "organisation_id": organisation_id}
+            common |= {"from_ms": begin, "to_ms": end}
+            tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+            questions.append((pb.SpendQuery(unit=pb.BUDGET_UNIT_MONEY, **common), sum(row.cost for row in rows)))
+            questions.append((pb.SpendQuery(unit=pb.BUDGET_UNIT_TOKENS, **common), tokens))
+    return questions

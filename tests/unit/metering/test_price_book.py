@@ -1,0 +1,197 @@
+"""Prices at hand in a gateway, with an auth service that says what the test tells it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from helixflow.clients.changes import ChangeWatch
+from helixflow.core.clock import FakeClock
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.metering import price_book
+from helixflow.metering.journal.records import Tokens
+from helixflow.metering.price_book import PriceBook
+from helixflow.metering.prices import Price, encode_price
+from helixflow.rpc.generated.auth_v1 import identity_pb2, metering_pb2
+
+START_MS = 1_700_000_000_000
+LOCAL, REMOTE = "m/llama_cpp-0", "m/openai-1"
+CHEAP = Price(source="set", input=1_000_000).sealed()
+DEAR = Price(source="set", input=5_000_000).sealed()
+
+
+class ScriptedChannel:
+    """A channel whose RPCs answer from `answers`, each once; an exception is raised, without one it takes for ever."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[metering_pb2.ResolvePricesResponse | HelixError] = asyncio.Queue()
+        self.asked: list[metering_pb2.ResolvePricesRequest] = []
+        self.taken = asyncio.Event()
+
+    def unary_unary(self, path: str, **_: Any) -> Any:
+        async def call(request: Any, timeout: float) -> Any:
+            assert path.endswith("/ResolvePrices") and 0 < timeout <= 5
+            self.asked.append(request)
+            self.taken.set()
+            answer = await self.answers.get()
+            if isinstance(answer, HelixError):
+                raise answer
+            return answer
+
+        return call
+
+    def unary_stream(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.channel = ScriptedChannel()
+        channel: Any = self.channel
+        self.watch = ChangeWatch(channel, clock=self.clock)
+        refs = [metering_pb2.DeploymentRef(deployment=name, model="m") for name in (LOCAL, REMOTE)]
+        self.book = PriceBook(channel, self.watch, refs, self.clock)
+
+    def change(self, kind: "identity_pb2.ChangeKind.ValueType" = identity_pb2.CHANGE_KIND_PRICES) -> None:
+        for follower in self.watch._followers:
+            follower.apply(identity_pb2.Change(kind=kind))
+
+    async def answer(self, *prices: tuple[str, Price, int, int]) -> None:
+        """Gives the next answer and lets the book take it in."""
+        await self.channel.answers.put(answer_of(*prices))
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+def answer_of(*prices: tuple[str, Price, int, int]) -> metering_pb2.ResolvePricesResponse:
+    answer = metering_pb2.ResolvePricesResponse()
+    for name, price, begun, ended in prices:
+        answer.prices.add(deployment=name, price=encode_price(price), valid_from_ms=begun, valid_to_ms=ended)
+    return answer
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Bench]:
+    bench = Bench()
+    task = asyncio.create_task(bench.book.run())
+    await bench.settle()
+    try:
+        yield bench
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    # What waits between attempts is told by the backoff; that it waits is tested there.
+    monkeypatch.setattr(price_book.Backoff, "next_delay_s", lambda self, _: setattr(self, "failures", 1) or 0.0)
+    async with running() as bench:
+        yield bench
+
+
+BOTH = ((LOCAL, CHEAP, START_MS, 0), (REMOTE, DEAR, START_MS, 0))
+
+
+async def test_before_the_first_answer_nothing_is_rated_and_the_book_says_so(bench: Bench) -> None:
+    assert not bench.book.ready
+    assert bench.book.price(LOCAL, START_MS) == Price()
+    assert [ref.deployment for ref in bench.channel.asked[0].deployments] == [LOCAL, REMOTE]
+    await bench.answer(*BOTH)
+    assert bench.book.ready
+    assert (bench.book.price(LOCAL, START_MS), bench.book.price(REMOTE, START_MS)) == (CHEAP, DEAR)
+
+
+async def test_the_dearest_of_the_candidates_bounds_what_a_call_costs(bench: Bench) -> None:
+    await bench.answer(*BOTH)
+    used = Tokens(1_000, 0, 0)
+    assert bench.book.dearest_bound([LOCAL], START_MS, 1_000, 0, 0) == CHEAP.rate(used, 0)
+    assert bench.book.dearest_bound([LOCAL, REMOTE], START_MS, 1_000, 0, 0) == DEAR.rate(used, 0)
+    assert bench.book.dearest_bound([], START_MS, 1_000, 0, 0) == 0
+
+
+async def test_prices_change_at_the_moment_that_was_told_beforehand(bench: Bench) -> None:
+    turn = START_MS + 5_000
+    await bench.answer((LOCAL, CHEAP, START_MS, turn), (LOCAL, DEAR, turn, 0), BOTH[1])
+    moments = {START_MS - 60_000: CHEAP, START_MS: CHEAP, turn - 1: CHEAP, turn: DEAR, turn + 10**10: DEAR}
+    for _ in range(2):
+        for moment, price in moments.items():
+            assert bench.book.price(LOCAL, moment) == price, moment
+
+
+async def test_a_change_is_asked_for_and_the_known_prices_go_on_meanwhile(bench: Bench) -> None:
+    await bench.answer(*BOTH)
+    bench.change(identity_pb2.CHANGE_KIND_POLICIES)
+    await bench.settle()
+    assert len(bench.channel.asked) == 1
+    bench.clock.advance(10)
+    bench.change()
+    await bench.settle()
+    now = START_MS + 10_000
+    assert len(bench.channel.asked) == 2 and bench.book.ready and bench.book.price(LOCAL, now) == CHEAP
+    await bench.answer((LOCAL, DEAR, now, 0), BOTH[1])
+    assert bench.book.price(LOCAL, now + 1) == DEAR
+
+
+async def test_a_call_keeps_the_price_that_was_known_when_it_was_admitted(bench: Bench) -> None:
+    await bench.answer(*BOTH)
+    bench.clock.advance(10)
+    now = START_MS + 10_000
+    bench.book.forget()
+    # The clock of auth is behind ours by three seconds.
+    await bench.answer((LOCAL, DEAR, now - 3_000, 0), BOTH[1])
+    assert bench.book.price(LOCAL, now) == bench.book.price(LOCAL, now - 2_000) == CHEAP
+    assert bench.book.price(LOCAL, now + 1) == DEAR
+    for _ in range(3):
+        bench.clock.advance(86_400)
+        bench.book.forget()
+        await bench.answer((LOCAL, DEAR, now, 0), BOTH[1])
+    assert bench.book.price(LOCAL, now + 3 * 86_400_000) == DEAR
+    assert len(bench.book._timelines[LOCAL]) == 1
+
+
+async def test_a_change_while_an_answer_is_under_way_is_asked_for_again(bench: Bench) -> None:
+    bench.change()
+    await bench.answer(*BOTH)
+    assert len(bench.channel.asked) == 2
+    await bench.answer((LOCAL, DEAR, START_MS, 0), BOTH[1])
+    assert bench.book.price(LOCAL, START_MS + 5_000) == DEAR
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        HelixError(ErrorKind.UNAVAILABLE, "away"),
+        answer_of(BOTH[0]),
+        answer_of(*BOTH, ("x/y-0", CHEAP, START_MS, 0)),
+        answer_of((LOCAL, CHEAP, START_MS, START_MS + 5), (LOCAL, DEAR, START_MS + 6, 0), BOTH[1]),
+        answer_of((LOCAL, CHEAP, START_MS, START_MS + 5), BOTH[1]),
+        metering_pb2.ResolvePricesResponse(prices=[metering_pb2.DatedPrice(deployment=LOCAL, price=b"{")]),
+    ],
+)
+async def test_without_a_good_answer_it_asks_again(
+    bench: Bench, bad: HelixError | metering_pb2.ResolvePricesResponse
+) -> None:
+    await bench.channel.answers.put(bad)
+    await bench.settle()
+    assert not bench.book.ready
+    await bench.answer(*BOTH)
+    assert bench.book.ready
+    bench.book.forget()
+    await bench.channel.answers.put(bad)
+    await bench.settle()
+    assert bench.book.price(REMOTE, START_MS) == DEAR
+    await bench.answer(BOTH[0], (REMOTE, CHEAP, START_MS, 0))
+    assert bench.book.price(REMOTE, START_MS + 5_000) == CHEAP
+
+
+async def test_without_deployments_nobody_is_asked() -> None:
+    channel: Any = ScriptedChannel()
+    clock = FakeClock()
+    assert PriceBook(channel, ChangeWatch(channel, clock=clock), [], clock).ready
