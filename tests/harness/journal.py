@@ -79,6 +79,8 @@ class FaultyFiles(SystemFiles):
         self.tear = tear
         self.failures: dict[str, OSError] = {}
         self.partial = 0
+        # Reads fail that include it.
+        self.bad_offset = 0
         # Called before each sync, in its thread.
         self.before_sync: Callable[[], object] = lambda: None
 
@@ -104,7 +106,7 @@ class FaultyFiles(SystemFiles):
         return super().write(fd, data, offset)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
-        if "read" in self.failures and size > 4096:
+        if "read" in self.failures and offset <= self.bad_offset < offset + size:
             raise self.failures["read"]
         return super().read(fd, size, offset)
 

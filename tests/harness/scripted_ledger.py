@@ -61,12 +61,15 @@ class ScriptedLedger(metering_pb2_grpc.MeteringServiceServicer):
         if request.journal_id in self.refused:
             raise HelixError(ErrorKind.INVALID_VALUE, "These are no rows of a journal.", param="rows")
         book = self.books.setdefault(request.journal_id, Book(request.node_id))
+        if book.closed and request.position > book.position:
+            raise HelixError(ErrorKind.CONFLICT, "This journal was closed: nothing can be added to it.")
         rows = decode_rows(request.rows) if request.rows else []
         assert all(position <= request.position for position, _ in rows)
         book.rows += [(position, row) for position, row in rows if position > book.position]
-        book.position = max(book.position, request.position)
+        if request.position > book.position:
+            book.quarantined += request.quarantined
+            book.position = request.position
         book.closed |= request.closes
-        book.quarantined += request.quarantined
         self.shipments += 1
         async with self._changed:
             self._changed.notify_all()

@@ -1,5 +1,5 @@
-"""Every RPC of AdminService, for every role, at every place: allowed exactly where the declarations and the table of
-roles say so.
+"""Every RPC of AdminService and UsageService, for every role, at every place: allowed exactly where the declarations
+and the table of roles say so.
 
 Each call names things of one organisation and one project in it (`Scene`). All writes are undone, so that each call
 begins from the same state.
@@ -15,13 +15,18 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
 from helixflow.rpc.access import Access, Level, declared_access
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
+from helixflow.rpc.generated.auth_v1 import metering_pb2, usage_pb2
 from helixflow.storage.engine import Database
-from tests.harness.auth import ADMIN_SERVICE, Installation, Person, Rehearsal
+from tests.harness.auth import ADMIN_SERVICE, USAGE_SERVICE, Installation, Person, Rehearsal
+from tests.harness.ledger import make_row, ship
 
 # What decides here is not the database; the tests of the operations themselves run on both kinds.
 on_sqlite = pytest.mark.parametrize("database_settings", ["sqlite"], indirect=True)
 
-ACCESS = {method.name: access for method, access in declared_access(ADMIN_SERVICE)}
+ACCESS = {
+    method.name: access for service in (ADMIN_SERVICE, USAGE_SERVICE) for method, access in declared_access(service)
+}
+MODEL = "smollm2-135m-instruct"
 # What somebody may do who has no role at all, beside those with one.
 NO_ROLE = "no role"
 OPERATOR = "operator"
@@ -41,6 +46,10 @@ class Scene:
     role: str
     program: str
     key: str
+    limit: str
+    budget: str
+    # In the ledger, of that project.
+    request: str
 
 
 # As little as possible is given or taken, so that only the declared permission decides.
@@ -77,7 +86,7 @@ REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "GetRole": lambda s: pb.GetRequest(id=s.role),
     "UpdateRole": lambda s: pb.UpdateRoleRequest(id=s.role, description="New"),
     "DeleteRole": lambda s: pb.DeleteRequest(id=s.role),
-    "CreateServiceAccount": lambda s: pb.CreateServiceAccountRequest(name="New", project_id=s.project, role="billing"),
+    "CreateServiceAccount": lambda s: pb.CreateServiceAccountRequest(name="New", project_id=s.project, role="idle"),
     "ListServiceAccounts": lambda s: pb.ListInProjectRequest(project_id=s.project),
     "GetServiceAccount": lambda s: pb.GetRequest(id=s.program),
     "UpdateServiceAccount": lambda s: pb.UpdateServiceAccountRequest(id=s.program, name="New"),
@@ -91,12 +100,46 @@ REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "ListAuditRecords": lambda s: pb.ListAuditRecordsRequest(),
     "ExportAuditLog": lambda s: pb.ExportAuditLogRequest(),
     "RotateSigningKey": lambda s: pb.RotateSigningKeyRequest(),
+    "CreateLimit": lambda s: usage_pb2.CreateLimitRequest(
+        scope=metering_pb2.SCOPE_PROJECT,
+        subject_id=s.project,
+        metric=metering_pb2.METRIC_PARALLEL_REQUESTS,
+        value=1,
+    ),
+    "ListLimits": lambda s: usage_pb2.ListPoliciesRequest(),
+    "GetLimit": lambda s: pb.GetRequest(id=s.limit),
+    "UpdateLimit": lambda s: usage_pb2.UpdateLimitRequest(id=s.limit, value=2),
+    "DeleteLimit": lambda s: pb.DeleteRequest(id=s.limit),
+    "CreateBudget": lambda s: usage_pb2.CreateBudgetRequest(
+        scope=metering_pb2.SCOPE_PROJECT,
+        subject_id=s.project,
+        unit=metering_pb2.BUDGET_UNIT_TOKENS,
+        period=metering_pb2.BUDGET_PERIOD_DAY,
+        cap="1",
+    ),
+    "ListBudgets": lambda s: usage_pb2.ListPoliciesRequest(),
+    "GetBudget": lambda s: pb.GetRequest(id=s.budget),
+    "UpdateBudget": lambda s: usage_pb2.UpdateBudgetRequest(id=s.budget, cap="2"),
+    "DeleteBudget": lambda s: pb.DeleteRequest(id=s.budget),
+    "ListBudgetEvents": lambda s: usage_pb2.ListBudgetEventsRequest(budget_id=s.budget),
+    "ListPrices": lambda s: usage_pb2.ListPricesRequest(),
+    "GetPrice": lambda s: usage_pb2.GetPriceRequest(subject=MODEL),
+    "SetPrice": lambda s: usage_pb2.SetPriceRequest(
+        subject_kind="model", subject="another", rates=usage_pb2.Rates(input="1")
+    ),
+    "CheckRating": lambda s: usage_pb2.CheckRatingRequest(),
+    "QueryUsage": lambda s: usage_pb2.QueryUsageRequest(project_ids=[s.project]),
+    "ListRequests": lambda s: usage_pb2.ListRequestsRequest(project_id=s.project),
+    "DescribeRequest": lambda s: pb.GetRequest(id=s.request),
 }
 # They name nothing: the caller's own organisation is meant, whichever that is.
 UNNAMED = {
     *("CreateOrganisation", "ListOrganisations", "CreateProject", "ListProjects", "CreateUser", "ListInvitations"),
     *("ListUsers", "CreateRole", "ListRoles", "ListAuditRecords", "ExportAuditLog", "RotateSigningKey"),
+    *("ListLimits", "ListBudgets", "ListPrices", "GetPrice", "SetPrice", "CheckRating"),
 }
+# Whoever has the permission somewhere may ask; what they may not see is not there.
+HIDDEN = {"DescribeRequest"}
 
 # What the log says of each that is refused: what is changed or looked at, or where something was to be made or listed.
 TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
@@ -124,6 +167,18 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     "ListAuditRecords": lambda s: ("audit_record", ""),
     "ExportAuditLog": lambda s: ("audit_log", ""),
     "RotateSigningKey": lambda s: ("signing_key", ""),
+    **{rpc: lambda s: ("limit", s.limit) for rpc in REQUESTS if rpc.endswith("Limit")},
+    **{rpc: lambda s: ("budget", s.budget) for rpc in REQUESTS if rpc.endswith("Budget")},
+    **{rpc: lambda s: ("price", "") for rpc in REQUESTS if rpc.endswith(("Price", "Prices"))},
+    "CreateLimit": lambda s: ("limit", ""),
+    "CreateBudget": lambda s: ("budget", ""),
+    "ListLimits": lambda s: ("limit", ""),
+    "ListBudgets": lambda s: ("budget", ""),
+    "ListBudgetEvents": lambda s: ("budget_event", ""),
+    "CheckRating": lambda s: ("rating", ""),
+    "QueryUsage": lambda s: ("usage", ""),
+    "ListRequests": lambda s: ("project", s.project),
+    "DescribeRequest": lambda s: ("request", s.request),
 }
 
 
@@ -148,10 +203,26 @@ async def set_scene(stage: Installation) -> Scene:
     owner = await stage.add_person(acme, roles={"": "owner"})
     invited = await stage.call(owner, "InviteUser", pb.InviteUserRequest(email="i@example.com", role="billing"))
     role = await stage.call(owner, "CreateRole", pb.CreateRoleRequest(name="reader"))
+    # Programs may do nothing, so that everybody may give them that.
+    await stage.call(owner, "CreateRole", pb.CreateRoleRequest(name="idle"))
     program = await stage.call(
-        owner, "CreateServiceAccount", pb.CreateServiceAccountRequest(name="CI", project_id=project, role="billing")
+        owner, "CreateServiceAccount", pb.CreateServiceAccountRequest(name="CI", project_id=project, role="idle")
     )
     key, _ = await stage.add_key(acme, project, scopes=["projects:read"])
+    limit = usage_pb2.CreateLimitRequest(
+        scope=metering_pb2.SCOPE_ORGANISATION, metric=metering_pb2.METRIC_PARALLEL_REQUESTS, value=1
+    )
+    budget = usage_pb2.CreateBudgetRequest(
+        scope=metering_pb2.SCOPE_ORGANISATION,
+        unit=metering_pb2.BUDGET_UNIT_MONEY,
+        period=metering_pb2.BUDGET_PERIOD_TOTAL,
+        cap="1",
+    )
+    operator = await stage.add_person(other, roles={"": "owner"}, operator=True)
+    price = usage_pb2.SetPriceRequest(subject_kind="model", subject=MODEL, rates=usage_pb2.Rates(input="1"))
+    await stage.call(operator, "SetPrice", price)
+    used = make_row(1, organisation_id=acme, project_id=project, admitted_at_ms=stage.now * 1000)
+    await stage.metering.ledger.ship_records(ship([(1, used)]))
     return Scene(
         organisation=acme,
         project=project,
@@ -162,6 +233,9 @@ async def set_scene(stage: Installation) -> Scene:
         role=role.id,
         program=program.id,
         key=key,
+        limit=(await stage.call(owner, "CreateLimit", limit)).id,
+        budget=(await stage.call(owner, "CreateBudget", budget)).id,
+        request=used.call_id,
     )
 
 
@@ -195,6 +269,8 @@ def expected(place: str, who: str, access: Access, rpc: str) -> ErrorKind | None
         case "other project":
             # A list without a project has what the caller may see: here that of the other project.
             reaches = access.level is Level.PROJECT and rpc in UNNAMED
+            if rpc in HIDDEN and holds(who, access):
+                return ErrorKind.NOT_FOUND
         case _:
             # The permission counts in the caller's own organisation. There, nothing of this one exists.
             if holds(who, access):
@@ -213,10 +289,10 @@ def test_no_rpc_is_forgotten() -> None:
 
 def test_what_writes_says_so() -> None:
     reads = {rpc for rpc, access in ACCESS.items() if not access.writes}
-    assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List"))}
+    assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List", "Query", "Describe", "Check"))}
     assert {rpc for rpc, access in ACCESS.items() if access.idempotent} == {
         *(rpc for rpc in ACCESS if rpc.startswith("Create")),
-        *("InviteUser", "InviteOwner", "RotateKey"),
+        *("InviteUser", "InviteOwner", "RotateKey", "SetPrice"),
     }
 
 
@@ -258,7 +334,7 @@ async def test_lists_show_nothing_of_another_organisation(stage: Installation, a
     stranger = await stage.add_person(scene.other_organisation, roles={"": "owner"})
     secret = (
         *(scene.organisation, scene.project, scene.other_project, scene.user.id, scene.user.email, scene.invitation),
-        *(scene.role, scene.program, scene.key),
+        *(scene.role, scene.program, scene.key, scene.limit, scene.budget, scene.request),
     )
     for rpc in UNNAMED:
         if ACCESS[rpc].level is not Level.INSTALLATION and not ACCESS[rpc].idempotent:
@@ -267,6 +343,9 @@ async def test_lists_show_nothing_of_another_organisation(stage: Installation, a
     both = pb.ListInProjectRequest()
     for rpc in ("ListKeys", "ListServiceAccounts"):
         assert not str(await auth.call(stranger, rpc, both))
+    assert not str(await auth.call(stranger, "ListRequests", usage_pb2.ListRequestsRequest()))
+    assert (await auth.call(stranger, "QueryUsage", usage_pb2.QueryUsageRequest())).total.requests == 0
+    assert not (await auth.call(stranger, "ListBudgetEvents", usage_pb2.ListBudgetEventsRequest())).events
 
 
 @on_sqlite
@@ -277,16 +356,17 @@ async def test_every_refusal_of_somebody_known_is_recorded(stage: Installation) 
     before = {chain: len(await stage.audited(chain)) for chain in ("", scene.organisation)}
     expected: dict[str, list[tuple[str, str, str]]] = {"": [], scene.organisation: []}
     for rpc, access in ACCESS.items():
-        if await outcome(stage, caller, rpc, scene) is not None:
+        found = await outcome(stage, caller, rpc, scene)
+        if found is not None:
+            assert found is (ErrorKind.NOT_FOUND if rpc in HIDDEN else ErrorKind.PERMISSION_DENIED), rpc
             action = "".join(f"_{char.lower()}" if char.isupper() else char for char in rpc).lstrip("_")
             chain = "" if access.level is Level.INSTALLATION else scene.organisation
             expected[chain].append((action, *TARGETS[rpc](scene)))
     for chain, acts in expected.items():
         records = (await stage.audited(chain))[before[chain] :]
         assert [(row.action, row.target_kind, row.target_id) for row in records] == acts
-        assert {(row.outcome, row.reason, row.actor_id) for row in records} == {
-            ("denied", "permission_denied", caller.id)
-        }
+        assert {(row.outcome, row.actor_id) for row in records} == {("denied", caller.id)}
+        assert {row.reason for row in records} <= {"permission_denied", "not_found"}
     refused = {action for acts in expected.values() for action, *_ in acts}
     assert len(refused) > len(ACCESS) / 2
 

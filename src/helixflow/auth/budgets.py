@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import BigInteger, Row, delete, literal, select
 
 from helixflow.auth.budget_spend import format_amount, parse_cap, period_of, read_spent
 from helixflow.auth.dispatch import Operation
@@ -104,7 +104,7 @@ async def _forget_unreached(unit: Unit, row: Row[Any]) -> None:
     """What the larger cap undid. What is reached of it all the same is told again."""
     start_ms, _ = period_of(row, unit.now)
     events = budget_events.c
-    undone = events.spent * 100 < events.threshold * row.cap
+    undone = events.spent * 100 < events.threshold * literal(row.cap, BigInteger)
     this_period = (events.budget_id == row.id, events.period_start == start_ms // 1000)
     await unit.connection.execute(delete(budget_events).where(*this_period, undone))
 

@@ -9,6 +9,8 @@ import typer
 
 from helixflow.cli.administration import Json, administer, cell
 from helixflow.cli.output import print_json, print_lines, print_table
+from helixflow.cli.rerate import EPILOG as RERATE_EPILOG
+from helixflow.cli.rerate import rerate_command
 
 app = typer.Typer(
     help="Show and export what was used and what it cost.",
@@ -110,6 +112,9 @@ def export_command(
         return
     with written_whole(output) as file:
         administer(context, lambda api: export(api, query, format.value, file))
+
+
+app.command("rerate", epilog=RERATE_EPILOG)(rerate_command)
 
 
 def _filters(

@@ -68,7 +68,19 @@ class Pricing(Shown):
     cost: str = Field(description="What it cost, US dollars.", examples=["0.000123"])
     price_version: OptionalText = Field(description="The price that it was rated by.", examples=["9f86d081884c7d65"])
     source: OptionalText = Field(description="Where the price is from.", examples=["set"])
-    rates: Rates | None = Field(description="Its rates.")
+    rates: Rates | None = Field(
+        description="Its rates.",
+        examples=[
+            {
+                "input": "2.50",
+                "cached_input": "1.25",
+                "output": "10.00",
+                "request": "0.00",
+                "engine_second": "0.00",
+                "tiers": [],
+            }
+        ],
+    )
     rates_withheld: OptionalText = Field(
         description="`permission_denied`: you may not read prices; `not_found`: they are not kept.",
         examples=["permission_denied"],

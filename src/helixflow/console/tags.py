@@ -13,6 +13,7 @@ from helixflow.console.resources import (
     limits,
     members,
     organisations,
+    prices,
     projects,
     requests,
     roles,
@@ -48,6 +49,7 @@ TAGS: Final = (
     Tag("Requests", "Single requests, and why they went as they went.", requests.ENDPOINTS),
     Tag("Limits", "How many requests and tokens.", limits.ENDPOINTS),
     Tag("Budgets", "How much money, how many tokens.", budgets.ENDPOINTS),
+    Tag("Prices", "What models cost.", prices.ENDPOINTS),
     Tag("Audit log", "Who did what.", audit.ENDPOINTS),
     Tag("Signing keys", "The installation's keys for access tokens.", signing_keys.ENDPOINTS),
 )

@@ -157,7 +157,7 @@ class App:
             return
         status = error.traits.http
         headers = []
-        if status in (429, 503) or error.retry_after_s:
+        if error.retry_after_s or (status in (429, 503) and error.kind is not ErrorKind.INSUFFICIENT_QUOTA):
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s or 1))))
         if status == 401:
             headers.append((b"www-authenticate", _CHALLENGES.get(error.kind, b"Bearer")))

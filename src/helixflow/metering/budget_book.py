@@ -166,8 +166,10 @@ class BudgetBook:
         )
         for load, spent in zip(batch, view.spent, strict=True):
             name = load.counter.name
-            if self._loads.pop(name, None) is None:
+            if self._loads.get(name) is not load:
+                # Forgotten meanwhile.
                 continue
+            del self._loads[name]
             if whole and ours is not None and ours.position >= load.since:
                 load.counter.know(spent, ours.position)
                 load.done.set()

@@ -3,7 +3,7 @@
 from typing import Final, Protocol
 
 from helixflow.core.call import Meter
-from helixflow.metering.gcra import NEVER, Bucket
+from helixflow.metering.gcra import Bucket
 from helixflow.metering.policies import Limit, Metric, Unit
 from helixflow.metering.spend import BudgetPeriod
 
@@ -91,10 +91,6 @@ class RateCounter(Bucket):
         self.held -= 1
         self.give_back(taken)
 
-    def meter(self, now_us: int) -> Meter:
-        remaining, reset_s = self.gauge(now_us)
-        return Meter(self.value, remaining, reset_s)
-
     def is_idle(self, now_us: int) -> bool:
         return not self.held and self.tat <= (now_us - self.window_us) * self.value
 
@@ -119,9 +115,7 @@ class ParallelCounter:
         return self.held < self.value
 
     def wait_us(self, now_us: int, amount: int) -> int:
-        if self.held < self.value:
-            return 0
-        return HELD_RETRY_US if self.value else NEVER
+        return 0 if self.held < self.value else HELD_RETRY_US
 
     def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
         self.held -= 1

@@ -8,6 +8,8 @@ burst + ⌊rate × elapsed⌋, and a caller who never stops asking gets just tha
 
 from typing import Final
 
+from helixflow.core.call import Meter
+
 # In place of a wait.
 NEVER: Final = -1
 
@@ -57,13 +59,13 @@ class Bucket:
         """Right after `take` this undoes it."""
         self.tat -= cost * self.window_us
 
-    def gauge(self, now_us: int) -> tuple[int, float]:
-        """Whole units that are there, and seconds until the bucket is full: to be shown, not to decide by."""
+    def meter(self, now_us: int) -> Meter:
+        """Whole units that are there, and how long until the bucket is full: to be shown, not to decide by."""
         missing = self.tat - now_us * self.value
         if missing <= 0:
-            return self.burst, 0.0
+            return Meter(self.value, self.burst, 0.0)
         there = self._depth - missing
-        return there // self.window_us if there > 0 else 0, missing / self._a_second
+        return Meter(self.value, there // self.window_us if there > 0 else 0, missing / self._a_second)
 
     def change(self, now_us: int, value: int, burst: int) -> None:
         """Another rate for the same window: what is missing stays missing."""

@@ -153,6 +153,8 @@ class Metered:
             cost_bound,
             ticket.admitted_at_ms,
             call.deadline,
+            call.principal.project_id,
+            call.principal.id if call.principal.kind is PrincipalKind.KEY else "",
         )
         try:
             grant = self._limiter.try_admit(demand)

@@ -46,6 +46,8 @@ class PriceBook:
         watch: ChangeWatch,
         deployments: Sequence[metering_pb2.DeploymentRef],
         clock: Clock,
+        *,
+        backoff: Backoff | None = None,
     ) -> None:
         self._stub = metering_pb2_grpc.MeteringServiceStub(channel)
         self._request = metering_pb2.ResolvePricesRequest(deployments=deployments)
@@ -56,7 +58,7 @@ class PriceBook:
         self._current: dict[str, _Period] = dict.fromkeys(self._names, (0, 0, Price()))
         self._stale = asyncio.Event()
         self._stale.set()
-        self._backoff = Backoff(initial_s=0.1, maximum_s=5.0, jitter=0.5)
+        self._backoff = backoff or Backoff(initial_s=0.1, maximum_s=5.0, jitter=0.5)
         self.ready = not self._names
         watch.follow(self)
 
@@ -71,10 +73,12 @@ class PriceBook:
         self, deployments: Sequence[str], at_ms: int, prompt_tokens: int, completion_tokens: int, engine_ms: int
     ) -> int:
         """Nanodollars that a call of at most so many tokens and so much time costs at most, whichever serves it."""
-        return max(
-            (self.price(name, at_ms).bound(prompt_tokens, completion_tokens, engine_ms) for name in deployments),
-            default=0,
-        )
+        dearest = 0
+        for deployment in deployments:
+            bound = self.price(deployment, at_ms).bound(prompt_tokens, completion_tokens, engine_ms)
+            if bound > dearest:
+                dearest = bound
+        return dearest
 
     async def run(self) -> None:
         """Asks for prices when they may have changed, and now and then, until cancelled."""

@@ -82,16 +82,21 @@ class Price(Struct, frozen=True, omit_defaults=True):
 
     def bound(self, prompt_tokens: int, completion_tokens: int, engine_ms: int) -> int:
         """What a call of at most so many tokens and so much time costs at most: never less than `rate` says of it."""
-        prompt = max(prompt_tokens, 0)
-        dearest_input, dearest_output = max(self.input, self.cached_input), self.output
+        prompt = prompt_tokens if prompt_tokens > 0 else 0
+        dearest_input, dearest_output = self.input, self.output
+        if self.cached_input > dearest_input:
+            dearest_input = self.cached_input
         for tier in self.tiers:
             # A tier that is out of reach reserves nothing: of a budget that would be lost to others.
             if prompt < tier.from_prompt_tokens:
                 break
             dearest_input = max(dearest_input, tier.input, tier.cached_input)
             dearest_output = max(dearest_output, tier.output)
-        millionths = prompt * dearest_input + max(completion_tokens, 0) * dearest_output
-        millionths += max(engine_ms, 0) * self.engine_second * 1000
+        millionths = prompt * dearest_input
+        if completion_tokens > 0:
+            millionths += completion_tokens * dearest_output
+        if engine_ms > 0:
+            millionths += engine_ms * self.engine_second * 1000
         return self.request + -(-millionths // _MILLION)
 
 

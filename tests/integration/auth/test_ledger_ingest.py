@@ -101,6 +101,21 @@ async def test_roll_ups_are_of_the_hour_and_day_of_admission_and_of_each_tag(
     ]
 
 
+async def test_tags_that_clients_choose_keep_no_journal_from_being_shipped(ledger: Ledger, database: Database) -> None:
+    """NUL is nothing for PostgreSQL, nor are long keys for its indexes."""
+    longest = "".join(map(chr, range(0x10000, 0x10000 + 512)))
+    names = {"project_id": "p" * 64, "key_id": "k" * 64, "user_id": "u" * 64}
+    names |= {"model": "m" * 200, "deployment": "d" * 220}
+    row = make_row(1, tags={"t" * 64: longest, "n\0": "a\0b", "Ω" * 64: "漢" * 512}, **names)
+    await ledger.ship_records(ship([(1, row)]))
+    columns = usage_daily_tags.c
+    found = {row.tag: row.tag_value for row in await database.fetch_all(select(columns.tag, columns.tag_value))}
+    assert found == {"t" * 64: longest[:400], "n\ufffd": "a\ufffdb", "Ω" * 64: "漢" * 512}
+    stored = await database.fetch_one(select(requests.c.tags))
+    assert stored is not None
+    assert stored.tags == row.tags
+
+
 async def test_what_comes_again_or_overlaps_or_late_counts_once(ledger: Ledger, database: Database) -> None:
     for begin, end in ((0, 4), (0, 4), (2, 7), (0, 2), (5, 10), (0, 10)):
         answer = await ledger.ship_records(ship(ROWS[begin:end]))
@@ -113,9 +128,13 @@ async def test_a_late_shipment_takes_the_position_not_back(ledger: Ledger, datab
     await ledger.ship_records(ship(ROWS, position=170, quarantined=2))
     answer = await ledger.ship_records(ship(ROWS[:3], quarantined=1))
     assert answer.position == 170
+    # What could not be read may be at the end, where the position does not move.
+    answer = await ledger.ship_records(ship([], position=170, quarantined=3))
+    assert answer.position == 170
     row = await database.fetch_one(select(journals))
     assert row is not None
-    assert tuple(row) == (JOURNAL, NODE, 170, 2, NOW, NOW, None)
+    assert tuple(row) == (JOURNAL, NODE, 170, 5, NOW, NOW, None)
+    assert ledger.figures.quarantined == 5
 
 
 async def test_shipments_at_the_same_time_count_once(ledger: Ledger, database: Database, other: Database) -> None:

@@ -44,6 +44,8 @@ def test_the_tree_has_the_documented_commands() -> None:
         "users delete", "members", "members list", "members set", "members remove",
         "roles", "roles list", "roles show", "roles create", "roles delete",
         "service-accounts", "service-accounts list", "service-accounts create", "service-accounts delete",
+        "usage", "usage show", "usage export", "usage rerate",
+        "requests", "requests list", "requests show", "requests explain",
         "audit", "audit list", "audit export", "audit verify",
         "auth", "auth rotate-signing-key", "auth replace-master-key",
         "pki", "pki init", "pki issue", "pki rotate", "pki show", "pki revoke",

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,10 +9,10 @@ import pytest
 from helixflow.clients.changes import ChangeWatch
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.metering import price_book
 from helixflow.metering.journal.records import Tokens
 from helixflow.metering.price_book import PriceBook
 from helixflow.metering.prices import Price, encode_price
+from helixflow.process.backoff import Backoff
 from helixflow.rpc.generated.auth_v1 import identity_pb2, metering_pb2
 
 START_MS = 1_700_000_000_000
@@ -53,7 +52,7 @@ class Bench:
         channel: Any = self.channel
         self.watch = ChangeWatch(channel, clock=self.clock)
         refs = [metering_pb2.DeploymentRef(deployment=name, model="m") for name in (LOCAL, REMOTE)]
-        self.book = PriceBook(channel, self.watch, refs, self.clock)
+        self.book = PriceBook(channel, self.watch, refs, self.clock, backoff=Backoff(initial_s=0, maximum_s=0))
 
     def change(self, kind: "identity_pb2.ChangeKind.ValueType" = identity_pb2.CHANGE_KIND_PRICES) -> None:
         for follower in self.watch._followers:
@@ -76,8 +75,8 @@ def answer_of(*prices: tuple[str, Price, int, int]) -> metering_pb2.ResolvePrice
     return answer
 
 
-@asynccontextmanager
-async def running() -> AsyncIterator[Bench]:
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     task = asyncio.create_task(bench.book.run())
     await bench.settle()
@@ -86,14 +85,6 @@ async def running() -> AsyncIterator[Bench]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-@pytest.fixture
-async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    # What waits between attempts is told by the backoff; that it waits is tested there.
-    monkeypatch.setattr(price_book.Backoff, "next_delay_s", lambda self, _: setattr(self, "failures", 1) or 0.0)
-    async with running() as bench:
-        yield bench
 
 
 BOTH = ((LOCAL, CHEAP, START_MS, 0), (REMOTE, DEAR, START_MS, 0))

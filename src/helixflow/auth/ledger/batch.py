@@ -23,6 +23,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 # What a database cannot store would come again for ever.
 _CallId = Annotated[str, Meta(min_length=32, max_length=32)]
 _Id = Annotated[str, Meta(max_length=64)]
+_Name = Annotated[str, Meta(max_length=256)]
 _Text = Annotated[str, Meta(max_length=1024)]
 _Json = Annotated[str, Meta(max_length=32 * 1024)]
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -36,13 +37,13 @@ class LedgerRow(Struct, array_like=True, frozen=True, gc=False, forbid_unknown_f
 
     call_id: _CallId
     admitted_at_ms: _Count
-    request_id: _Text
+    request_id: _Name
     organisation_id: _Id
     project_id: _Id
     key_id: _Id
     user_id: _Id
-    model: _Text
-    deployment: _Text
+    model: _Name
+    deployment: _Name
     dialect: _Id
     operation: _Id
     stream: bool
@@ -67,7 +68,10 @@ class LedgerRow(Struct, array_like=True, frozen=True, gc=False, forbid_unknown_f
 _Position = Annotated[int, Meta(ge=0, le=2**62)]
 COLUMNS: Final = LedgerRow.__struct_fields__
 _ROWS: Final = msgspec.msgpack.Decoder(Annotated[list[tuple[_Position, LedgerRow]], Meta(max_length=MAX_ROWS)])
-_TAGS: Final = msgspec.json.Decoder(dict[str, _Text])
+_TAGS: Final = msgspec.json.Decoder(dict[_Id, _Text])
+# A key of an index of PostgreSQL has at most 2,704 bytes. 512 characters, as many as a value may have, are more only if
+# they are of four bytes each.
+_MAX_VALUE_BYTES: Final = 1_600
 
 
 class Batch:
@@ -171,8 +175,17 @@ def _sum_tags(rows: Iterable[LedgerRow]) -> _Sums:
         start = row.admitted_at_ms // _HOUR_MS * _HOUR_S // _DAY_S * _DAY_S
         rest = row.project_id, row.key_id, row.user_id, row.model, row.deployment
         for tag, value in _TAGS.decode(row.tags).items():
-            _add(sums, (row.organisation_id, start, tag, value, *rest), _amounts(row))
+            _add(sums, (row.organisation_id, start, _storable(tag), _storable(value), *rest), _amounts(row))
     return sums
+
+
+def _storable(text: str) -> str:
+    """Clients choose tags: they must not keep a journal from being shipped."""
+    if "\0" in text:
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if 4 * len(text) > _MAX_VALUE_BYTES:
+        text = text.encode()[:_MAX_VALUE_BYTES].decode(errors="ignore")
+    return text
 
 
 def _amounts(row: LedgerRow) -> Sequence[int]:

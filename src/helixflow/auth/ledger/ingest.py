@@ -61,7 +61,8 @@ def read_shipment(request: pb.ShipRecordsRequest) -> Shipment:
 async def take_in(connection: AsyncConnection, shipment: Shipment, now: int) -> Receipt:
     """Stores what is new, in a transaction that is alone in writing. `now` in seconds since the epoch.
 
-    What lies at or before the journal's position is passed over; a shipment that brings nothing new changes nothing.
+    What lies at or before the journal's position is passed over. Records that were set aside have no position of their
+    own: where the last answer was lost, they are counted a second time rather than not at all.
     Raises `HelixError` CONFLICT for more of a journal that is closed.
     """
     journal = await find_journal(connection, shipment.journal_id)
@@ -71,24 +72,22 @@ async def take_in(connection: AsyncConnection, shipment: Shipment, now: int) -> 
         assert journal is not None
     position: int = journal.position
     batch = shipment.batch.after(position)
-    if shipment.position <= position and not (shipment.closes and journal.closed_at is None):
+    if shipment.position < position or (journal.closed_at is not None and shipment.position == position):
         return Receipt(position, batch)
     if journal.closed_at is not None:
         message = "This journal was closed: nothing can be added to it."
         raise HelixError(ErrorKind.CONFLICT, message, param="journal_id")
     stored = await _store(connection, batch) if batch else batch
-    # Those of a shipment that comes again have been counted.
-    quarantined = shipment.quarantined if shipment.position > position else 0
     await advance_journal(
         connection,
         journal,
         node_id=shipment.node_id,
-        position=max(position, shipment.position),
-        quarantined=quarantined,
+        position=shipment.position,
+        quarantined=shipment.quarantined,
         now=now,
         closes=shipment.closes,
     )
-    return Receipt(max(position, shipment.position), stored, len(batch) - len(stored), quarantined)
+    return Receipt(shipment.position, stored, len(batch) - len(stored), shipment.quarantined)
 
 
 async def _store(connection: AsyncConnection, batch: Batch) -> Batch:

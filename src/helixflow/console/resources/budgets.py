@@ -77,7 +77,9 @@ class NewBudget(Given):
     period: PeriodWord = Field(description="When it begins anew, at midnight UTC; a total never.", examples=["month"])
     cap: Cap = Field(description="How much: dollars with up to nine decimals, or a whole number of tokens.")
     thresholds: Thresholds | None = Field(
-        None, description="Per cent of it at which an event is raised, growing; null: 50, 80 and 100."
+        None,
+        description="Per cent of it at which an event is raised, growing; null: 50, 80 and 100.",
+        examples=_THRESHOLDS,
     )
     imposed: bool = Field(False, description="Whether only operators may change it; for operators.")
     organisation_id: Identifier | None = Field(

@@ -61,13 +61,16 @@ class NewLimit(Given):
         description="The key, user (or service account) or project; null: the organisation or installation itself.",
         examples=_SUBJECT,
     )
-    model: ModelName | None = Field(None, description="The model that it is for; null: all together.")
+    model: ModelName | None = Field(
+        None, description="The model that it is for; null: all together.", examples=["smollm2-135m-instruct"]
+    )
     metric: MetricWord = Field(description="What is limited.", examples=["requests_per_minute"])
     value: Value = Field(description="How many.")
     burst: Burst | None = Field(
         None,
         description="How many of them may come at once, up to 10 times the value; null: as many as the value. "
         "Parallel requests have none.",
+        examples=[100],
     )
     imposed: bool = Field(False, description="Whether only operators may change it; for operators.")
     organisation_id: Identifier | None = Field(

@@ -21,7 +21,7 @@ from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import Exchange
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
-from helixflow.gateway.limit_headers import limit_headers, limit_lines
+from helixflow.metering.refusals import render_header_lines, render_headers
 from helixflow.routing.router import Route, Router
 from helixflow.settings.tree import GatewaySettings
 
@@ -117,7 +117,7 @@ class OpenAISurface:
         )
         ticket = call.ticket
         if ticket is not None and (ticket.requests is not None or ticket.tokens is not None):
-            fields += limit_lines(ticket.requests, ticket.tokens)
+            fields += render_header_lines(ticket.requests, ticket.tokens)
         return exchange.respond(fields, body)
 
     async def _stream(self, exchange: Exchange, call: Call) -> None:
@@ -172,7 +172,7 @@ class OpenAISurface:
         if deployment:
             headers.append((b"x-helixflow-deployment", deployment.encode()))
         if (ticket := call.ticket) is not None:
-            headers += limit_headers(ticket.requests, ticket.tokens)
+            headers += render_headers(ticket.requests, ticket.tokens)
         return headers
 
     async def list_models(self, exchange: Exchange) -> None:
@@ -200,7 +200,7 @@ def _describe(route: Route) -> dict[str, Any]:
 def _tell_limits(exchange: Exchange, ticket: Ticket | None) -> None:
     """Limits are told with errors too."""
     if ticket is not None:
-        exchange.extra_headers += tuple(limit_headers(ticket.requests, ticket.tokens))
+        exchange.extra_headers += tuple(render_headers(ticket.requests, ticket.tokens))
 
 
 async def _read_all(answer: Stream) -> bytes:

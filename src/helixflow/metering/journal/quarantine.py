@@ -13,10 +13,11 @@ log = structlog.get_logger("helixflow.metering")
 
 
 class Quarantine:
-    """Keeps stretches of one journal in files `<journal id>-<position>`; `count` of them so far. Blocks."""
+    """Keeps stretches of one journal in files `<journal id>-<position>`; `positions` of them so far. Blocks."""
 
     def __init__(self, folder: Path, journal_id: str) -> None:
-        self.count = 0
+        # Where they begin.
+        self.positions: list[int] = []
         self._folder = folder
         self._journal_id = journal_id
 
@@ -43,7 +44,7 @@ class Quarantine:
         except OSError as exc:
             message = f"A damaged part of a journal cannot be kept: {self._folder} cannot be written."
             raise HelixError(ErrorKind.STORAGE_FULL, message) from exc
-        self.count += 1
+        self.positions.append(position)
         log.error(
             "journal.quarantined",
             journal=self._journal_id,

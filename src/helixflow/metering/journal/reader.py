@@ -39,10 +39,14 @@ class JournalReader:
     @property
     def quarantined(self) -> int:
         """Stretches set aside so far: adjacent damaged records are one."""
-        return self._quarantine.count
+        return len(self._quarantine.positions)
+
+    def quarantined_from(self, position: int) -> int:
+        """Those of them that begin there or later."""
+        return sum(begin >= position for begin in self._quarantine.positions)
 
     def read(self, max_records: int, *, ended: bool) -> list[Read]:
-        """(start position, end position, record) of the next ones; [] when there is nothing more (yet).
+        """(start position, end position, record) of the next ones; [] when there is nothing more (yet), never before.
 
         `ended`: the writer is gone, so that what is incomplete at the end is torn. Raises `UserError` (STORAGE) for a
         journal of a newer format, `HelixError` UNAVAILABLE when the disk cannot be read, STORAGE_FULL when what is
@@ -125,7 +129,7 @@ class JournalReader:
                 self._quarantine.keep(self._at, iter(()), "missing")
                 self._promised = False
             return False
-        source = Source(self._files, *following[0])
+        source = Source(self._files, *following[0], following[1][0] if len(following) > 1 else None)
         if 0 <= self._at < source.start:
             self._quarantine.keep(self._at, iter(()), "missing")
         if not source.sound:

@@ -28,8 +28,8 @@ class Source:
     Raises `HelixError` UNAVAILABLE when the disk cannot be read at all. Parts that it cannot read are zeros.
     """
 
-    def __init__(self, files: Files, start: int, path: Path) -> None:
-        """Raises `UserError` (STORAGE) for a segment of a newer format."""
+    def __init__(self, files: Files, start: int, path: Path, following: int | None = None) -> None:
+        """`following` is where the next segment starts. Raises `UserError` (STORAGE) for one of a newer format."""
         self.start = start
         self.path = path
         self._files = files
@@ -38,7 +38,10 @@ class Source:
             raise newer_format(path.parent)
         self.sound = header is not None and header.start == start
         self.first = start + SEGMENT_HEADER_BYTES
-        self.end = start + (header.size if header is not None and self.sound else self._size())
+        if header is not None and self.sound:
+            self.end = start + header.size
+        else:
+            self.end = max(self.first, following if following is not None else start + self._size())
 
     def read(self, position: int, size: int) -> bytes:
         """Fewer than `size` bytes only at the end of the file; none when it is gone."""
@@ -54,7 +57,7 @@ class Source:
         except OSError as exc:
             if exc.errno != errno.EIO:
                 raise _unreadable(self.path) from exc
-            return b"".join(self._read_page(fd, at, offset + size) for at in range(offset, offset + size, _PAGE_BYTES))
+            return self._read_pages(fd, offset, offset + size)
         finally:
             self._files.close(fd)
 
@@ -104,12 +107,17 @@ class Source:
         except OSError:
             return 0
 
-    def _read_page(self, fd: int, offset: int, end: int) -> bytes:
-        size = min(_PAGE_BYTES, end - offset)
-        try:
-            return self._files.read(fd, size, offset)
-        except OSError:
-            return bytes(size)
+    def _read_pages(self, fd: int, offset: int, end: int) -> bytes:
+        data = b""
+        while offset < end:
+            size = min(end - offset, _PAGE_BYTES - offset % _PAGE_BYTES)
+            try:
+                page = self._files.read(fd, size, offset)
+            except OSError:
+                page = bytes(size)
+            data += page
+            offset += size
+        return data
 
 
 def newer_format(folder: Path) -> UserError:

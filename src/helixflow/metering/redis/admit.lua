@@ -1,13 +1,13 @@
 -- Takes what one call asks for, or nothing.
 --
--- KEYS: the journal's hash. ARGV: call id, generation, reservation. Answers one of
+-- KEYS: the journal's hash. ARGV: generation, call id, reservation. Answers one of
 --   {0, ...} taken: for each charge what is left and microseconds until all of it is, then for each budget what this
 --            gateway's lease has left (-1: not touched)
 --   {1, ...} refused: for each charge what is left, microseconds until all of it is, microseconds until this call
 --            would fit; for each parallel limit how many are held; for each budget 1 if it refuses, and what is spent
 --   {2, ...} budgets are not known: their indices, from 0
 --   {3}      this gateway must join again
-local journal, call, generation = KEYS[1], ARGV[1], ARGV[2]
+local journal, generation, call = KEYS[1], ARGV[1], ARGV[2]
 if redis.call('HGET', journal, '=') ~= generation then return cmsgpack.pack({3}) end
 
 local charges, parallels, budgets = unpack_reservation(ARGV[3])

@@ -1,19 +1,22 @@
 -- Budgets begin with what the ledger says that they have spent.
 --
 -- KEYS: hf:epoch. ARGV: epoch, {{budget key, spent, when to forget it in ms or 0}, ...}, {journal id: position}: all
--- open journals in the same view. Answers how many are still not known: the ledger is behind, ask it again.
+-- open journals in the same view. Answers the indices, from 0, of those that are still not known: the ledger
+-- is behind, ask it again.
 local epoch, state = unpack(redis.call('HMGET', KEYS[1], 'id', 'state'))
 local budgets, open = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
-if epoch ~= ARGV[1] or state ~= 'ready' then return #budgets end
+local unknown = {}
+for i = 1, #budgets do unknown[i] = i - 1 end
+if epoch ~= ARGV[1] or state ~= 'ready' then return cmsgpack.pack(unknown) end
 
 local positions = redis.call('HGETALL', 'hf:' .. epoch .. ':positions')
 for i = 1, #positions, 2 do
   local reached = open[positions[i]]
-  if reached and reached < tonumber(positions[i + 1]) then return #budgets end
+  if reached and reached < tonumber(positions[i + 1]) then return cmsgpack.pack(unknown) end
 end
 
-local unknown = 0
-for _, budget in ipairs(budgets) do
+unknown = {}
+for index, budget in ipairs(budgets) do
   local key = budget[1]
   if redis.call('HEXISTS', key, 'spent') == 0 then
     local behind = false
@@ -25,7 +28,7 @@ for _, budget in ipairs(budgets) do
       end
     end
     if behind then
-      unknown = unknown + 1
+      unknown[#unknown + 1] = index - 1
     else
       for i = 1, #fields, 2 do
         if string.sub(fields[i], 1, 1) == '@' then redis.call('HDEL', key, fields[i]) end
@@ -39,4 +42,4 @@ for _, budget in ipairs(budgets) do
     end
   end
 end
-return unknown
+return cmsgpack.pack(unknown)

@@ -1,8 +1,8 @@
 -- What a gateway asks now and then: is all as it was, and its leases.
 --
 -- KEYS: the journal's hash, hf:epoch. ARGV: epoch, journal id, generation, milliseconds that a reader may take,
--- {{budget key, cap, amount wanted, unit}, ...}. Answers {state, 1 if this gateway is to read the ledger, amounts of the
--- leases...}, or {} when it must join again.
+-- {{budget key, cap, amount wanted, unit}, ...}. Answers {state, 1 if this gateway is to read the ledger, and for each
+-- lease what it is now and what the budget has spent...}, or {} when it must join again.
 local journal = KEYS[1]
 local epoch, state = unpack(redis.call('HMGET', KEYS[2], 'id', 'state'))
 if epoch ~= ARGV[1] or redis.call('HGET', journal, '=') ~= ARGV[3] then return cmsgpack.pack({}) end
@@ -27,5 +27,6 @@ for _, wanted in ipairs(cmsgpack.unpack(ARGV[5])) do
     if has > 0 then redis.call('HSET', journal, field, cmsgpack.pack({has, unit})) else redis.call('HDEL', journal, field) end
   end
   answer[#answer + 1] = has
+  answer[#answer + 1] = tonumber(known[1] or 0)
 end
 return cmsgpack.pack(answer)

@@ -35,7 +35,7 @@ class Scripts:
 
         self.admit = read("admit", 1, 3)
         self.settle = read("settle", 1, 2)
-        self.hello = read("hello", 1, 4)
+        self.hello = read("hello", 1, 5)
         self.join = read("join", 2, 5)
         self.poll = read("poll", 2, 5)
         self.expect = read("expect", 1, 2)

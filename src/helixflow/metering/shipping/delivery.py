@@ -23,23 +23,34 @@ class Delivery:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._answers = 0
         self.failing_code = ""
 
     async def insist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """The answer, however long that takes; an outage is logged once. Raises `HelixError` when it is refused."""
         backoff = Backoff(initial_s=0.05, maximum_s=MAX_PAUSE_S)
         while True:
+            answers = self._answers
             try:
                 answer = await call()
             except HelixError as exc:
                 if exc.traits.grpc in _REFUSALS:
                     raise
-                if not self.failing_code:
-                    log.warning("service.lost", service_name=self._name, code=exc.code, reason=exc.message)
-                self.failing_code = exc.code
+                # Another call may have been answered since this one began.
+                if answers == self._answers:
+                    self._note_failure(exc)
             else:
-                if self.failing_code:
-                    log.info("service.restored", service_name=self._name)
-                    self.failing_code = ""
+                self._note_answer()
                 return answer
             await asyncio.sleep(backoff.next_delay_s(0))
+
+    def _note_failure(self, error: HelixError) -> None:
+        if not self.failing_code:
+            log.warning("service.lost", service_name=self._name, code=error.code, reason=error.message)
+        self.failing_code = error.code
+
+    def _note_answer(self) -> None:
+        self._answers += 1
+        if self.failing_code:
+            log.info("service.restored", service_name=self._name)
+            self.failing_code = ""

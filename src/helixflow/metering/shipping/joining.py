@@ -9,8 +9,9 @@ from helixflow.metering.admission import Settlement
 from helixflow.metering.journal.records import Admitted, Progressed, Record, Settled, Tokens
 from helixflow.metering.rows import Positioned, RequestRow, make_row
 
-# Where the rows of interrupted calls lie: past every record that a journal can have, each at its admission's offset,
-# so that they have the same positions whenever they are made. Less than 2^53, for Redis' scripts.
+# Where the rows of interrupted calls lie: past every record that a journal can have, each at its admission's position,
+# so that they have the same positions whenever they are made, however much of the end is torn then. Less than 2^53, for
+# Redis' scripts.
 INTERRUPTED_BASE: Final = 1 << 52
 INTERRUPTED: Final = "interrupted"
 _NO_TOKENS: Final = Tokens()

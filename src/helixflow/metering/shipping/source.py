@@ -10,7 +10,7 @@ from msgspec import Struct
 from helixflow.metering.admission import Settlement
 from helixflow.metering.journal.reader import JournalReader
 from helixflow.metering.journal.records import Admitted, Progressed
-from helixflow.metering.shipping.joining import Entry, Joiner
+from helixflow.metering.shipping.joining import INTERRUPTED_BASE, Entry, Joiner
 from helixflow.metering.shipping.shipments import Shipment, pack
 
 MAX_RECORDS: Final = 4000
@@ -56,21 +56,21 @@ class JournalSource:
 
     def read(self) -> Batch | None:
         """None: there is nothing more, for now or, of a journal that has ended, for ever."""
-        entries = self._reader.read(MAX_RECORDS, ended=self._ended)
-        quarantined = self._reader.quarantined - self._quarantined
-        if not entries and not quarantined:
+        entries: list[Entry] = []
+        # It pauses for breath between segments.
+        while len(entries) < MAX_RECORDS and (more := self._reader.read(MAX_RECORDS - len(entries), ended=self._ended)):
+            entries += more
+        if not entries:
             return None
-        self._quarantined += quarantined
         rows = self._joiner.feed(entries)
         position = self._joiner.position
-        # Read before: reported before.
-        known = position <= self._shipped if entries else position < self._shipped
+        is_new = position > self._shipped
         return Batch(
-            [] if known else list(pack(self._journal_id, rows, position, quarantined=quarantined)),
+            list(pack(self._journal_id, rows, position, quarantined=self._take_quarantined())) if is_new else [],
             position,
             self._joiner.oldest_needed,
             len(entries),
-            entries[-1][1] - entries[0][0] if entries else 0,
+            entries[-1][1] - entries[0][0],
             _moment(entries),
             len(entries) == MAX_RECORDS,
             orphaned=self._report_orphans(),
@@ -79,13 +79,21 @@ class JournalSource:
     def finish(self) -> Batch:
         """The end of a journal, after all that can be read: the calls that were interrupted, and that it closes."""
         rows = self._joiner.finish()
-        position = rows[-1][0] if rows else max(self._joiner.position, self._shipped)
-        shipments = list(pack(self._journal_id, rows, position, closes=True))
+        # Past all rows, so that what was set aside at the very end is counted with it.
+        position = INTERRUPTED_BASE + self._joiner.position
+        quarantined = self._take_quarantined()
+        shipments = list(pack(self._journal_id, rows, position, closes=True, quarantined=quarantined))
         return Batch(shipments, position, 0, interrupted=len(rows), since=time.time())
 
     def cut(self, position: int) -> None:
         """Lets go of what lies before `position`, by whole segments."""
         self._reader.cut(position)
+
+    def _take_quarantined(self) -> int:
+        """Stretches since the last time. Those before what the ledger has were reported with that."""
+        count = self._reader.quarantined_from(self._shipped) - self._quarantined
+        self._quarantined += count
+        return count
 
     def _report_orphans(self) -> int:
         orphans = self._joiner.take_orphans()
