@@ -21,6 +21,8 @@ BARS = (
     "key_resolution",
     "identification",
     "administration",
+    "ledger",
+    "journal",
     "metering",
 )
 # These use all cores as a user's machine would; the others are pinned.

@@ -42,6 +42,8 @@ def serving(module: str, *arguments: str) -> Iterator[tuple[int, int]]:
     finally:
         end_tree(process.pid)
         process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from helixflow.storage.sqlite import FILE_NAME
 from helixflow.storage.upgrade import upgrade
 from tests.harness.pki import Pki
 from tests.harness.postgres import PostgresServer
+from tests.harness.redis import RedisServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,6 +63,14 @@ def pull(store: ModelStore, name: str) -> StoredModel:
 def postgres_server() -> Iterator[PostgresServer]:
     """One server for the whole run; tests/harness/postgres.py says what it can do."""
     server = PostgresServer.create()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole run; tests/harness/redis.py says what it can do."""
+    server = RedisServer.create()
     yield server
     server.remove()
 

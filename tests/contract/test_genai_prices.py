@@ -1,8 +1,12 @@
 """The prices of known models are the library's own: what it says a call costs, to the nanodollar."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +24,18 @@ from genai_prices.types import (
 )
 from genai_prices.types import Tier as LibraryTier
 
+import helixflow
 from helixflow.auth.price_sources import KnownModel, KnownPrices
 from helixflow.metering.journal.records import Tokens
 from helixflow.metering.money import NANOS
 from helixflow.metering.prices import Price, Tier
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-USAGES = ((0, 0, 0), (1, 0, 1), (1_000, 0, 500), (127_999, 1_000, 77), (200_000, 0, 9), (200_001, 150_000, 9))
-USAGES += ((272_001, 3, 12_345), (600_000, 599_999, 1))
+# Prompt tokens, cached ones of them, completion tokens.
+USAGES = (
+    *((0, 0, 0), (1, 0, 1), (1_000, 0, 500), (127_999, 1_000, 77), (200_000, 0, 9)),
+    *((200_001, 150_000, 9), (272_001, 3, 12_345), (600_000, 599_999, 1)),
+)
 
 
 def priced() -> Iterator[tuple[Provider, ModelInfo]]:
@@ -191,3 +199,12 @@ def test_all_the_library_s_own_conditions_are_followed_at_every_moment() -> None
             price = next(p.price for p in reversed(found) if p.from_ms <= milliseconds(at))
             wanted = by_library(provider, model, (1_000, 10, 100), at)
             assert abs(price.rate(Tokens(1_000, 10, 100), 0) - wanted) <= 1, (provider.id, model.id, at)
+
+
+def test_the_library_is_imported_in_one_module_and_only_when_it_is_needed() -> None:
+    imports = re.compile(r"^\s*(from|import) genai_prices", re.MULTILINE)
+    sources = Path(helixflow.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if imports.search(path.read_text())] == ["price_sources.py"]
+    program = "import sys, helixflow.auth.service; print('genai_prices' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"

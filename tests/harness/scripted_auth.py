@@ -1,6 +1,6 @@
 """An auth service that answers what a test tells it, over real gRPC, and remembers what it was asked."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class Asked:
 @dataclass(slots=True)
 class ScriptedAuth:
     """`answers` by name of the RPC: a message, a list of messages for streams, or an exception, which is raised (last
-    in such a list: after the others). Without one an empty message.
+    in such a list: after the others); an iterator gives one of these for each call. Without one an empty message.
     """
 
     channel: grpc.aio.Channel
@@ -50,6 +50,8 @@ class ScriptedAuth:
         metadata = {key: value for key, value in context.invocation_metadata() if not key.startswith("grpc-")}
         self.asked.append(Asked(method.name, request, metadata, context.time_remaining()))
         answer = self.answers.get(method.name)
+        if isinstance(answer, Iterator):
+            answer = next(answer)
         if isinstance(answer, Exception):
             raise answer
         return GetMessageClass(method.output_type)() if answer is None else answer

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select
+from sqlalchemy import Executable, Row
 
 from helixflow.auth.grants import Rows
 from helixflow.storage.engine import Database
@@ -15,7 +15,7 @@ class Lookups:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def execute(self, statement: Select[Any], parameters: dict[str, Any] | None = None, /) -> Rows:
+    async def execute(self, statement: Executable, parameters: dict[str, Any] | None = None, /) -> Rows:
         return _Found(await self._database.fetch_all(statement, parameters))
 
 

@@ -1,7 +1,7 @@
 """What the auth service does about use: the ledger, policies and prices, asked by gateways and by administrators."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -13,6 +13,7 @@ from helixflow.auth.ledger.ledger import Ledger
 from helixflow.auth.ledger.retention import ledger_chores
 from helixflow.auth.lookups import Lookups
 from helixflow.auth.policy_lookup import resolve_policies
+from helixflow.auth.policy_tidying import prune_policies
 from helixflow.auth.price_lookup import PriceLookup
 from helixflow.auth.prices import price_operations
 from helixflow.auth.thresholds import BudgetThresholds
@@ -23,6 +24,7 @@ from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_POLICIES_EVERY_S: Final = 600
 
 
 class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
@@ -48,7 +50,8 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
 
     def chores(self) -> Sequence[Chore]:
         """What is to be tidied up now and then."""
-        return ledger_chores(self._database, self._retention_days)
+        policies = Chore("policies", _POLICIES_EVERY_S, lambda now: prune_policies(self._database, now))
+        return (*ledger_chores(self._database, self._retention_days), policies)
 
     async def ResolvePolicies(
         self, request: pb.ResolvePoliciesRequest, context: _Context

@@ -118,13 +118,13 @@ def _show(budget: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(budget)
         return
-    ends = cell(budget["period_end"]) if budget["period_end"] else "never"
+    per = "altogether" if budget["period"] == "total" else f"per {budget['period']}"
     show_fields(
-        f"{_amount(budget, 'cap')} per {budget['period']} ({budget['id']})".replace("per total", "altogether"),
+        f"{_amount(budget, 'cap')} {per} ({budget['id']})",
         [
             ("on", place_of(budget)),
             ("spent", _amount(budget, "spent")),
-            ("begins anew", ends),
+            ("begins anew", cell(budget["period_end"]) if budget["period_end"] else "never"),
             ("events at", ", ".join(f"{threshold} %" for threshold in budget["thresholds"])),
         ],
     )

@@ -42,6 +42,8 @@ URL_NAME: Final = "gateway.url"
 HTTPS_URL_NAME: Final = "gateway.https_url"
 # Tells where the auth service listens for gRPC; the control process writes it.
 AUTH_ADDRESS_NAME: Final = "auth.address"
+# Tells how far the shipper is, see `metering.shipping.figures`.
+SHIPPER_STATUS_NAME: Final = "shipper.json"
 _SHIPPER: Final = "helixflow.launch.shipper"
 # Engines have no use for these, nor for what the settings name.
 _SECRET_VARIABLES: Final = frozenset(
@@ -159,7 +161,7 @@ class Launcher:
             service.start()
         self._loop.run()
         self._socket.close()
-        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME, AUTH_ADDRESS_NAME):
+        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME, AUTH_ADDRESS_NAME, SHIPPER_STATUS_NAME):
             (self._options.run_dir / name).unlink(missing_ok=True)
         self._loop.close()
         return self._exit_code

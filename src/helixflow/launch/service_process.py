@@ -11,6 +11,8 @@ from helixflow.process.record import RecordLog
 from helixflow.process.spawn import Spawned
 
 READY_TIMEOUT_S: Final = 120.0
+# Each of its lives was of use to somebody, and a start a second harms nobody.
+SERVED_PAUSE_S: Final = 1.0
 # What a restart cannot mend; the process has said why on its standard error.
 _FINAL: Final = frozenset({ExitCode.CONFIG, ExitCode.PORT_BUSY, ExitCode.MODEL, ExitCode.STORAGE})
 
@@ -21,7 +23,8 @@ class ServiceProcess:
     `on_ready` is called each time it reports that it serves. `on_fatal(exit_code, reason)` is called only while it has
     never served, when restarting makes no sense: it ended with an exit code that says so, or it is in a crash loop.
     Once it has served it is restarted for ever, with longer and longer pauses: what is down with it may come back
-    (a database, room on the disk), and the other processes serve meanwhile.
+    (a database, room on the disk), and the other processes serve meanwhile. One that was serving when it ended is back
+    within `SERVED_PAUSE_S`, however often that happens.
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class ServiceProcess:
         pid = self._child.pid
         self._child.sweep()
         self._child = None
-        healthy_s = self._loop.now() - self._ready_at if self.is_ready else 0.0
+        served = self.is_ready
+        healthy_s = self._loop.now() - self._ready_at if served else 0.0
         self.is_ready = False
         self._forget_ready_pipe()
         self._cancel_timer()
@@ -110,12 +114,14 @@ class ServiceProcess:
         if in_loop and not self._was_ready:
             self._on_fatal(ExitCode.UNAVAILABLE, f"{self.name} keeps ending (last status {status}): giving up")
             return
-        level, delay_s = "error" if in_loop else "warning", self._restart_later(healthy_s)
+        level, delay_s = "error" if in_loop else "warning", self._restart_later(healthy_s, SERVED_PAUSE_S if served else None)
         self._log.write(level, "process.exited", process=self.name, pid=pid, status=status, restart_in_s=delay_s)
 
-    def _restart_later(self, healthy_s: float) -> float:
+    def _restart_later(self, healthy_s: float, longest_s: float | None = None) -> float:
         """Starts it again after the backoff's delay in seconds, which is returned rounded, for the log."""
         delay_s = self._backoff.next_delay_s(healthy_s)
+        if longest_s is not None:
+            delay_s = min(delay_s, longest_s)
         self._timer = self._loop.call_later(delay_s, self.start)
         return round(delay_s, 2)
 

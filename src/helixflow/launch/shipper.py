@@ -17,6 +17,7 @@ from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.launch.tasks import until_stopped
 from helixflow.metering.ledger_client import LedgerClient
 from helixflow.metering.node import read_node_id
+from helixflow.metering.redis.closing import RedisJournalCloser
 from helixflow.metering.shipping.figures import write_status
 from helixflow.metering.shipping.journal import Office
 from helixflow.metering.shipping.shipper import Shipper
@@ -63,9 +64,10 @@ async def serve(settings: Settings, arguments: ChildArguments) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     identity = await asyncio.to_thread(ServiceIdentity.open, settings, "shipper")
     node_id = await asyncio.to_thread(read_node_id, settings)
-    channel = create_channel(socket_path(settings.run_dir, "control"), identity, "auth")
     quarantine = settings.journal_dir / QUARANTINE_NAME
-    office = Office(node_id, LedgerClient(channel), None, quarantine, settings.metering.ship_interval_s)
+    closer = await asyncio.to_thread(RedisJournalCloser, settings.redis) if settings.redis.url else None
+    channel = create_channel(socket_path(settings.run_dir, "control"), identity, "auth")
+    office = Office(node_id, LedgerClient(channel), closer, quarantine, settings.metering.ship_interval_s)
     shipper = Shipper(settings.journal_dir, office)
     shipping = asyncio.create_task(shipper.run(), name="shipping")
     tasks = [

@@ -288,6 +288,7 @@ class _CallTicket(Ticket):
                 price.rate(tokens, engine_ms),
                 price.version,
                 self._since_start_ms(progress.first_content_at),
+                engine_ms,
             )
         )
 

@@ -90,17 +90,18 @@ class PriceBook:
                 # Once for each outage; at the start the services come up in any order.
                 if self._backoff.failures == 0 and self.ready:
                     log.warning("prices.unreadable", code=exc.code, reason=exc.message)
-                await asyncio.sleep(self._backoff.next_delay_s(0))
-                continue
-            if self._backoff.failures and self.ready:
-                log.info("prices.restored")
-            self._backoff.reset()
-            self._use(timelines)
+                pause_s = self._backoff.next_delay_s(0)
+            else:
+                if self._backoff.failures and self.ready:
+                    log.info("prices.restored")
+                self._backoff.reset()
+                self._use(timelines)
+                pause_s = REFRESH_S
             try:
-                async with asyncio.timeout(REFRESH_S):
+                async with asyncio.timeout(pause_s):
                     await self._stale.wait()
             except TimeoutError:
-                pass  # nothing has changed: it is time to look anyway
+                pass  # nobody said that anything has changed: it is time to look anyway
 
     def forget(self) -> None:
         """What was missed may be a change of prices: those that are known go on until it is known which."""

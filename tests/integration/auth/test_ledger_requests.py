@@ -85,7 +85,7 @@ async def test_a_request_is_shown_as_it_was_shipped(ledger: Requests) -> None:
 async def test_they_come_newest_first_in_pages_and_filtered(ledger: Requests) -> None:
     for number in range(5):
         await ledger.add(number, admitted_at_ms=NOW_MS - 1000 * (number // 2), key_id=f"key_{number % 2}")
-    await ledger.add(7, project_id=ledger.two, model="other", outcome="failed", admitted_at_ms=NOW_MS - 5000)
+    await ledger.add(7, project_id=ledger.two, key_id="", model="other", outcome="failed", admitted_at_ms=NOW_MS - 5000)
     first = await ledger.list(page_size=4)
     second = await ledger.list(page_size=4, cursor=first.next_cursor)
     assert [*ids(first), *ids(second)] == ["req_1", "req_0", "req_3", "req_2", "req_4", "req_7"]

@@ -18,6 +18,7 @@ from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind
 from helixflow.metering.money import format_dollars, parse_dollars
 from helixflow.metering.rows import RequestRow
+from helixflow.rpc.generated.auth_v1 import admin_pb2
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.storage.engine import Database
 from tests.harness.auth import Installation, Person, refused
@@ -150,14 +151,14 @@ questions = st.fixed_dictionaries(
                 and not ("hour" in groups and any(name.startswith("tag:") for name in groups))
             )
         ),
-        "page_size": st.sampled_from([1, 7, 1000]),
+        "page_size": st.sampled_from([13, 1000]),
     }
 )
 
 
 @given(question=questions, days=st.sampled_from([1, 3, 30, 365]), skewed=st.booleans())
 @settings(
-    max_examples=30, derandomize=True, database=None, deadline=None,
+    max_examples=25, derandomize=True, database=None, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 async def test_every_grouping_is_what_the_rows_add_up_to(
@@ -247,8 +248,6 @@ async def test_another_organisation_is_not_there(ledgered: Ledgered) -> None:
 
 
 async def test_a_deleted_project_keeps_its_usage(ledgered: Ledgered) -> None:
-    from helixflow.rpc.generated.auth_v1 import admin_pb2
-
     owner = await ledgered.auth.add_person(ledgered.ada.organisation_id, roles={"": "owner"})
     await ledgered.auth.call(owner, "DeleteProject", admin_pb2.DeleteRequest(id=ledgered.projects[1]))
     answer = await ledgered.ask(project_ids=[ledgered.projects[1]], **{"from": YEAR_AGO, "to": TODAY + DAY})

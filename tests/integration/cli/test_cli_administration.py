@@ -337,6 +337,71 @@ def test_roles_organisations_and_service_accounts(terminal: Terminal) -> None:
     redeem(terminal, token_in(rescue))
 
 
+def test_limits_are_set_changed_and_lifted(terminal: Terminal) -> None:
+    key = terminal.json("keys", "create", "limited")["key_id"]
+    made = terminal.json("limits", "create", "requests-per-minute", "600", "--key", key, "--burst", "60")
+    assert (made["scope"], made["subject_id"], made["value"], made["burst"]) == ("key", key, 600, 60)
+    told = terminal.must("limits", "create", "tokens_per_day", "1000000", "--installation", "--model", "idle")
+    assert told.startswith("Created limit_") and told.endswith(
+        ": 1000000 tokens per day of idle, on installation, imposed.\n"
+    )
+    changed = terminal.must("limits", "update", made["id"], "--value", "1200")
+    assert changed == f"Changed {made['id']}: 1200 requests per minute (60 at once), on key {key}.\n"
+    listed = terminal.json("limits", "list")["limits"]
+    assert {(limit["scope"], limit["value"]) for limit in listed} == {("installation", 10**6), ("key", 1200)}
+    assert made["id"] in terminal.must("limits", "list")
+    for limit in listed:
+        assert terminal.must("limits", "delete", limit["id"]) == f"deleted {limit['id']}\n"
+    assert terminal.json("limits", "list")["limits"] == []
+    for words, code in (
+        (("create", "requests-per-hour", "1"), 2),
+        (("create", "tokens-per-day", "many"), 2),
+        (("create", "tokens-per-day", "0"), 1),
+        (("create", "tokens-per-day", "1", "--key", key, "--installation"), 2),
+        (("create", "tokens-per-day", "1", "--key", "key_none"), 1),
+        (("update", made["id"]), 2),
+        (("update", made["id"], "--value", "1"), 1),
+        (("delete", made["id"]), 1),
+    ):
+        done = terminal.run("limits", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), (words, done.stderr)
+
+
+def test_budgets_are_set_changed_and_lifted(terminal: Terminal) -> None:
+    project = terminal.json("projects", "list")["projects"][0]["id"]
+    made = terminal.json("budgets", "create", "250.5", "--project", project, "--threshold", "90", "--threshold", "70")
+    assert (made["scope"], made["subject_id"], made["cap"], made["thresholds"]) == (
+        "project",
+        project,
+        "250.50",
+        [70, 90],
+    )
+    assert (made["period"], made["spent"]) == ("month", "0.00")
+    tokens = terminal.must("budgets", "create", "5000000", "--tokens", "--per", "total", "--impose")
+    assert tokens.startswith("5000000 tokens altogether (budget_") and "organisation, imposed" in tokens
+    shown = terminal.must("budgets", "update", made["id"], "--cap", "300")
+    assert shown.startswith(f"$300.00 per month ({made['id']})\n") and "70 %, 90 %" in shown
+    assert shown == terminal.must("budgets", "show", made["id"])
+    listed = terminal.json("budgets", "list")["budgets"]
+    assert {budget["cap"] for budget in listed} == {"5000000", "300.00"}
+    table = terminal.must("budgets", "list")
+    assert "0 tokens" in table and "$300.00" in table and f"project {project}" in table
+    assert terminal.json("budgets", "events") == {"events": []}
+    for budget in listed:
+        terminal.must("budgets", "delete", budget["id"])
+    for words, code in (
+        (("create", "0"), 1),
+        (("create", "1e3"), 1),
+        (("create", "1.5", "--tokens"), 1),
+        (("create", "1", "--per", "week"), 2),
+        (("update", made["id"]), 2),
+        (("show", made["id"]), 1),
+        (("events", "--budget", made["id"]), 1),
+    ):
+        done = terminal.run("budgets", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), (words, done.stderr)
+
+
 def test_credentials_do_not_travel_in_the_clear(terminal: Terminal) -> None:
     done = terminal.run("users", "list", HELIXFLOW_BASE_URL="http://example.com/v1", HELIXFLOW_API_KEY="hfk_x")
     assert (done.returncode, done.stdout) == (2, "")

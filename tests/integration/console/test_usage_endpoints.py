@@ -5,7 +5,6 @@ import io
 import json
 from typing import Any
 
-import grpc
 import httpx2
 import pytest
 
@@ -96,16 +95,8 @@ async def test_a_question_reaches_auth_as_it_was_asked(api: httpx2.AsyncClient, 
 
 
 async def test_a_table_has_all_pages_and_no_formulas(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
-    pages = [usage(["1795392000", "=cmd|' /C calc'!A0"], ["1795392000", "+1"], cursor="2"), usage(["1795478400", "Ä\n;"])]
-    taken = iter(pages)
-    auth.answers["QueryUsage"] = None
-    original = auth.take
-
-    def take(method: Any, request: Any, context: Any) -> Any:
-        original(method, request, context)
-        return next(taken)
-
-    auth.take = take  # type: ignore[method-assign]
+    first = usage(["1795392000", "=cmd|' /C calc'!A0"], ["1795392000", "+1"], cursor="2")
+    auth.answers["QueryUsage"] = iter([first, usage(["1795478400", "Ä\n;"])])
     answer = await api.get("/usage?group_by=day,tag:team&format=csv")
     assert answer.headers["content-type"].startswith("text/csv")
     assert "attachment" in answer.headers["content-disposition"]
@@ -203,14 +194,6 @@ async def test_what_was_never_rated_is_explained_without_a_price(api: httpx2.Asy
 
 
 async def test_a_table_that_breaks_off_is_cut_off(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
-    original = auth.take
-
-    def take(method: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        original(method, request, context)
-        if request.cursor:
-            raise HelixError(ErrorKind.UNAVAILABLE, "Away.")
-        return usage(["m"], cursor="2")
-
-    auth.take = take  # type: ignore[method-assign]
+    auth.answers["QueryUsage"] = iter([usage(["m"], cursor="2"), HelixError(ErrorKind.UNAVAILABLE, "Away.")])
     with pytest.raises(httpx2.RemoteProtocolError):
         await api.get("/usage?group_by=model&format=csv")

@@ -141,8 +141,9 @@ def test_the_socket_is_its_owners_alone(launcher: Running) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_everything(launcher: Running, number: int) -> None:
     launcher.connect().start("e", SLEEP)
-    # What a control process that was killed leaves behind.
+    # What a control process that was killed leaves behind, and a shipper.
     (launcher.settings.run_dir / "auth.address").write_text("127.0.0.1:1")
+    (launcher.settings.run_dir / "shipper.json").write_text("{}")
     launcher.process.send_signal(number)
     assert launcher.wait() == 0
     assert launcher.others() == []
@@ -156,6 +157,14 @@ def test_gateways_end_first_and_engines_last(launcher: Running) -> None:
     assert launcher.wait() == 0
     ends = [r.get("process") or r["engine"] for e in ("process.exited", "engine.exited") for r in launcher.records(e)]
     assert ends == ["gateway-0", "shipper", "control", "e"]
+
+
+def test_a_shipper_that_does_not_end_is_killed_before_control_stops(start_launcher: Callable[..., Running]) -> None:
+    launcher = start_launcher(shipper="stubborn").wait_serving()
+    launcher.process.send_signal(signal.SIGTERM)
+    assert launcher.wait() == 0
+    assert [record["process"] for record in launcher.records("process.exited")] == ["gateway-0", "shipper", "control"]
+    assert [record["phase"] for record in launcher.records("launcher.overdue")] == ["stopping_shipper"]
 
 
 def test_a_second_signal_hurries(start_launcher: Callable[..., Running]) -> None:
@@ -190,8 +199,8 @@ def test_killing_the_launcher_leaves_nothing(launcher: Running) -> None:
     watched = f"import os; os.execv({sys.executable!r}, [*{shim!r}, str(os.getppid()), '--watch', '--', *{program!r}])"
     peer.start("nested", nested)
     peer.start("watched", watched)
-    # launcher's children: control, gateway, three engines; and one more below each of the last two.
-    until(lambda: len(launcher.others()) == 7)
+    # launcher's children: control, gateway, shipper, three engines; and one more below each of the last two.
+    until(lambda: len(launcher.others()) == 8)
     launcher.process.kill()
     until(lambda: not launcher.others(), 2)
 
@@ -202,6 +211,12 @@ def test_control_is_restarted_and_engines_survive_it(launcher: Running) -> None:
     os.kill(launcher.pids("control")[0], signal.SIGKILL)
     until(lambda: len(launcher.pids("control")) == 2)
     assert [engine["pid"] for engine in launcher.connect().ask(op="list")["engines"]] == [pid]
+
+
+def test_a_shipper_is_restarted_and_nothing_else(launcher: Running) -> None:
+    os.kill(launcher.pids("shipper")[0], signal.SIGKILL)
+    until(lambda: len(launcher.pids("shipper")) == 2)
+    assert (len(launcher.pids("gateway-0")), len(launcher.pids("control"))) == (1, 1)
 
 
 def test_nobody_is_refused_while_a_gateway_is_replaced(launcher: Running) -> None:

@@ -14,7 +14,9 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.admission import Settlement
 from helixflow.metering.journal.segments import list_segments
 from helixflow.metering.ledger_client import LedgerClient
+from helixflow.metering.shipping import delivery
 from helixflow.metering.shipping import shipper as shipper_module
+from helixflow.metering.shipping.extent import measure
 from helixflow.metering.shipping.journal import Office
 from helixflow.metering.shipping.shipper import Shipper
 from helixflow.rpc.channels import target_of
@@ -191,7 +193,10 @@ async def test_segments_go_once_the_ledger_has_them_and_no_call_in_flight_needs_
     journal.die()
 
 
-async def test_a_ledger_that_is_down_is_waited_for_and_told_of_once(node: Node) -> None:
+async def test_a_ledger_that_is_down_is_waited_for_and_told_of_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "START_GRACE_S", 0)
     journal = node.journal()
     journal.write_call(1)
     with capture_logs() as logs:
@@ -199,7 +204,7 @@ async def test_a_ledger_that_is_down_is_waited_for_and_told_of_once(node: Node) 
             await eventually(lambda: [entry for entry in logs if entry["event"] == "service.lost"])
             status = await shipper.status(1_790_000_100)
             assert (status.last_error, status.journals) == ("service_unavailable", 1)
-            assert status.backlog_bytes > 200
+            assert status.backlog_bytes > 150
             async with serving(node.ledger, node.socket):
                 await node.ledger.until(lambda: node.calls() == [call_id(1)])
             # Down again, with something in hand.
@@ -215,6 +220,21 @@ async def test_a_ledger_that_is_down_is_waited_for_and_told_of_once(node: Node) 
     assert [entry["event"] for entry in logs if entry["event"] == "service.lost"] == ["service.lost"] * 2
     assert (status.last_error, status.backlog_bytes, status.backlog_records) == ("", 0, 0)
     assert (status.oldest_unshipped_s, status.shipped_rows) == (0.0, 2)
+    journal.die()
+
+
+async def test_a_ledger_that_comes_up_last_is_no_outage(node: Node) -> None:
+    journal = node.journal()
+    assert measure(journal.folder) == (journal.position, journal.position)
+    journal.write_call(1)
+    with capture_logs() as logs:
+        async with node.shipping() as shipper:
+            async with asyncio.timeout(10):
+                while not (await shipper.status(0)).last_error:
+                    await asyncio.sleep(0.005)
+            async with serving(node.ledger, node.socket):
+                await node.ledger.until(lambda: node.calls() == [call_id(1)])
+    assert logs == []
     journal.die()
 
 

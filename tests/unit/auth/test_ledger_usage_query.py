@@ -28,6 +28,9 @@ def refused(param: str, start: int = 0, end: int = 0, **fields: Any) -> str:
 def test_without_a_range_it_is_the_last_thirty_days() -> None:
     query = ask(group_by=["hour"])
     assert (query.start, query.end, query.grain) == (NOW - 30 * DAY, NOW + HOUR, Grain.HOUR)
+    query = ask(group_by=["key"])
+    assert (query.start, query.end, query.grain) == (TODAY - 29 * DAY, TODAY + DAY, Grain.DAY)
+    assert ask(TODAY - 400 * DAY, group_by=["month"]).end == TODAY + DAY
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_show_lists_what_there_is(initialised: Run, data_dir: Path) -> None:
     assert shown["ca_certificate"] == str(data_dir / "pki" / "ca.crt")
     assert shown["issues_here"] is True
     states = {one["service"]: one["state"] for one in shown["certificates"]}
-    assert states == dict.fromkeys(("console", "control", "gateway", "https", "monitoring"), "valid")
+    assert states == dict.fromkeys(("console", "control", "gateway", "https", "monitoring", "shipper"), "valid")
     (data_dir / "pki" / "services" / "gateway.pem").write_bytes(b"")
     table = initialised("pki", "show").out
     assert "unusable" in table

@@ -16,8 +16,8 @@ def read(data: bytes) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\r=1", "\n=1", "\tx", "=cmd|' /C calc'!A0", '=HYPERLINK("x")', "＝1", "＠x"],
-)  # fmt: skip
+    ["=1", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\r=1", "\n=1", "\tx", "=cmd|' /C calc'!A0", "＝1", "＠x"],
+)
 def test_a_text_is_never_a_formula(text: str) -> None:
     assert read(render_rows([[text, 3]])) == [[f"'{text}", "3"]]
 

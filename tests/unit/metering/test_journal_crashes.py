@@ -77,7 +77,7 @@ def test_a_write_that_is_torn_at_any_byte_leaves_the_records_before_it(tmp_path:
         assert read_all(reader, ended=False) == before + [record] * complete
         assert reader.quarantined == 0
         assert read_all(reader, ended=True) == []
-        assert reader.quarantined == (0 < torn and not complete)
+        assert reader.quarantined == (torn > 0 and not complete)
         if reader.quarantined:
             kept = (tmp_path / f"quarantine-{torn}" / f"{torn}-{start:020d}").read_bytes()
             assert kept == frame[:torn].rstrip(b"\0")

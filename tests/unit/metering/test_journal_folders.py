@@ -1,5 +1,6 @@
 """Who owns a journal: its writer while it lives, then one taker."""
 
+import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -56,9 +57,11 @@ def test_a_journal_that_is_removed_while_another_opens_its_lock_is_not_taken(
 
 
 def test_what_a_killed_writer_left_unborn_is_cleared_by_the_next(tmp_path: Path) -> None:
-    births = FaultyFiles()
-    os.close(open_writer(tmp_path / "count", files=births)._lock)
-    for boundary in range(len(births.boundaries)):
+    files = FaultyFiles()
+    writer = open_writer(tmp_path / "count", files=files)
+    boundaries = len(files.boundaries)
+    asyncio.run(writer.close())
+    for boundary in range(boundaries):
         root = tmp_path / f"{boundary}"
         with pytest.raises(Killed):
             open_writer(root, files=FaultyFiles(kill_at=boundary))

@@ -124,7 +124,7 @@ def test_damage_in_a_living_journal_is_set_aside_once_a_record_follows(journal: 
 
 def test_zeros_in_a_living_journal_are_passed_once_the_next_segment_has_begun(journal: Journal) -> None:
     """After a power cut a page may be missing though later ones are there."""
-    records = journal.fill(0) + [admitted(1), admitted(2), admitted(3)]
+    records = [*journal.fill(0), admitted(1), admitted(2), admitted(3)]
     journal.write(*records)
     [_, (start, end, _), _] = JournalReader(journal.folder, journal.quarantine).read(10, ended=False)
     journal.overwrite(start, bytes(end - start))

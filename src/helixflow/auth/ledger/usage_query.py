@@ -72,10 +72,13 @@ def parse_usage_query(request: pb.QueryUsageRequest, now: int) -> UsageQuery:
     """Raises `HelixError` UNPROCESSABLE that names the field."""
     groups = _parse_groups(request.group_by)
     tag, tag_value = _parse_tag(groups, request.tag)
-    start, end = parse_range(getattr(request, "from"), request.to, now)
+    hourly = "hour" in groups
+    # Nothing is in the future: the whole day, where nobody asks for hours, is until now as well.
+    until = now + 1 if hourly else now - now % Grain.DAY + Grain.DAY
+    start, end = parse_range(getattr(request, "from"), request.to or until, now)
     if end - start > MAX_SPAN_S:
         raise _wrong("from", "Ask for two years at most.")
-    grain = _choose_grain(start, end, hourly="hour" in groups, tagged=bool(tag))
+    grain = _choose_grain(start, end, hourly=hourly, tagged=bool(tag))
     return UsageQuery(start - start % grain, -(-end // grain) * grain, grain, groups, tag, tag_value)
 
 

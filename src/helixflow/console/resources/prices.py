@@ -32,20 +32,28 @@ class Tier(Given):
     from_prompt_tokens: Annotated[
         int, Field(ge=1, le=_MAX_TOKENS, description="From this many on; each tier's more.", examples=[200_000])
     ]
-    input: Amount | None = Field(None, description="For a million prompt tokens; null: nothing.")
-    cached_input: Amount | None = Field(None, description="For those that the engine had cached; null: as `input`.")
-    output: Amount | None = Field(None, description="For a million completion tokens; null: nothing.")
+    input: Amount | None = Field(None, description="For a million prompt tokens; null: nothing.", examples=["2.50"])
+    cached_input: Amount | None = Field(
+        None, description="For those that the engine had cached; null: as `input`.", examples=["1.25"]
+    )
+    output: Amount | None = Field(
+        None, description="For a million completion tokens; null: nothing.", examples=["10.00"]
+    )
 
 
 class GivenRates(Given):
     """What is charged, in US dollars."""
 
-    input: Amount | None = Field(None, description="For a million prompt tokens; null: nothing.")
-    cached_input: Amount | None = Field(None, description="For those that the engine had cached; null: as `input`.")
-    output: Amount | None = Field(None, description="For a million completion tokens; null: nothing.")
-    request: Amount | None = Field(None, description="For each request; null: nothing.")
+    input: Amount | None = Field(None, description="For a million prompt tokens; null: nothing.", examples=["2.50"])
+    cached_input: Amount | None = Field(
+        None, description="For those that the engine had cached; null: as `input`.", examples=["1.25"]
+    )
+    output: Amount | None = Field(
+        None, description="For a million completion tokens; null: nothing.", examples=["10.00"]
+    )
+    request: Amount | None = Field(None, description="For each request; null: nothing.", examples=["0.001"])
     engine_second: Amount | None = Field(
-        None, description="For each second that the engine worked on it; null: nothing."
+        None, description="For each second that the engine worked on it; null: nothing.", examples=["0.0002"]
     )
     tiers: list[Tier] = Field(
         [], max_length=_MAX_TIERS, description="Other rates for long prompts, growing.", examples=[[]]
@@ -103,12 +111,18 @@ class NewPrice(Given):
     """A price to be set."""
 
     subject_kind: Literal["model", "deployment"] = Field(description="What it is for.", examples=["model"])
-    subject: SubjectName = Field(description="The public name of the model, or the name of the deployment.")
+    subject: SubjectName = Field(
+        description="The public name of the model, or the name of the deployment.", examples=["gpt-4o"]
+    )
     rates: GivenRates = Field(description="What is charged.")
     valid_from: GivenMoment | None = Field(
-        None, description="From then on, not in the past; null: from now on. A price without end before it ends there."
+        None,
+        description="From then on, not in the past; null: from now on. A price without end before it ends there.",
+        examples=["2027-01-01T00:00:00Z"],
     )
-    valid_to: GivenMoment | None = Field(None, description="Before that time; null: until further notice.")
+    valid_to: GivenMoment | None = Field(
+        None, description="Before that time; null: until further notice.", examples=["2027-02-01T00:00:00Z"]
+    )
 
 
 class RatingDifference(Shown):

@@ -58,6 +58,8 @@ class Progressed(Struct, array_like=True, tag=2, frozen=True, gc=False):
     cost: int
     price_version: str
     first_token_ms: int = -1
+    # What `cost` was rated by: a row must show all of it.
+    engine_ms: int = -1
 
 
 class Settled(Struct, array_like=True, tag=3, frozen=True, gc=False):

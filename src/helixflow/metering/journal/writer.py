@@ -86,11 +86,12 @@ class JournalWriter:
         self._syncing = ThreadPoolExecutor(1, thread_name_prefix="journal-sync")
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="journal-prepare")
         self._commits = Commits(self._syncing, first.first)
-        self._tail = Tail(files, newborn.folder, first, segment_bytes, self._commits.finish)
+        self._tail = Tail(files, newborn.folder, first, segment_bytes, self._finish)
         # Room is short.
         self._low = asyncio.Event()
         # Settlements that could not be written, oldest first.
         self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
         # Why the last write failed, and why no segment can be prepared.
         self._failure: OSError | None = None
         self._shortage: OSError | None = None
@@ -185,7 +186,8 @@ class JournalWriter:
             except OSError as exc:
                 self._fail(exc)
         self._pending.append(payload)
-        return self._tail.position + sum(OVERHEAD + len(pending) for pending in self._pending)
+        self._pending_bytes += OVERHEAD + len(payload)
+        return self._tail.position + self._pending_bytes
 
     def durable(self, position: int) -> Awaitable[None] | None:
         """None when what is before `position` counts as written: with durability "os" always.
@@ -223,6 +225,10 @@ class JournalWriter:
         self._commits.close()
         self._tail.close()
         os.close(self._lock)
+
+    def _finish(self, segment: Segment) -> None:
+        self._commits.finish(segment)
+        self._low.set()
 
     def _append(self, payload: bytes, in_flight: int) -> bool:
         """False when room is short or the disk fails."""
@@ -291,7 +297,7 @@ class JournalWriter:
             self._tail.clear()
             while self._pending:
                 self._tail.append_settlement(self._pending[0])
-                self._pending.popleft()
+                self._pending_bytes -= OVERHEAD + len(self._pending.popleft())
         except OSError as exc:
             self._fail(exc)
             if exc.errno == errno.EIO:  # a bad spot of the disk stays bad

@@ -6,9 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from helixflow.metering.counters import LimitCounter
+from helixflow.metering.gcra import Bucket
 from helixflow.metering.redis.connection import Answer, Lost
-from helixflow.metering.redis.plan import Plan
+from helixflow.metering.redis.plan import Plan, Reservation
 
 # Tokens of a call that has never been.
 NEVER_WAS: Final = -1
@@ -25,18 +25,18 @@ class Whereabouts(IntEnum):
 
 
 class OpenCall(Struct, gc=False):
-    """A call that is granted and has not ended. `charges` are the local rates that it has taken from, if any."""
+    """A call that is granted and has not ended. `charges` are what it took from local rates, in the plan's order."""
 
     plan: Plan
     tokens: int
     tokens_bound: int
     cost_bound: int
     whereabouts: int
-    charges: tuple[tuple[LimitCounter, int], ...] = ()
+    charges: tuple[tuple[Bucket, int], ...] = ()
     # False for a call that was granted without Redis: the rates there have not been charged.
     charged: bool = True
 
-    def reservation(self, epoch: str, *, restored: bool) -> bytes:
+    def reservation(self, epoch: str, *, restored: bool) -> Reservation:
         return self.plan.reservation(
             epoch, self.tokens, self.tokens_bound, self.cost_bound, charged=self.charged, restored=restored
         )
@@ -85,6 +85,9 @@ class Outbox:
         answer = send([ended.words for ended in batch])
         self._sent[answer] = batch
         answer.add_done_callback(self._acknowledge)
+
+    def under_way(self) -> list[Answer]:
+        return list(self._sent)
 
     def unacknowledged(self) -> list[Ended]:
         """In the order of their ends."""

@@ -4,8 +4,8 @@
 -- the lease that it was admitted on or -1}, ...}.
 --
 -- Calls that the journal has not were never dispatched: released. Without the journal all calls are charged what they
--- have reserved. So is the lease as soon as a call was admitted on it that we have not been told of: others may have
--- been whose records are cut.
+-- have reserved. So is the lease as soon as one call was admitted on it since the gateway joined last: others may have
+-- been whose records are cut already.
 local journal, journal_id, is_lost = KEYS[1], ARGV[1], ARGV[2] == '1'
 local generation = redis.call('HGET', journal, '=')
 if not generation then return redis.call('DEL', journal) end
@@ -13,8 +13,8 @@ if not generation then return redis.call('DEL', journal) end
 local now = now_us()
 local lease_used = is_lost
 for _, ended in ipairs(cmsgpack.unpack(ARGV[3])) do
-  local known = settle(journal, journal_id, ended[1], ended[2], ended[3], ended[4], now)
-  if not known and ended[5] == tonumber(generation) then lease_used = true end
+  settle(journal, journal_id, ended[1], ended[2], ended[3], ended[4], now)
+  if ended[5] == tonumber(generation) then lease_used = true end
 end
 local held, leases = list_held(journal)
 for i = 1, #held, 2 do

@@ -89,7 +89,7 @@ end
 -- gave then; and no budget is known again before the ledger has the journal up to there: the sum has it.
 local function settle(journal, journal_id, call, tokens, cost, position, now)
   local stored = redis.call('HGET', journal, call)
-  if not stored then return false end
+  if not stored then return end
   redis.call('HDEL', journal, call)
   local charges, parallels, budgets, restored = unpack_reservation(stored)
   for _, charge in ipairs(charges) do
@@ -110,7 +110,6 @@ local function settle(journal, journal_id, call, tokens, cost, position, now)
       redis.call('HINCRBY', key, 'spent', used)
     end
   end
-  return true
 end
 
 -- The calls of a journal: {call id, reservation, ...}, and its leases: {field, key, amount, ...}.

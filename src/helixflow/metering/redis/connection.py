@@ -108,6 +108,11 @@ class RedisConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("the connection was closed" if exc is None else f"the connection was lost: {exc}")
 
+    def close(self) -> None:
+        """Of our own will: `on_lost` is not called. Idempotent."""
+        self._on_lost = _ignore
+        self.fail("closed")
+
     def fail(self, reason: str) -> None:
         """Gives the connection up. Idempotent."""
         if self.lost:
@@ -171,3 +176,7 @@ class RedisConnection(asyncio.Protocol):
             self.fail(f"no answer for {self._timeout_s:g} s")
         else:
             self._timer = self._loop.call_at(due, self._check)
+
+
+def _ignore(_reason: str) -> None:
+    """Who closes it knows."""

@@ -1,19 +1,19 @@
 """What a gateway decides while Redis is away: its share of each limit, and of budgets only what it has leased."""
 
+from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from typing import Final
 
 from helixflow.metering.admission import Demand, Grant, Refusal
-from helixflow.metering.counters import LimitCounter, limit_counter
-from helixflow.metering.gcra import NEVER, REFUSED
+from helixflow.metering.gcra import NEVER, Bucket
 from helixflow.metering.policies import Limit, Metric
 from helixflow.metering.redis.calls import OpenCall, Whereabouts
 from helixflow.metering.redis.leases import Leases
 from helixflow.metering.redis.plan import HELD_RETRY_S, Plan
 
-# Among the holds of a call that was admitted without Redis: under which generation of this gateway. Who closes its
-# journal sees by that whether Redis has been told of the call.
-LEASE_HOLD = "lease"
+# Among the holds of a call that was granted without Redis: the generation of this gateway that Redis knows. Who closes
+# its journal sees by that whether Redis has been told of the call.
+LEASE_HOLD: Final = "lease"
 
 
 class Fallback:
@@ -23,76 +23,79 @@ class Fallback:
         self._gateways = gateways
         self._leases = leases
         self._calls = calls
-        self._counters: dict[str, LimitCounter] = {}
+        self._buckets: dict[str, Bucket] = {}
+        # Running calls by parallel limit; None until somebody asks.
+        self._running: Counter[str] | None = None
 
     def admit(self, plan: Plan, demand: Demand, now: float, generation: int) -> tuple[Grant, OpenCall]:
         """Raises `Refusal`. `now` is on the event loop's clock."""
         now_us = int(now * 1e6)
-        taken: list[tuple[LimitCounter, int, int]] = []
-        for limit in plan.policies.limits:
-            counter = self._counter(limit, now_us)
-            amount = 1
-            if limit.metric in (Metric.TOKENS_PER_MINUTE, Metric.TOKENS_PER_DAY):
-                # What fits the limit must not be too large for a share of it.
-                amount = min(demand.tokens, counter.burst) if demand.tokens <= limit.burst else demand.tokens
-            state = counter.after(now_us, amount)
-            if state == REFUSED:
-                wait_us = counter.wait_us(now_us, amount)
-                too_large = wait_us == NEVER
-                wait_s = None if too_large else wait_us / 1e6
-                raise Refusal(limit=limit, retry_after_s=wait_s, too_large=too_large, requested=amount)
-            taken.append((counter, state, amount))
+        charges = [self._check_rate(limit, demand, now_us) for limit in plan.rates]
+        for limit in plan.parallels:
+            if self._count()[limit.id] >= self._share(limit.value):
+                raise Refusal(limit=limit, retry_after_s=HELD_RETRY_S if limit.value else None, requested=1)
         for kept in plan.budgets:
             amount = demand.cost_bound if kept.is_money else demand.tokens_bound
-            # Nothing left is no leave to make calls that cost nothing, as it is not in Redis.
+            # As in Redis: what costs nothing does not fit either once nothing is left.
             if max(amount, 1) > self._leases.room(kept.place):
                 raise Refusal(budget=kept.budget, retry_after_s=HELD_RETRY_S, requested=amount)
-        for counter, state, _ in taken:
-            counter.state = state
-            counter.held += 1
+        for bucket, amount in charges:
+            bucket.take(now_us, amount)
+        if plan.parallels:
+            self._count().update(limit.id for limit in plan.parallels)
         for kept in plan.budgets:
             self._leases.take(kept.place, demand.cost_bound if kept.is_money else demand.tokens_bound)
-        holds = plan.holds(demand.tokens, demand.tokens_bound, demand.cost_bound)
-        rates = tuple(
-            (counter, amount)
-            for (counter, _, amount), limit in zip(taken, plan.policies.limits, strict=True)
-            if limit.metric is not Metric.PARALLEL_REQUESTS
-        )
         call = OpenCall(
-            plan, demand.tokens, demand.tokens_bound, demand.cost_bound, Whereabouts.HERE, rates, charged=False
+            plan,
+            demand.tokens,
+            demand.tokens_bound,
+            demand.cost_bound,
+            Whereabouts.HERE,
+            tuple(charges),
+            charged=False,
         )
-        return Grant((*holds, (LEASE_HOLD, generation))), call
+        holds = plan.holds(demand.tokens, demand.tokens_bound, demand.cost_bound)
+        return Grant((*holds, (LEASE_HOLD, generation)) if plan.budgets else holds), call
 
     def end(self, call: OpenCall, now: float, tokens: int) -> None:
         """A call has ended, wherever it was granted; `tokens` below 0: it has never been."""
-        now_us = int(now * 1e6)
-        for counter, amount in call.charges:
+        for (bucket, amount), limit in zip(call.charges, call.plan.rates, strict=False):
             if tokens < 0:
-                counter.release(amount)
-            else:
-                counter.settle(now_us, amount, tokens)
-        for limit in call.plan.parallels:
-            parallel = self._counters.get(limit.id)
-            if parallel is not None:
-                parallel.release(1)
+                bucket.give_back(amount)
+            elif limit.metric is not Metric.REQUESTS_PER_MINUTE:
+                bucket.give_back(amount)
+                bucket.owe(int(now * 1e6), tokens)
+        if self._running is not None:
+            self._running.subtract(limit.id for limit in call.plan.parallels)
 
     def clear(self) -> None:
         """The outage is over."""
-        self._counters.clear()
+        self._buckets.clear()
+        self._running = None
 
-    def _counter(self, limit: Limit, now_us: int) -> LimitCounter:
-        share = replace(limit, value=_share(limit.value, self._gateways), burst=_share(limit.burst, self._gateways))
-        counter = self._counters.get(limit.id)
-        if counter is None:
-            counter = self._counters[limit.id] = limit_counter(share)
-            if limit.metric is Metric.PARALLEL_REQUESTS:
-                counter.state = counter.held = sum(
-                    1 for call in self._calls() for other in call.plan.parallels if other.id == limit.id
-                )
-        elif counter.value != share.value or counter.burst != share.burst:
-            counter.adopt(share, now_us)
-        return counter
+    def _check_rate(self, limit: Limit, demand: Demand, now_us: int) -> tuple[Bucket, int]:
+        value, burst = self._share(limit.value), self._share(limit.burst)
+        bucket = self._buckets.get(limit.id)
+        if bucket is None:
+            bucket = self._buckets[limit.id] = Bucket(max(value, 1), limit.metric.window_s * 1_000_000, burst)
+        elif bucket.value != max(value, 1) or bucket.burst != burst:
+            bucket.change(now_us, max(value, 1), burst)
+        amount = 1 if limit.metric is Metric.REQUESTS_PER_MINUTE else demand.tokens
+        # What fits the limit is not too large for a share of it.
+        charged = min(amount, burst) if amount <= limit.burst else amount
+        wait_us = bucket.wait_us(now_us, charged)
+        if wait_us:
+            never = wait_us == NEVER
+            raise Refusal(
+                limit=limit, retry_after_s=None if never else wait_us / 1e6, too_large=never, requested=amount
+            )
+        return bucket, charged
 
+    def _count(self) -> Counter[str]:
+        """Of all calls that run, wherever they were granted."""
+        if self._running is None:
+            self._running = Counter(limit.id for call in self._calls() for limit in call.plan.parallels)
+        return self._running
 
-def _share(value: int, gateways: int) -> int:
-    return max(value // gateways, 1) if value else 0
+    def _share(self, value: int) -> int:
+        return max(value // self._gateways, 1) if value else 0

@@ -30,8 +30,8 @@ else
 end
 
 for _, call in ipairs(calls) do
-  if redis.call('HSETNX', journal, call[1], call[2]) == 1 then
-    local _, parallels, budgets = unpack_reservation(call[2])
+  if redis.call('HSETNX', journal, call[1], cmsgpack.pack(call[2])) == 1 then
+    local _, parallels, budgets = unpack(call[2])
     for _, parallel in ipairs(parallels) do redis.call('INCR', parallel[1]) end
     for _, budget in ipairs(budgets) do
       redis.call('HINCRBY', budget[1], 'reserved', budget[2])

@@ -40,8 +40,10 @@ class Leases:
         self._asked: list[Lease] = []
         self._now = 0.0
 
-    def __len__(self) -> int:
-        return len(self._leases)
+    @property
+    def held(self) -> int:
+        """How many there is something of."""
+        return sum(1 for lease in self._leases.values() if lease.amount)
 
     def note(self, plan: Plan) -> None:
         """A call was granted by Redis: its budgets are in use."""

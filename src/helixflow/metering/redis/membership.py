@@ -25,6 +25,7 @@ from helixflow.metering.redis.connection import Answer, RedisConnection
 from helixflow.metering.redis.keys import EPOCH, journal_key
 from helixflow.metering.redis.leases import Leases
 from helixflow.metering.redis.link import RedisLink, RedisUnavailable
+from helixflow.metering.redis.plan import Reservation
 from helixflow.metering.redis.resp import Reply, encode_arguments
 from helixflow.metering.redis.sweeping import Sweeper
 from helixflow.process.backoff import Backoff
@@ -60,7 +61,7 @@ class Traveller(Protocol):
     """Whose calls they are."""
 
     def pack(self, epoch: str, generation: int, before: int) -> Luggage:
-        """What to bring. `before` is the generation that Redis knows of us in this epoch, -1: none, all is forgotten."""
+        """What to bring. `before` is the generation that Redis knows of us in this epoch; -1: it has forgotten all."""
         ...
 
     def arrived(self) -> None:
@@ -84,8 +85,8 @@ class Session:
         self.ready = False
         self._admit_head = encode_arguments(b"1", self.journal, b"%d" % generation)
 
-    def admit(self, call_id: str, reservation: bytes) -> Answer:
-        call = call_id.encode()
+    def admit(self, call_id: str, asked: Reservation) -> Answer:
+        call, reservation = call_id.encode(), _ENCODE(asked)
         tail = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (self._admit_head, len(call), call, len(reservation), reservation)
         return self.connection.evaluate(self.link.scripts.admit, tail)
 
@@ -110,6 +111,7 @@ class Membership:
         self._epoch = ""
         # Epochs that we have left for others: they go on without what we have done since.
         self._left: set[str] = set()
+        self._is_lost = False
         self._changed = asyncio.Event()
         self._stirred = asyncio.Event()
         self._sweeper = Sweeper()
@@ -137,7 +139,9 @@ class Membership:
                 try:
                     await self._stay(connection, run_id, backoff)
                 finally:
-                    connection.fail("left")
+                    connection.close()
+                    self.session = None
+                    self._be(Presence.AWAY)
             await asyncio.sleep(backoff.next_delay_s(0))
 
     async def settled(self, deadline: float) -> None:
@@ -205,6 +209,9 @@ class Membership:
             self.leave(session)
             return None
         self.joins += 1
+        if self._is_lost:
+            self._is_lost = False
+            log.info("redis.restored")
         session.ready = state[0] == _READY
         self._traveller.arrived()
         self._sweeper.begin()
@@ -261,14 +268,13 @@ class Membership:
     def _note_loss(self, reason: str) -> None:
         self.session = None
         self._stirred.set()
-        if self.presence is not Presence.AWAY:
-            self._be(Presence.AWAY)
+        self._be(Presence.AWAY)
+        if not self._is_lost:
+            self._is_lost = True
             self.outages += 1
             log.warning("redis.lost", reason=reason)
 
     def _be(self, presence: Presence) -> None:
-        if presence is Presence.JOINED and self.presence is Presence.AWAY:
-            log.info("redis.restored")
         self.presence = presence
         self._changed.set()
         self._changed = asyncio.Event()

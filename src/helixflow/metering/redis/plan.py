@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from helixflow.core.call import Meter
 from helixflow.metering.admission import Demand, Grant, Refusal
 from helixflow.metering.policies import DAY_MS, Budget, Metric, Policies, Unit, period_bounds
@@ -17,7 +15,9 @@ HELD_RETRY_S: Final = 1.0
 # Counters of periods that are over are kept so long for calls that began in them.
 _GRACE_MS: Final = 2 * DAY_MS
 
-_ENCODE: Final = msgspec.msgpack.Encoder().encode
+Reservation = tuple[
+    list[tuple[str, int, int, int, int, int]], tuple[tuple[str, int], ...], list[tuple[str, int, int, int, int]], int
+]
 
 
 class PlannedBudget:
@@ -87,22 +87,20 @@ class Plan:
         *,
         charged: bool = True,
         restored: bool = False,
-    ) -> bytes:
+    ) -> Reservation:
         """As in common.lua. Not `charged`: its rates have not been taken from the ones there."""
         if epoch != self._epoch:
             self._bind(epoch)
-        return _ENCODE(
-            (
-                [(*part, tokens, 1) if of_tokens else (*part, 1, 0) for part, of_tokens, _ in self._charge_parts]
-                if charged
-                else (),
-                self._parallel_parts,
-                [
-                    (key, cost_bound, cap, 1, forget_at) if is_money else (key, tokens_bound, cap, 2, forget_at)
-                    for key, is_money, cap, forget_at in self._budget_parts
-                ],
-                1 if restored else 0,
-            )
+        return (
+            [(*part, tokens, 1) if of_tokens else (*part, 1, 0) for part, of_tokens, _ in self._charge_parts]
+            if charged
+            else [],
+            self._parallel_parts,
+            [
+                (key, cost_bound, cap, 1, forget_at) if is_money else (key, tokens_bound, cap, 2, forget_at)
+                for key, is_money, cap, forget_at in self._budget_parts
+            ],
+            1 if restored else 0,
         )
 
     def grant(self, demand: Demand, answer: Sequence[int]) -> Grant:
@@ -126,8 +124,7 @@ class Plan:
         refusals: list[Refusal] = []
         values = iter(answer[1:])
         for limit, (_, of_tokens, _) in zip(self.rates, self._charge_parts, strict=True):
-            next(values), next(values)
-            wait_us = next(values)
+            _left, _reset_us, wait_us = next(values), next(values), next(values)
             amount = demand.tokens if of_tokens else 1
             if wait_us:
                 too_large = amount > limit.burst

@@ -25,7 +25,7 @@ from helixflow.settings.tree import RedisSettings
 
 # How long a call waits to learn what a budget has left, if its deadline is not sooner.
 LOAD_TIMEOUT_S: Final = 5.0
-_GRANTED, _REFUSED, _UNKNOWN = 0, 1, 2
+_GRANTED: Final = 0
 
 _NOTHING: Final = Grant()
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -81,8 +81,8 @@ class RedisLimiter:
         self._restoration = Restoration(self._calls, self._outbox, self._leases, self._fallback, position)
         self._membership = Membership(self._link, journal_id, self._restoration, self._leases, self._take_back)
         self._loader = BudgetLoader(spend, self._membership)
-        # Calls that gave up while they were being asked for.
-        self._given_up: dict[Answer, str] = {}
+        # Calls that are being asked for.
+        self._asking: dict[Answer, str] = {}
         self._fallbacks = self._unknown = 0
 
     @property
@@ -94,7 +94,7 @@ class RedisLimiter:
             fallbacks=self._fallbacks,
             outages=membership.outages,
             joins=membership.joins,
-            leases=len(self._leases),
+            leases=self._leases.held,
             loading=len(self._loader),
             unknown=self._unknown,
             failures=self._loader.failures,
@@ -122,7 +122,7 @@ class RedisLimiter:
             if answer is None:
                 continue
             match answer[0]:
-                case 0:
+                case 0:  # granted
                     self._calls[demand.call_id] = OpenCall(
                         plan, demand.tokens, demand.tokens_bound, demand.cost_bound, Whereabouts.REDIS
                     )
@@ -131,11 +131,11 @@ class RedisLimiter:
                         for place, left in plan.leases_left(answer):
                             self._leases.lower(place, left)
                     return plan.grant(demand, answer)
-                case 1:
+                case 1:  # refused
                     raise plan.refusal(demand, answer, self._clock.now())
-                case 2:
+                case 2:  # budgets are not known
                     await self._load(plan, demand, answer[1:])
-                case _:
+                case _:  # we are not known
                     membership.leave(session)
 
     def settle(self, settlement: Settlement) -> None:
@@ -153,9 +153,11 @@ class RedisLimiter:
     async def close(self) -> None:
         """Waits until Redis has acknowledged all ends, as long as it is there; to be called while `run` goes on."""
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        while (answers := self._outbox.sent(self._send)) and self._membership.session is not None:
+        while self._membership.session is not None:
+            self._flush()
+            answers = self._outbox.under_way()
             left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
+            if not answers or left_s <= 0:
                 return
             await asyncio.wait(answers, timeout=left_s)
 
@@ -167,14 +169,15 @@ class RedisLimiter:
             raise HelixError(ErrorKind.OVERLOADED, message, retry_after_s=1)
         reservation = plan.reservation(session.epoch, demand.tokens, demand.tokens_bound, demand.cost_bound)
         answer = session.admit(demand.call_id, reservation)
+        self._asking[answer] = demand.call_id
         try:
             reply = await answer
         except asyncio.CancelledError:
-            if answer.cancelled():
-                self._given_up[answer] = demand.call_id
-            else:
-                self._release_if_granted(answer.result(), demand.call_id)
+            # The answer may still come, to `_take_back`, or has come just now.
+            if not answer.cancelled():
+                self._take_back(answer, answer.result())
             raise
+        del self._asking[answer]
         # When we have joined again meanwhile, Redis has been told of all calls but this one, and released it.
         if not isinstance(reply, bytes) or self._membership.session is not session:
             return None
@@ -224,10 +227,7 @@ class RedisLimiter:
         return session.connection.evaluate(self._link.scripts.settle, tail)
 
     def _take_back(self, answer: Answer, reply: Reply) -> None:
-        call_id = self._given_up.pop(answer, None)
-        if call_id is not None:
-            self._release_if_granted(reply, call_id)
-
-    def _release_if_granted(self, reply: Reply, call_id: str) -> None:
-        if isinstance(reply, bytes) and _ANSWER.decode(reply)[0] == _GRANTED:
+        """Nobody waits for it any more."""
+        call_id = self._asking.pop(answer, None)
+        if call_id is not None and isinstance(reply, bytes) and _ANSWER.decode(reply)[0] == _GRANTED:
             self._post(Ended(call_id, NEVER_WAS, 0, 0))

@@ -10,6 +10,7 @@ from helixflow.core.errors import HelixError
 from helixflow.process.backoff import Backoff
 
 MAX_PAUSE_S: Final = 1.0
+START_GRACE_S: Final = 10.0
 # What asking again does not mend. Everything else may pass: a database that is away, a certificate that is renewed.
 _REFUSALS: Final = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION"})
 
@@ -24,6 +25,8 @@ class Delivery:
     def __init__(self, name: str) -> None:
         self._name = name
         self._answers = 0
+        self._failing_since: float | None = None
+        self._is_told = False
         self.failing_code = ""
 
     async def insist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -45,12 +48,18 @@ class Delivery:
             await asyncio.sleep(backoff.next_delay_s(0))
 
     def _note_failure(self, error: HelixError) -> None:
-        if not self.failing_code:
-            log.warning("service.lost", service_name=self._name, code=error.code, reason=error.message)
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
         self.failing_code = error.code
+        # At the start the services come up in any order.
+        is_due = self._answers > 0 or now - self._failing_since >= START_GRACE_S
+        if is_due and not self._is_told:
+            self._is_told = True
+            log.warning("service.lost", service_name=self._name, code=error.code, reason=error.message)
 
     def _note_answer(self) -> None:
         self._answers += 1
-        if self.failing_code:
+        if self._is_told:
             log.info("service.restored", service_name=self._name)
-            self.failing_code = ""
+        self._failing_since, self._is_told, self.failing_code = None, False, ""

@@ -17,13 +17,13 @@ def measure(folder: Path) -> tuple[int, int]:
     newest segment may be wholly unused.
     """
     segments = list_segments(folder)
-    end = 0
+    if not segments:
+        return 0, 0
+    begin = segments[0][0] + SEGMENT_HEADER_BYTES
     for start, path in reversed(segments):
-        used = _measure_used(path)
-        end = start + used
-        if used > SEGMENT_HEADER_BYTES:
-            break
-    return (segments[0][0], end) if segments else (0, 0)
+        if (used := _measure_used(path)) > SEGMENT_HEADER_BYTES:
+            return begin, start + used
+    return begin, begin
 
 
 def _measure_used(path: Path) -> int:

@@ -6,7 +6,6 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-
 FILE_NAME: Final = "shipper.json"
 
 
@@ -64,7 +63,8 @@ class Figures:
     def status(self, now: float, failing_code: str) -> ShipperStatus:
         """As of `now`, seconds since the epoch; `failing_code` of an outage comes before refusals."""
         backlog = sum(journal.backlog_bytes for journal in self.journals.values())
-        since = [journal.waiting_since for journal in self.journals.values() if journal.waiting_since is not None]
+        waiting = [journal for journal in self.journals.values() if journal.backlog_bytes]
+        since = [journal.waiting_since for journal in waiting if journal.waiting_since is not None]
         refused = [journal.refused_code for journal in self.journals.values() if journal.refused_code]
         return ShipperStatus(
             at_ms=int(now * 1000),

@@ -140,4 +140,5 @@ class Joiner:
             first_token_ms=progressed.first_token_ms,
             # The clock may have been set back meanwhile.
             duration_ms=max(0, progressed.at_ms - admitted.admitted_at_ms),
+            engine_ms=progressed.engine_ms,
         )

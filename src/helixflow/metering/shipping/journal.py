@@ -1,6 +1,7 @@
 """The way of one journal to the ledger, from its first record to the removal of its folder."""
 
 import asyncio
+import time
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,9 @@ class JournalShipping:
         Raises `HelixError` when the ledger refuses something; that, `UserError` or `OSError` when the journal cannot be
         read (`FileNotFoundError`: it is gone).
         """
-        self._shipped = await self._office.ship(Shipment(self._folder.name, 0))
+        self._figures.waiting_since = time.time()
+        self._figures.acknowledged = self._shipped = await self._office.ship(Shipment(self._folder.name, 0))
+        self._figures.waiting_since = None
         source = await asyncio.to_thread(self._open, ended=False)
         while True:
             last = self._office.draining.is_set()

@@ -1,6 +1,7 @@
 """The shipper of a node: brings the journals of all its gateways to the ledger, the dead ones' to their end."""
 
 import asyncio
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,9 @@ class Shipper:
     async def status(self, now: float) -> ShipperStatus:
         """As of `now`, seconds since the epoch; looks at the journals. Raises `OSError`."""
         for journal_id, journal in list(self._figures.journals.items()):
-            journal.begin, journal.end = await asyncio.to_thread(measure, self._root / journal_id)
+            # It may be removed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                journal.begin, journal.end = await asyncio.to_thread(measure, self._root / journal_id)
         failing_code = self._office.to_ledger.failing_code or self._office.to_closer.failing_code
         return self._figures.status(now, failing_code)
 

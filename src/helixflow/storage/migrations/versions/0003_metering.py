@@ -194,4 +194,5 @@ def _create_roll_up(name: str, *keys: str) -> None:
         *(sa.Column(column, sa.BigInteger, nullable=False) for column in sums),
         sa.PrimaryKeyConstraint(*grouped_by, name=f"pk_{name}"),
         sqlite_with_rowid=False,
+        postgresql_with={"fillfactor": 50},
     )

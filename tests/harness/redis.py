@@ -1,0 +1,191 @@
+"""A Redis server of the test run's own, on a random port of loopback, with a password, in memory only.
+
+Use the fixture `redis_server` of tests/conftest.py, one server for the whole run: `settings(...)` are `RedisSettings`
+for it. `kill()` ends it as kill -9 does, `start()` brings it back, empty; `pause()` and `resume()` stop it and let it
+go on; `client()` is a client of the library `redis`, for administration. `flush()` empties it.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any, Self
+
+import redis
+
+from helixflow.settings.tree import RedisSettings
+
+_NAMES = ("redis-server", "valkey-server")
+_START_TIMEOUT_S = 15.0
+_CACHE = Path.home() / ".cache" / "helixflow-tests" / "redis"
+_ADVICE = "no Redis server found: put redis-server or valkey-server on PATH (Debian: apt-get install redis-server)"
+
+
+class RedisServer:
+    """Made by `create`, which starts it."""
+
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self._folder = folder
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = ThreadPoolExecutor(1, "redis")
+        self.password = secrets.token_hex(16)
+        self.port = _free_port()
+
+    @classmethod
+    def create(cls) -> Self:
+        server = cls(Path(tempfile.mkdtemp(prefix="hf-redis-")), find_binary())
+        try:
+            server.start()
+        except BaseException:
+            server.remove()
+            raise
+        return server
+
+    @property
+    def socket_path(self) -> Path:
+        return self._folder / "redis.sock"
+
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def settings(self, **more: Any) -> RedisSettings:
+        """`RedisSettings` for it, with the password in a file."""
+        file = self._folder / "password"
+        if not file.exists():
+            file.write_text(self.password)
+        return RedisSettings(**{"url": f"redis://127.0.0.1:{self.port}", "password_file": file, **more})
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, password=self.password)
+
+    def flush(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
+    def start(self, *options: str) -> None:
+        """Starts the server unless it runs, and waits until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        command = [
+            str(self._binary),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
+            *("--unixsocket", str(self.socket_path), "--requirepass", self.password),
+            *("--save", "", "--appendonly", "no", "--loglevel", "warning", *options),
+        ]
+        with (self._folder / "log").open("ab") as log:
+            # The server goes when we go, whatever ends us: or rather when this thread does, says prctl(2).
+            self._process = self._thread.submit(_spawn, command, log).result()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+            except redis.RedisError as exc:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"Redis does not start: {self._log()}") from exc
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        os.kill(self.process_id, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.process_id, signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Ends the server and deletes all it wrote."""
+        self._end(signal.SIGKILL)
+        self._thread.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(number)
+        process.wait(_START_TIMEOUT_S)
+
+    def _log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")[-2000:]
+
+
+def find_binary() -> Path:
+    """The server's program; gets Debian's package where that can be done. Never skips."""
+    found = _look_for_binary()
+    if found is None and shutil.which("apt-get") is not None:
+        problem = _unpack() if os.geteuid() else _install()
+        found = _look_for_binary()
+        if found is None:
+            raise AssertionError(f"{_ADVICE}\n{problem}")
+    if found is None:
+        raise AssertionError(_ADVICE)
+    return found
+
+
+def _look_for_binary() -> Path | None:
+    for name in _NAMES:
+        on_path = shutil.which(name)
+        if on_path is not None:
+            return Path(on_path)
+    # Debian's redis-server is a link to the program that checks its files.
+    unpacked = _CACHE / "usr" / "bin" / "redis-check-rdb"
+    if unpacked.exists():
+        link = _CACHE / "redis-server"
+        if not link.exists():
+            link.symlink_to(unpacked)
+        return link
+    return None
+
+
+def _install() -> str:
+    """Debian's package without its service: `policy-rc.d` is how Debian asks whether to start one."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "-y", "--no-install-recommends", "redis-server"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    finally:
+        if ours:
+            policy.unlink()
+    return done.stderr
+
+
+def _unpack() -> str:
+    """Without root: the package's files and those of the libraries that it needs, in a folder of ours."""
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    command = ["apt-get", "download", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1"]
+    done = subprocess.run(command, cwd=_CACHE, capture_output=True, text=True, timeout=600, check=False)
+    for package in sorted(_CACHE.glob("*.deb")):
+        subprocess.run(["dpkg", "-x", str(package), str(_CACHE)], capture_output=True, timeout=60, check=False)
+    return done.stderr
+
+
+def _spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    libraries = ":".join(str(folder) for folder in (_CACHE / "usr" / "lib").glob("*-linux-gnu"))
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries} if libraries else None
+    words = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") is not None else []
+    return subprocess.Popen([*words, *command], stdout=log, stderr=log, cwd="/", env=environment)
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,46 @@
+"""Many rows at once, on both kinds of database."""
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from helixflow.storage.bulk import add_to_rows, insert_rows
+from helixflow.storage.engine import Database
+from helixflow.storage.schema import journals, usage_daily
+
+KEY = ("org", 86_400, "p", "k", "", "m")
+
+
+async def test_rows_come_back_as_they_went_in(database: Database) -> None:
+    rows = [(f"j{number:03d}", "Ärger\t\\N\n", number, 2**62, -1, None, number) for number in range(300)]
+    async with database.writing() as connection:
+        await insert_rows(connection, journals, rows)
+        await insert_rows(connection, journals, [])
+    assert [tuple(row) for row in await database.fetch_all(select(journals).order_by(journals.c.id))] == rows
+
+
+async def test_a_row_that_is_there_breaks_the_rule_and_the_savepoint_saves_the_rest(database: Database) -> None:
+    rows = [("j1", "n", 1, 0, 0, None, None), ("j2", "n", 1, 0, 0, None, None)]
+    async with database.writing() as connection:
+        await insert_rows(connection, journals, rows[:1])
+        with pytest.raises(IntegrityError):
+            async with connection.begin_nested():
+                await insert_rows(connection, journals, rows[::-1])
+        await insert_rows(connection, journals, rows[1:])
+    assert len(await database.fetch_all(select(journals))) == 2
+
+
+async def test_numbers_are_added_to_those_that_are_there(database: Database) -> None:
+    async with database.writing() as connection:
+        await add_to_rows(connection, usage_daily, [(*KEY, "d1", 1, 0, 5, 0, 0, 0, 2**53)])
+        await add_to_rows(
+            connection,
+            usage_daily,
+            [(*KEY, "d1", 2, 1, 0, 0, 0, 0, 2**53), (*KEY, "d2", 1, 1, 1, 1, 1, 1, 1)],
+        )
+        await add_to_rows(connection, usage_daily, [])
+    found = await database.fetch_all(select(usage_daily).order_by(usage_daily.c.deployment))
+    assert [tuple(row) for row in found] == [
+        (*KEY, "d1", 3, 1, 5, 0, 0, 0, 2**54),
+        (*KEY, "d2", 1, 1, 1, 1, 1, 1, 1),
+    ]
