@@ -114,7 +114,7 @@ async def test_a_gateway_killed_under_load(node: Node) -> None:
 async def test_the_launcher_killed_under_load(start_node: Callable[..., Node]) -> None:
     node = start_node()
     wire, _ = await begin(node)
-    assert len(node.tree()) == 4
+    assert len(node.tree()) == 5
     port = node.port
     node.process.kill()
     killed = time.monotonic()

@@ -47,12 +47,14 @@ class FakeLedger:
     """Implements `SpendReader`: knows what tests have put there, and our journal as far as `position` says.
 
     `spent` is by the counter of the period, 0 for others. `journals` are the other open ones; ours, if it is there,
-    overrides `position`. While `closed` it hangs, while `away` it says that it does not answer.
+    overrides `position`. It has not heard of us before `knows_us`. While closed it hangs, while `away` it says that it
+    does not answer.
     """
 
     def __init__(self, position: Callable[[], int]) -> None:
         self.spent: dict[str, int] = {}
         self.journals: dict[str, OpenJournal] = {}
+        self.knows_us = True
         self.away = False
         self.asked: list[Sequence[BudgetPeriod]] = []
         self._position = position
@@ -70,7 +72,8 @@ class FakeLedger:
         await self._open.wait()
         if self.away:
             raise HelixError(ErrorKind.UNAVAILABLE, "The ledger does not answer.", retry_after_s=1)
-        journals = {JOURNAL: OpenJournal(NODE, self._position()), **self.journals}
+        ours = {JOURNAL: OpenJournal(NODE, self._position())} if self.knows_us else {}
+        journals = {**ours, **self.journals}
         return SpendView([self.spent.get(period.counter, 0) for period in periods], journals)
 
 

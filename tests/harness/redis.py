@@ -97,6 +97,13 @@ class RedisServer:
             else:
                 return
 
+    def start_with_tls(self, certificate: Path) -> int:
+        """The same, and the port where it speaks TLS besides; `certificate` has the key, too (PEM)."""
+        port = _free_port()
+        tls = ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(certificate))
+        self.start(*tls, "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate))
+        return port
+
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 

@@ -56,8 +56,8 @@ class GatewayMetering:
             clock=clock,
         )
         self._prices = PriceBook(channel, watch, deployment_refs(settings.models), clock)
-        self.limiter = self._build_limiter()
         self._metered: Metered | None = None
+        self.limiter = self._build_limiter()
 
     def wrap(self, inner: Completer) -> Metered:
         """The same, metered."""
@@ -104,8 +104,11 @@ class GatewayMetering:
             self._clock,
             journal_id=self.journal.journal_id,
             node_id=self._node_id,
-            position=lambda: self.journal.position,
+            position=self._settled_to,
         )
+
+    def _settled_to(self) -> int:
+        return self._metered.settled_to if self._metered is not None else 0
 
     async def _register(self) -> None:
         """Tells the ledger of the journal; until that has succeeded no budget is loaded."""

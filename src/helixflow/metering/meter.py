@@ -88,6 +88,11 @@ class Metered:
         """Calls that are admitted and not settled."""
         return len(self._book.tickets)
 
+    @property
+    def settled_to(self) -> int:
+        """The position in the journal before which all that has been settled lies; 0 while nothing has."""
+        return self._book.settled_to
+
     async def open(self, call: Call) -> Stream:
         """As the completer within. Raises `HelixError` before that: RATE_LIMITED, INSUFFICIENT_QUOTA, UNAVAILABLE
         while nobody can say what holds, STORAGE_FULL.
@@ -177,6 +182,7 @@ class _Book:
         self.limiter = limiter
         self.journal = journal
         self.tickets: dict[str, _CallTicket] = {}
+        self.settled_to = 0
 
     def admit(self, ticket: "_CallTicket", policies: Policies) -> None:
         """Writes it down: now it must be settled. Raises `HelixError` STORAGE_FULL, its grant given back."""
@@ -213,7 +219,7 @@ class _Book:
     def settle(self, ticket: "_CallTicket", tokens: Tokens, cost: int, record: Settled) -> int:
         """Returns the position of the record."""
         del self.tickets[ticket.call.call_id]
-        ticket.position = self.journal.settle(record)
+        ticket.position = self.settled_to = self.journal.settle(record)
         self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
         return ticket.position
 

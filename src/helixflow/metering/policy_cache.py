@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import grpc
@@ -12,8 +11,9 @@ import grpc
 from helixflow.clients.changes import ChangeWatch
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.core.principal import Principal, PrincipalKind
-from helixflow.metering.policies import Budget, Limit, Metric, Period, Policies, Scope, Unit
+from helixflow.core.principal import Principal
+from helixflow.metering.policies import Policies
+from helixflow.metering.policy_answers import policy_request, read_policies
 from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.generated.auth_v1 import identity_pb2, metering_pb2, metering_pb2_grpc
 
@@ -23,23 +23,14 @@ RETRY_S: Final = 5.0
 # Callers that come all at once, after a change: what they cost is bounded.
 MAX_LOOKUPS: Final = 1024
 _ATTEMPTS: Final = 3
-_SHARED: Final = 4096
 
 # A key's id says all. An account is somebody else in each of its projects, and without one in each organisation.
 _Key = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Applying:
-    """What a principal's calls must fit: of models that limits name, and of all others."""
-
-    by_model: Mapping[str, Policies]
-    otherwise: Policies
-
-
 @dataclass(slots=True)
 class _Entry:
-    """`by_model` and `otherwise` as in `_Applying`, at hand; `confirmed_at` and `fresh_until` are monotonic seconds.
+    """`by_model` and `otherwise` as in `Applying`, at hand; `confirmed_at` and `fresh_until` are monotonic seconds.
 
     `fresh_until` counts only while no watch stands: with one, what changes is told.
     """
@@ -165,7 +156,7 @@ class PolicyCache:
             task.exception()
 
     async def _look_up(self, key: _Key, principal: Principal) -> _Entry:
-        request = _request(principal)
+        request = policy_request(principal)
         lookup = self._lookups[key]
         for _ in range(_ATTEMPTS):
             lookup.doubtful = False
@@ -180,7 +171,7 @@ class PolicyCache:
         raise _unavailable()
 
     def _keep(self, key: _Key, organisation_id: str, answer: metering_pb2.ResolvePoliciesResponse) -> _Entry:
-        applying = _read(answer, organisation_id)
+        applying = read_policies(answer, organisation_id)
         now = self._monotonic()
         entry = _Entry(applying.by_model, applying.otherwise, organisation_id, now, now + RETRY_S)
         self._drop(key)
@@ -218,62 +209,6 @@ class PolicyCache:
             return None
         entry.fresh_until = now + min(left_s, RETRY_S)
         return entry
-
-
-def _request(principal: Principal) -> metering_pb2.ResolvePoliciesRequest:
-    is_key = principal.kind is PrincipalKind.KEY
-    return metering_pb2.ResolvePoliciesRequest(
-        organisation_id=principal.organisation_id,
-        project_id=principal.project_id,
-        user_id=principal.owner_id if is_key else principal.id,
-        key_id=principal.id if is_key else "",
-    )
-
-
-def _read(answer: metering_pb2.ResolvePoliciesResponse, organisation_id: str) -> _Applying:
-    """Raises `HelixError` UPSTREAM_INVALID for what only a newer version understands: it cannot be enforced."""
-    try:
-        limits = tuple(
-            _limit(
-                limit.id,
-                "" if limit.scope == Scope.INSTALLATION.value else organisation_id,
-                Scope(limit.scope),
-                limit.subject_id,
-                limit.model,
-                Metric(limit.metric),
-                limit.value,
-                limit.burst,
-            )
-            for limit in answer.limits
-        )
-        budgets = tuple(
-            _budget(
-                budget.id,
-                organisation_id,
-                Scope(budget.scope),
-                budget.subject_id,
-                Unit(budget.unit),
-                Period(budget.period),
-                budget.cap,
-            )
-            for budget in answer.budgets
-        )
-    except ValueError as exc:
-        message = "The auth service knows limits that this gateway does not: bring both to the same version."
-        raise HelixError(ErrorKind.UPSTREAM_INVALID, message) from exc
-    return _applying(limits, budgets)
-
-
-# The principals of an organisation share what is on it: a full cache holds few different ones.
-_limit = lru_cache(maxsize=_SHARED)(Limit)
-_budget = lru_cache(maxsize=_SHARED)(Budget)
-
-
-@lru_cache(maxsize=_SHARED)
-def _applying(limits: tuple[Limit, ...], budgets: tuple[Budget, ...]) -> _Applying:
-    policies = Policies(limits, budgets)
-    models = {limit.model for limit in limits} - {""}
-    return _Applying({model: policies.for_model(model) for model in models}, policies.for_model(""))
 
 
 def _unavailable() -> HelixError:

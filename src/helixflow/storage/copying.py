@@ -1,5 +1,7 @@
 """PostgreSQL's COPY, which SQLAlchemy does not know: through the driver, in the transaction of a connection."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -10,11 +12,31 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 async def copy_rows(connection: AsyncConnection, table: Table, rows: Any) -> None:
     """As `storage.bulk.insert_rows`. The transaction must have begun with a statement of its own."""
+    async with _driver_of(connection) as driver:
+        await driver.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
+
+
+async def stage_rows(connection: AsyncConnection, table: Table, rows: Any) -> str:
+    """Into a table of this session alone, whose name it gives: all that is in it until the transaction ends."""
+    name = f"staged_{table.name}"
+    async with _driver_of(connection) as driver:
+        # One message. The second statement finds something when the same transaction stages twice.
+        await driver.execute(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} (LIKE {table.name}) ON COMMIT DELETE ROWS;"  # noqa: S608
+            f"DELETE FROM {name}"
+        )
+        await driver.copy_records_to_table(name, records=rows, columns=table.columns.keys())
+    return name
+
+
+@asynccontextmanager
+async def _driver_of(connection: AsyncConnection) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    """Its failures come out as those of SQLAlchemy."""
     raw = await connection.get_raw_connection()
     driver = raw.driver_connection
     assert isinstance(driver, asyncpg.Connection)
     try:
-        await driver.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
+        yield driver
     except asyncpg.IntegrityConstraintViolationError as exc:
         raise IntegrityError("COPY", None, exc, hide_parameters=True) from exc
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:

@@ -23,11 +23,20 @@ from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key
 from helixflow.core.permissions import Permission
+from helixflow.metering.policies import Scope
+from helixflow.metering.policy_cache import PolicyCache
 from helixflow.rpc.access import AUTHORIZATION, IDEMPOTENCY_KEY
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.errors import INTERNAL_TEXT, from_rpc_error
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
-from helixflow.rpc.generated.auth_v1 import admin_pb2_grpc, identity_pb2, identity_pb2_grpc
+from helixflow.rpc.generated.auth_v1 import (
+    admin_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+    metering_pb2,
+    usage_pb2,
+    usage_pb2_grpc,
+)
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
@@ -111,6 +120,47 @@ async def fails(attempt: Awaitable[object]) -> HelixError:
     with pytest.raises(HelixError) as caught:
         await attempt
     return caught.value
+
+
+async def test_a_limit_is_pushed_to_gateways_within_a_second_and_keys_stay_known(
+    database_settings: Settings, pki: Pki
+) -> None:
+    async with (
+        serving(database_settings, pki) as services,
+        channel_to(database_settings, pki) as channel,
+        watching(channel) as (resolver, watch),
+    ):
+        cache = PolicyCache(channel, watch, size=100, grace_s=300, clock=SystemClock())
+        key_hash = hash_key(services.bootstrap_key)
+        principal = await resolver.resolve(key_hash)
+        assert not await cache.resolve(principal, "m")
+        usage = usage_pb2_grpc.UsageServiceStub(channel)
+        metadata = ((AUTHORIZATION, f"Bearer {services.bootstrap_key}"),)
+        limit = usage_pb2.CreateLimitRequest(
+            scope=metering_pb2.SCOPE_INSTALLATION,
+            metric=metering_pb2.METRIC_PARALLEL_REQUESTS,
+            model="m",
+            value=3,
+            imposed=True,
+        )
+        budget = usage_pb2.CreateBudgetRequest(
+            scope=metering_pb2.SCOPE_KEY,
+            subject_id=principal.id,
+            unit=metering_pb2.BUDGET_UNIT_MONEY,
+            period=metering_pb2.BUDGET_PERIOD_DAY,
+            cap="0.5",
+        )
+        made = await usage.CreateLimit(limit, metadata=metadata, timeout=10)
+        await until(lambda: cache.cached(principal, "m") is None, 1)
+        found = await cache.resolve(principal, "m")
+        assert [(limit.id, limit.scope, limit.value) for limit in found.limits] == [(made.id, Scope.INSTALLATION, 3)]
+        assert not await cache.resolve(principal, "another")
+        await usage.CreateBudget(budget, metadata=metadata, timeout=10)
+        await until(lambda: cache.cached(principal, "m") is None, 1)
+        (spendable,) = (await cache.resolve(principal, "m")).budgets
+        assert (spendable.subject_id, spendable.cap) == (principal.id, 500_000_000)
+        assert resolver.cached(key_hash) is principal
+        await cache.close()
 
 
 async def test_a_key_is_made_resolved_and_every_change_of_it_pushed_within_a_second(

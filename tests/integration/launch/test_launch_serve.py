@@ -124,7 +124,7 @@ def test_a_real_answer_and_a_clean_end(make_node: Callable[..., Node]) -> None:
 def test_killing_the_launcher_leaves_no_process_and_the_next_start_works(make_node: Callable[..., Node]) -> None:
     node = make_node().start().wait_ready()
     assert node.process is not None
-    assert len(node.children()) == 4, "launcher, control, gateway, engine"
+    assert len(node.children()) == 5, "launcher, control, gateway, shipper, engine"
     node.process.kill()
     node.process.wait(SERVE_GRACE_S)
     until(lambda: not node.children(), 2)

@@ -216,4 +216,4 @@ def _spent(rows: Sequence[Row], each: Budget, begins: int) -> int:
 
 
 TestBudgets = BudgetMachine.TestCase
-TestBudgets.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestBudgets.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)

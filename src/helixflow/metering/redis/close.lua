@@ -24,7 +24,7 @@ for i = 1, #held, 2 do
     for _, budget in ipairs(budgets) do
       -- Of one that is not known yet it stays reserved, which comes to the same.
       if redis.call('HEXISTS', budget[1], 'spent') == 1 then
-        redis.call('HINCRBY', budget[1], 'reserved', -budget[2])
+        redis.call('HINCRBY', budget[1], 'reserved', 0 - budget[2])
         redis.call('HINCRBY', budget[1], 'spent', budget[2])
       end
     end
@@ -33,7 +33,7 @@ for i = 1, #held, 2 do
   end
 end
 for i = 1, #leases, 3 do
-  redis.call('HINCRBY', leases[i + 1], 'reserved', -leases[i + 2])
+  redis.call('HINCRBY', leases[i + 1], 'reserved', 0 - leases[i + 2])
   if lease_used then redis.call('HINCRBY', leases[i + 1], 'spent', leases[i + 2]) end
 end
 return redis.call('DEL', journal)

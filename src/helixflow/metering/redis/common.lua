@@ -104,7 +104,8 @@ local function settle(journal, journal_id, call, tokens, cost, position, now)
   leave_parallels(parallels)
   for _, budget in ipairs(budgets) do
     local key, amount, _, unit = unpack(budget)
-    redis.call('HINCRBY', key, 'reserved', -amount)
+    -- Not -amount: the negative of 0 is "-0" to Redis, and no integer.
+    redis.call('HINCRBY', key, 'reserved', 0 - amount)
     local used = unit == 1 and cost or tokens
     if tokens >= 0 and used > 0 and (restored == 0 or is_counted(key, journal_id, position)) then
       redis.call('HINCRBY', key, 'spent', used)

@@ -19,7 +19,7 @@ if redis.call('HGET', journal, '=') then
     if not is_open[held[i]] then settle(journal, journal_id, held[i], -1, 0, 0, now) end
   end
   for i = 1, #leases, 3 do
-    redis.call('HINCRBY', leases[i + 1], 'reserved', -leases[i + 2])
+    redis.call('HINCRBY', leases[i + 1], 'reserved', 0 - leases[i + 2])
     redis.call('HDEL', journal, leases[i])
   end
   for _, budget in ipairs(spent) do redis.call('HINCRBY', budget[1], 'spent', budget[2]) end

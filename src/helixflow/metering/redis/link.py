@@ -76,7 +76,7 @@ class RedisLink:
     ) -> tuple[RedisConnection, str]:
         """A connection that knows us and our scripts, and the id of the server's run.
 
-        Raises `RedisUnavailable`, within the time-out; `on_lost` may have been called then.
+        Raises `RedisUnavailable`, within the time-out; `on_lost` may have been called then, too.
         """
         loop = asyncio.get_running_loop()
         connection = RedisConnection(loop, self.timeout_s, unclaimed=unclaimed, on_lost=on_lost)
@@ -85,12 +85,13 @@ class RedisLink:
                 await self._open_socket(loop, connection)
                 return connection, await self._introduce(connection)
         except TimeoutError as exc:
-            connection.fail("no connection in time")
+            connection.close()
             raise RedisUnavailable("no connection in time") from exc
         except OSError as exc:
-            raise RedisUnavailable(exc.strerror or "no connection") from exc
+            connection.close()
+            raise RedisUnavailable(exc.strerror or str(exc) or "no connection") from exc
         except BaseException:
-            connection.fail("given up")
+            connection.close()
             raise
 
     async def _open_socket(self, loop: asyncio.AbstractEventLoop, connection: RedisConnection) -> None:

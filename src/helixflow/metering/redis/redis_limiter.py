@@ -167,6 +167,8 @@ class RedisLimiter:
         if connection.is_full:
             message = "More calls wait for leave than can be asked for. Try again."
             raise HelixError(ErrorKind.OVERLOADED, message, retry_after_s=1)
+        # What has ended makes room for what asks after it.
+        self._outbox.send(self._send)
         reservation = plan.reservation(session.epoch, demand.tokens, demand.tokens_bound, demand.cost_bound)
         answer = session.admit(demand.call_id, reservation)
         self._asking[answer] = demand.call_id

@@ -11,13 +11,13 @@ _COMMON = "common"
 class Script:
     """One script. Its arguments, encoded, follow one of the two heads: by its hash, or in full."""
 
-    __slots__ = ("evaluate", "evaluate_by_hash", "name", "source")
+    __slots__ = ("digest", "evaluate", "evaluate_by_hash", "name", "source")
 
     def __init__(self, name: str, source: bytes, arguments: int) -> None:
-        digest = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
+        self.digest = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
         self.name = name
         self.source = source
-        self.evaluate_by_hash = b"*%d\r\n%b" % (arguments + 2, encode_arguments(b"EVALSHA", digest))
+        self.evaluate_by_hash = b"*%d\r\n%b" % (arguments + 2, encode_arguments(b"EVALSHA", self.digest))
         self.evaluate = b"*%d\r\n%b" % (arguments + 2, encode_arguments(b"EVAL", source))
 
 

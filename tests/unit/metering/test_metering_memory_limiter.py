@@ -1,0 +1,92 @@
+"""What only the limiter in memory does; the rest is in tests/contract/test_limiters.py."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from helixflow.metering.policies import NO_POLICIES, Metric, Period
+from tests.harness.limiters import Caller, MemoryBench, budget, limit, policies, run_memory_limiter
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[MemoryBench]:
+    async with run_memory_limiter() as bench:
+        yield bench
+
+
+@pytest.fixture
+def caller(bench: MemoryBench) -> Caller:
+    return Caller(bench)
+
+
+async def test_nothing_is_awaited_unless_a_budget_is_not_known_yet(bench: MemoryBench, caller: Caller) -> None:
+    applying = policies(limit(Metric.REQUESTS_PER_MINUTE, 60), limit(Metric.TOKENS_PER_MINUTE, 1000), budget(100))
+    assert bench.limiter.try_admit(caller.demand(applying, tokens=10, cost=1)) is None
+    grant = await bench.limiter.admit(caller.demand(applying, tokens=10, cost=1))
+    # The one that was not decided has taken nothing.
+    assert grant.requests is not None
+    assert grant.requests.remaining == 59
+    assert bench.limiter.try_admit(caller.demand(applying, tokens=10, cost=1)) is not None
+
+
+async def test_waits_are_right_to_the_microsecond(bench: MemoryBench, caller: Caller) -> None:
+    applying = policies(limit(Metric.REQUESTS_PER_MINUTE, 7, burst=1))
+    await caller.admit(caller.demand(applying))
+    refusal = await caller.refused(caller.demand(applying))
+    assert refusal.retry_after_s == pytest.approx(60 / 7, abs=1e-6)
+    bench.clock.advance(60 / 7 - 1e-5)
+    await caller.refused(caller.demand(applying))
+    bench.clock.advance(1.2e-5)
+    await caller.admit(caller.demand(applying))
+
+
+async def test_the_longest_wait_is_told(bench: MemoryBench, caller: Caller) -> None:
+    minute = limit(Metric.REQUESTS_PER_MINUTE, 60, burst=1)
+    day = limit(Metric.TOKENS_PER_DAY, 24, burst=10)
+    purse = budget(100, period=Period.DAY)
+    await caller.admit(caller.demand(policies(minute, day, purse), tokens=10, cost=100))
+    assert (await caller.refused(caller.demand(policies(minute, day), tokens=1))).limit == day
+    assert (await caller.refused(caller.demand(policies(minute), tokens=1))).limit == minute
+    # Nothing that waiting helps: that comes before all.
+    large = await caller.refused(caller.demand(policies(minute, day, purse), tokens=11, cost=1))
+    assert large.limit == day
+    assert large.too_large
+
+
+async def test_limits_that_are_full_again_are_forgotten(bench: MemoryBench, caller: Caller) -> None:
+    minute, parallel = limit(Metric.TOKENS_PER_MINUTE, 100), limit(Metric.PARALLEL_REQUESTS, 1)
+    first, second = caller.demand(policies(minute), tokens=50), caller.demand(policies(parallel))
+    grants = [await caller.admit(each) for each in (first, second)]
+    bench.clock.advance(1000)
+    await bench.limiter.tidy()
+    # Both are held by calls that run: a long one may owe more than it said.
+    assert bench.limiter.figures.limits == 2
+    caller.settle(first, grants[0], tokens=190)
+    caller.settle(second, grants[1])
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.limits == 1
+    assert (await caller.refused(caller.demand(policies(minute), tokens=1))).limit == minute
+    # Full after 84 seconds, and forgotten a window later.
+    bench.clock.advance(140)
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.limits == 1
+    bench.clock.advance(5)
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.limits == 0
+    assert bench.limiter.figures.in_flight == 0
+
+
+async def test_calls_that_use_more_than_they_said_are_counted(bench: MemoryBench, caller: Caller) -> None:
+    for applying, tokens, cost in (
+        (policies(budget(1000)), 10, 11),
+        (policies(budget(1000)), 11, 10),
+        (policies(budget(1000)), 10, 10),
+        (policies(limit(Metric.TOKENS_PER_DAY, 100)), 99, 99),
+        (NO_POLICIES, 99, 99),
+    ):
+        demand = caller.demand(applying, tokens=1, tokens_bound=10, cost=10)
+        caller.settle(demand, await caller.admit(demand), tokens=tokens, cost=cost)
+    assert bench.limiter.figures.overruns == 2
+    # Two of them had budgets, and they are charged in full; the others count as well, since they are of the same key.
+    await caller.refused(caller.demand(policies(budget(1000)), cost=1000 - 229 + 1))
+    await caller.admit(caller.demand(policies(budget(1000)), cost=1000 - 229))
