@@ -115,7 +115,7 @@ class OpenAIEngine:
         retry_after = _retry_after(response.headers.get(b"retry-after"))
         if status == 429:
             return HelixError(
-                ErrorKind.RATE_LIMITED, "The model's server is limiting requests.", retry_after_s=retry_after
+                ErrorKind.RATE_LIMITED, "The model's server is limiting requests.", retry_after_s=retry_after or 1.0
             )
         if status in (503, 529):
             return HelixError(ErrorKind.OVERLOADED, "The model's server is overloaded.", retry_after_s=retry_after)

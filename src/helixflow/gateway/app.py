@@ -157,7 +157,8 @@ class App:
             return
         status = error.traits.http
         headers = []
-        if error.retry_after_s or (status in (429, 503) and error.kind is not ErrorKind.INSUFFICIENT_QUOTA):
+        # Not with what no waiting helps against, such as a request that is larger than its limit.
+        if error.retry_after_s or status == 503:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s or 1))))
         if status == 401:
             headers.append((b"www-authenticate", _CHALLENGES.get(error.kind, b"Bearer")))

@@ -22,6 +22,7 @@ from helixflow.metering.meter import Metered
 from helixflow.metering.node import read_node_id
 from helixflow.metering.policy_cache import PolicyCache
 from helixflow.metering.price_book import PriceBook
+from helixflow.metering.redis.redis_limiter import RedisLimiter
 from helixflow.process.backoff import Backoff
 from helixflow.settings.tree import ModelSettings, Settings
 
@@ -99,6 +100,14 @@ class GatewayMetering:
         await self.journal.close()
 
     def _build_limiter(self) -> Limiter:
+        if self._settings.redis.url:
+            return RedisLimiter(
+                self._settings.redis,
+                self._ledger,
+                self._clock,
+                journal_id=self.journal.journal_id,
+                position=self._settled_to,
+            )
         return MemoryLimiter(
             self._ledger,
             self._clock,

@@ -114,7 +114,10 @@ class ServiceProcess:
         if in_loop and not self._was_ready:
             self._on_fatal(ExitCode.UNAVAILABLE, f"{self.name} keeps ending (last status {status}): giving up")
             return
-        level, delay_s = "error" if in_loop else "warning", self._restart_later(healthy_s, SERVED_PAUSE_S if served else None)
+        level, delay_s = (
+            "error" if in_loop else "warning",
+            self._restart_later(healthy_s, SERVED_PAUSE_S if served else None),
+        )
         self._log.write(level, "process.exited", process=self.name, pid=pid, status=status, restart_in_s=delay_s)
 
     def _restart_later(self, healthy_s: float, longest_s: float | None = None) -> float:

@@ -392,6 +392,8 @@ class Settings(Section):
     def _shared_limits(self) -> "Settings":
         if self.gateway.workers > 1 and self.metering.enabled and not self.redis.url:
             raise ValueError("gateway.workers above 1 needs redis.url: limits and budgets must hold over all of them")
+        if self.redis.url and self.redis.gateways < self.gateway.workers:
+            raise ValueError("redis.gateways counts all gateways, these workers too: it is at least gateway.workers")
         return self
 
     @property

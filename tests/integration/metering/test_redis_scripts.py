@@ -96,6 +96,7 @@ async def follow(server: RedisServer, steps: list[Step]) -> None:
     async with spenders[0], spenders[1]:
         # Both budgets are known from here on.
         spenders[0].release(await spenders[0].admit(BOTH))
+        await spenders[0].limiter.close()
         for action, which, amount, pick in steps:
             if action == "admit":
                 names = ("small", "large") if pick % 2 else ("large",)
