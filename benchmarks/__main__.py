@@ -21,6 +21,7 @@ BARS = (
     "key_resolution",
     "identification",
     "administration",
+    "redis_limits",
     "ledger",
     "journal",
     "metering",

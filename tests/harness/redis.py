@@ -166,9 +166,13 @@ def _install() -> str:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "--no-install-recommends", "redis-server"]
+    install = ["apt-get", "install", "-y", "--no-install-recommends", "redis-server"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        # The list of packages may be old, or not there at all.
+        for command in (install, ["apt-get", "update"], install):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+            if command is install and done.returncode == 0:
+                break
     finally:
         if ours:
             policy.unlink()

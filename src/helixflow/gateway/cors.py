@@ -3,7 +3,11 @@
 from helixflow.gateway.exchange import Exchange
 from helixflow.settings.tree import CorsSettings
 
-_EXPOSED = b"x-request-id, x-helixflow-model, x-helixflow-deployment, openai-processing-ms, retry-after, etag, location"
+_EXPOSED = (
+    b"x-request-id, x-helixflow-model, x-helixflow-deployment, openai-processing-ms, retry-after, etag, location, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 
 
 class Cors:
