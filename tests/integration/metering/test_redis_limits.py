@@ -70,9 +70,22 @@ async def test_ten_thousand_calls_over_three_gateways_get_exactly_the_limit(
                 clients.create_task(client(spenders[number % GATEWAYS], 100))
         ended = server_time_us(administration)
     import msgspec
+
     raw = administration.get(f"hf:{{{ORGANISATION}}}:l:REQUESTS_PER_MINUTE")
-    dec = msgspec.msgpack.Decoder(); us = int.from_bytes(raw[1:9], "big")
-    print("DBG", admitted, "lost by state (units):", (us - began) * value / 60e6 - admitted, "first take ms", (taken-began)/1e3, "ended", (ended-began)/1e3, "slack", admitted - (burst + (asked_until - taken) * value // 60_000_000 - 1))
+    dec = msgspec.msgpack.Decoder()
+    us = int.from_bytes(raw[1:9], "big")
+    print(
+        "DBG",
+        admitted,
+        "lost by state (units):",
+        (us - began) * value / 60e6 - admitted,
+        "first take ms",
+        (taken - began) / 1e3,
+        "ended",
+        (ended - began) / 1e3,
+        "slack",
+        admitted - (burst + (asked_until - taken) * value // 60_000_000 - 1),
+    )
     administration.close()
     assert burst + (asked_until - taken) * value // 60_000_000 - 1 <= admitted
     assert admitted <= burst + (ended - began) * value // 60_000_000

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helixflow.metering.journal.reader import JournalReader
 
 from helixflow.core.call import Call, Meter, Operation, Stream
 from helixflow.core.clock import FakeClock
@@ -17,6 +16,7 @@ from helixflow.dialects.validation import decode_fields
 from helixflow.engines.answers import WholeAnswer
 from helixflow.metering.admission import Demand, Grant, Refusal, Settlement
 from helixflow.metering.demand import Estimator, ModelPlan
+from helixflow.metering.journal.reader import JournalReader
 from helixflow.metering.journal.records import Admitted, Progressed, Record, Settled
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.meter import Metered
