@@ -38,12 +38,12 @@ _ROWS: Final = """
     INSERT INTO requests
     SELECT {call_id}, at, 'req_' || i, '{organisation}', 'proj_' || (i % {projects}), 'key_' || (i % {keys}), '',
         'model-' || (i / {keys} % {models}), 'model-' || (i / {keys} % {models}) || '/llama_cpp-0',
-        'openai_chat', 'chat',
+        'openai', 'chat/completions',
         true, 200, CASE WHEN i % 100 = 0 THEN 'failed' ELSE 'completed' END, '', prompt, i % 100, answer, 0, false,
         1, 200, 3000, 2800, prompt * 150 + answer * 600, '0123456789abcdef', '', ''
     FROM made
 """
-_GROUPS: Final = "project_id, key_id, user_id, model, deployment"
+_GROUPS: Final = "project_id, key_id, user_id, model, deployment, operation"
 _SUMS: Final = "sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(reasoning_tokens), sum(cost)"
 _HOURLY: Final = f"""
     INSERT INTO usage_hourly
@@ -79,8 +79,8 @@ def make_rows(count: int) -> list[Positioned]:
             user_id=f"user_{key % 50:024x}",
             model=model,
             deployment=f"{model}/llama_cpp-0",
-            dialect="openai_chat",
-            operation="chat",
+            dialect="openai",
+            operation="chat/completions",
             stream=True,
             status=200,
             outcome="completed",

@@ -9,9 +9,11 @@ from helixflow.settings.tree import (
     GatewaySettings,
     LlamaCppDeployment,
     LogSettings,
+    MeteringSettings,
     ModelSettings,
     OpenAIDeployment,
     PkiSettings,
+    RedisSettings,
     Settings,
 )
 from tools.generate import OWNED_FOLDERS, stale_files
@@ -23,8 +25,10 @@ SECTIONS = [
     CorsSettings,
     AuthSettings,
     PkiSettings,
+    RedisSettings,
     DatabaseSettings,
     LogSettings,
+    MeteringSettings,
     ModelSettings,
     LlamaCppDeployment,
     OpenAIDeployment,

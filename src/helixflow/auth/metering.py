@@ -10,6 +10,7 @@ from helixflow.auth.chores import Chore
 from helixflow.auth.dispatch import Conversation, Flow, Operation
 from helixflow.auth.ledger import requests, usage
 from helixflow.auth.ledger.ledger import Ledger
+from helixflow.auth.ledger.partitions import make_partitions
 from helixflow.auth.ledger.retention import ledger_chores
 from helixflow.auth.lookups import Lookups
 from helixflow.auth.policy_lookup import resolve_policies
@@ -36,7 +37,12 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
         self.thresholds = BudgetThresholds(database, clock)
         self.ledger = Ledger(database, clock, self.thresholds.note_spend)
         self._database = database
+        self._clock = clock
         self._retention_days = settings.metering.retention_days
+
+    async def begin(self) -> None:
+        """What must be done before anybody ships. Raises `HelixError`."""
+        await make_partitions(self._database, int(self._clock.now()))
 
     def operations(self) -> Mapping[str, Operation | Conversation | Flow]:
         """Those of UsageService, for the dispatcher."""

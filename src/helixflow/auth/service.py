@@ -137,6 +137,7 @@ class AuthServices:
         """What must be done before anybody calls. Raises `HelixError`."""
         await self._feed.begin()
         await self._signing_keys.refresh()
+        await self._metering.begin()
 
     async def run(self) -> None:
         """Tells the gateways of changes, records refusals, keeps signing keys and tidies up, until cancelled."""

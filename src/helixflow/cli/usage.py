@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,8 @@ GroupBy = Annotated[
     typer.Option(
         "--group-by",
         metavar="WHAT",
-        help="key, project, user, model, deployment, hour, day, month or tag:NAME; repeat it or put commas between.",
+        help="key, project, user, model, deployment, operation, hour, day, month or tag:NAME; repeat it or put commas "
+        "between.",
     ),
 ]
 From = Annotated[
@@ -35,6 +36,8 @@ OfProject = Annotated[str | None, typer.Option("--project", metavar="ID", help="
 OfKey = Annotated[str | None, typer.Option("--key", metavar="ID", help="Only this API key.")]
 OfUser = Annotated[str | None, typer.Option("--user", metavar="ID", help="Only this account or service account.")]
 OfModel = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Only this model.")]
+Operation = Literal["chat/completions", "completions", "embeddings"]
+OfOperation = Annotated[Operation | None, typer.Option("--operation", help="Only what was asked of this path of /v1.")]
 WithTag = Annotated[str | None, typer.Option("--tag", metavar="NAME=VALUE", help="Only requests with this tag.")]
 
 _FIGURES = (
@@ -67,6 +70,7 @@ def show_command(
     key: OfKey = None,
     user: OfUser = None,
     model: OfModel = None,
+    operation: OfOperation = None,
     tag: WithTag = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most rows shown.")] = 100,
     as_json: Json = False,
@@ -74,7 +78,7 @@ def show_command(
     """Show usage by groups (default: day), of the last 30 days unless --from says otherwise."""
     from helixflow.cli.usage_api import query_of, read_report
 
-    query = query_of(group_by or ["day"], since, until, _filters(project, key, user, model, tag))
+    query = query_of(group_by or ["day"], since, until, _filters(project, key, user, model, operation, tag))
     report = administer(context, lambda api: read_report(api, query, limit))
     if as_json:
         print_json(report)
@@ -96,6 +100,7 @@ def export_command(
     key: OfKey = None,
     user: OfUser = None,
     model: OfModel = None,
+    operation: OfOperation = None,
     tag: WithTag = None,
     format: Annotated[Format, typer.Option("--format", help="csv, for spreadsheets too, or json.")] = Format.CSV,
     output: Annotated[
@@ -106,7 +111,9 @@ def export_command(
     from helixflow.cli.audit_api import written_whole
     from helixflow.cli.usage_api import export, query_of
 
-    query = query_of(group_by or ["day", "project", "model"], since, until, _filters(project, key, user, model, tag))
+    query = query_of(
+        group_by or ["day", "project", "model"], since, until, _filters(project, key, user, model, operation, tag)
+    )
     if output is None:
         administer(context, lambda api: export(api, query, format.value, sys.stdout.buffer))
         return
@@ -118,9 +125,14 @@ app.command("rerate", epilog=RERATE_EPILOG)(rerate_command)
 
 
 def _filters(
-    project: str | None, key: str | None, user: str | None, model: str | None, tag: str | None
+    project: str | None,
+    key: str | None,
+    user: str | None,
+    model: str | None,
+    operation: Operation | None,
+    tag: str | None,
 ) -> dict[str, str | None]:
-    return {"project_id": project, "key_id": key, "user_id": user, "model": model, "tag": tag}
+    return {"project_id": project, "key_id": key, "user_id": user, "model": model, "operation": operation, "tag": tag}
 
 
 def _print_report(report: dict[str, Any]) -> None:

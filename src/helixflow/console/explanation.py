@@ -49,7 +49,7 @@ class Routing(Shown):
 
     model: str = Field(description="The model that was asked for.", examples=["smollm2-135m-instruct"])
     dialect: str = Field(description="Which API it spoke.", examples=["openai"])
-    operation: str = Field(description="What it was.", examples=["chat"])
+    operation: str = Field(description="What it was: the path below `/v1`.", examples=["chat/completions"])
     stream: bool = Field(description="Whether the answer was streamed.", examples=[True])
     deployment: OptionalText = Field(
         description="What served it, or was tried last.", examples=["smollm2-135m-instruct/llama_cpp-0"]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from helixflow.core.call import Operation
 from helixflow.core.errors import ErrorKind, HelixError
 
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
@@ -20,11 +21,12 @@ _COMMON: Final = frozenset({"start_time", "end_time", "bucket_width", "limit", "
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the endpoints. `groups`: our names of what it can group by. `limits`: for each width of buckets how many
-    a page has by default, and at most.
+    """One of the endpoints. `operations`: what it is about, none for all. `groups`: our names of what it can group by.
+    `limits`: for each width of buckets how many a page has by default, and at most.
     """
 
     object: str
+    operations: tuple[Operation, ...]
     groups: Mapping[str, str]
     limits: Mapping[str, tuple[int, int]]
     parameters: frozenset[str]
@@ -35,16 +37,22 @@ _USAGE_LIMITS: Final = {"1h": (24, 168), "1d": (7, 31)}
 _USAGE: Final = _COMMON | {"user_ids", "api_key_ids", "models"}
 COMPLETIONS: Final = Kind(
     "organization.usage.completions.result",
+    (Operation.CHAT, Operation.COMPLETIONS),
     # Nothing runs in batches here: a group of its own for all.
     {**_GROUPS, "model": "model", "batch": ""},
     _USAGE_LIMITS,
     _USAGE | {"batch"},
 )
 EMBEDDINGS: Final = Kind(
-    "organization.usage.embeddings.result", {**_GROUPS, "model": "model"}, _USAGE_LIMITS, frozenset(_USAGE)
+    "organization.usage.embeddings.result",
+    (Operation.EMBEDDINGS,),
+    {**_GROUPS, "model": "model"},
+    _USAGE_LIMITS,
+    frozenset(_USAGE),
 )
 COSTS: Final = Kind(
     "organization.costs.result",
+    (),
     {**_GROUPS, "line_item": "model"},
     {"1d": (7, 180)},
     _COMMON | {"api_key_ids", "line_items"},

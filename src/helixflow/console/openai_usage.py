@@ -1,8 +1,4 @@
-"""OpenAI's endpoints for an organisation's usage and costs, in its API reference's shapes, out of our roll-ups.
-
-The roll-ups do not say what kind of request it was: a model that read prompts and generated nothing in all of the time
-that is asked for is one for embeddings.
-"""
+"""OpenAI's endpoints for an organisation's usage and costs, in its API reference's shapes, out of our roll-ups."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,11 +62,8 @@ async def _read_page(kind: Kind, parameters: Parameters, query: Query) -> dict[s
     buckets: dict[int, list[dict[str, Any]]] = {
         start: [] for start in range(parameters.page_start, parameters.page_end, parameters.width_s)
     }
-    models = list(parameters.models)
-    if kind is not COSTS:
-        models = await _models_of(kind, parameters, query)
-    if parameters.any and (models or kind is COSTS):
-        async for row in _rows(query, _request(kind, parameters, models)):
+    if parameters.any:
+        async for row in _rows(query, _request(kind, parameters)):
             buckets[int(row.group[0])].append(_result(kind, parameters, row))
     data = [
         {"object": "bucket", "start_time": start, "end_time": start + parameters.width_s, "results": results}
@@ -80,20 +73,7 @@ async def _read_page(kind: Kind, parameters: Parameters, query: Query) -> dict[s
     return {"object": "page", "data": data, "has_more": next_page is not None, "next_page": next_page}
 
 
-async def _models_of(kind: Kind, parameters: Parameters, query: Query) -> list[str]:
-    """Those of the kind, in all of the time: what a model is does not change from page to page."""
-    request = usage_pb2.QueryUsageRequest(
-        to=parameters.end, group_by=["model"], project_ids=parameters.project_ids, models=parameters.models
-    )
-    setattr(request, "from", parameters.start)  # a keyword of Python
-    return [
-        row.group[0]
-        async for row in _rows(query, request)
-        if (row.prompt_tokens > 0 and row.completion_tokens == 0) == (kind is EMBEDDINGS)
-    ]
-
-
-def _request(kind: Kind, parameters: Parameters, models: list[str]) -> usage_pb2.QueryUsageRequest:
+def _request(kind: Kind, parameters: Parameters) -> usage_pb2.QueryUsageRequest:
     ours = [kind.groups[name] for name in parameters.groups if kind.groups[name]]
     request = usage_pb2.QueryUsageRequest(
         to=parameters.page_end,
@@ -101,7 +81,8 @@ def _request(kind: Kind, parameters: Parameters, models: list[str]) -> usage_pb2
         project_ids=parameters.project_ids,
         key_ids=parameters.api_key_ids,
         user_ids=parameters.user_ids,
-        models=models,
+        models=parameters.models,
+        operations=[operation.value for operation in kind.operations],
     )
     setattr(request, "from", parameters.page_start)
     return request

@@ -104,11 +104,18 @@ class Metered:
         if policies is None:
             policies = await self._policies.resolve(call.principal, call.model)
         ticket = _CallTicket(self._book, call, int(self._now() * 1000))
-        await self._admit(ticket, policies)
+        demand = self._demand(ticket, policies)
+        try:
+            grant = self._limiter.try_admit(demand)
+            if grant is None:
+                grant = await self._limiter.admit(demand)
+        except Refusal as refusal:
+            raise self._refuse(call, refusal) from None
+        ticket.take(grant, demand)
         self._book.admit(ticket, policies)
         call.ticket = ticket
         try:
-            if (wait := self._book.journal.durable(ticket.position)) is not None:
+            if (wait := ticket.durable()) is not None:
                 await wait
             stream = await self._inner.open(call)
         except HelixError as exc:
@@ -129,18 +136,16 @@ class Metered:
             for ticket in list(self._book.tickets.values()):
                 ticket.note_progress(int(now * 1000))
 
-    async def _admit(self, ticket: "_CallTicket", policies: Policies) -> None:
-        """Asks the limiter. Raises `HelixError`, with the limits' states left in the call's ticket."""
+    def _demand(self, ticket: "_CallTicket", policies: Policies) -> Demand:
+        """What the call asks for. Raises `HelixError` UNAVAILABLE while that cannot be told."""
         call = ticket.call
+        principal = call.principal
         bounds = self._estimator.bounds(call) if policies else NO_BOUNDS
         cost_bound = 0
         if policies.have_money:
             if not self._book.prices.ready:
-                raise HelixError(
-                    ErrorKind.UNAVAILABLE,
-                    "Prices are not known yet, so no budget can be kept. Try again.",
-                    retry_after_s=1,
-                )
+                message = "Prices are not known yet, so no budget can be kept. Try again."
+                raise HelixError(ErrorKind.UNAVAILABLE, message, retry_after_s=1)
             left_s = call.deadline - asyncio.get_running_loop().time()
             cost_bound = self._book.prices.dearest_bound(
                 self._estimator.plan(call.model).deployments,
@@ -149,29 +154,24 @@ class Metered:
                 bounds.completion,
                 int(left_s * 1000),
             )
-        demand = Demand(
+        return Demand(
             call.call_id,
-            call.principal.organisation_id,
+            principal.organisation_id,
             policies,
             bounds.expected,
             bounds.prompt + bounds.completion,
             cost_bound,
             ticket.admitted_at_ms,
             call.deadline,
-            call.principal.project_id,
-            call.principal.id if call.principal.kind is PrincipalKind.KEY else "",
+            principal.project_id,
+            principal.id if principal.kind is PrincipalKind.KEY else "",
         )
-        try:
-            grant = self._limiter.try_admit(demand)
-            if grant is None:
-                grant = await self._limiter.admit(demand)
-        except Refusal as refusal:
-            call.ticket = _Refused(refusal.requests, refusal.tokens)
-            self.refused[_name_of(refusal)] += 1
-            raise refusal_error(refusal) from None
-        ticket.grant = grant
-        ticket.requests, ticket.tokens = grant.requests, grant.tokens
-        ticket.reserved_tokens, ticket.reserved_cost = demand.tokens_bound, cost_bound
+
+    def _refuse(self, call: Call, refusal: Refusal) -> HelixError:
+        """Counts it, and leaves the limits' states in the call's ticket."""
+        call.ticket = _Refused(refusal.requests, refusal.tokens)
+        self.refused[_name_of(refusal)] += 1
+        return refusal_error(refusal)
 
 
 class _Book:
@@ -216,12 +216,10 @@ class _Book:
             raise
         self.tickets[call.call_id] = ticket
 
-    def settle(self, ticket: "_CallTicket", tokens: Tokens, cost: int, record: Settled) -> int:
-        """Returns the position of the record."""
+    def settle(self, ticket: "_CallTicket", tokens: Tokens, cost: int, record: Settled) -> None:
         del self.tickets[ticket.call.call_id]
         ticket.position = self.settled_to = self.journal.settle(record)
         self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
-        return ticket.position
 
     @staticmethod
     def _settlement(ticket: "_CallTicket", tokens: int, cost: int) -> Settlement:
@@ -262,10 +260,22 @@ class _CallTicket(Ticket):
         self._written = 0
         self._done = False
 
+    def take(self, grant: Grant, demand: Demand) -> None:
+        """What the limiter gave for it."""
+        self.grant = grant
+        self.requests, self.tokens = grant.requests, grant.tokens
+        self.reserved_tokens, self.reserved_cost = demand.tokens_bound, demand.cost_bound
+
     def complete(self) -> Awaitable[None] | None:
         if self._done:
             return None
-        return self._book.journal.durable(self._end(200, "completed", ""))
+        self._end(200, "completed", "")
+        return self.durable()
+
+    def durable(self) -> Awaitable[None] | None:
+        """None, or to be awaited until its last record is as safe as the settings want it; until its deadline."""
+        wait = self._book.journal.durable(self.position)
+        return None if wait is None else _until_durable(wait, self.call.deadline)
 
     def fail(self, error: HelixError) -> None:
         if not self._done:
@@ -298,7 +308,7 @@ class _CallTicket(Ticket):
             )
         )
 
-    def _end(self, status: int, outcome: str, error: str) -> int:
+    def _end(self, status: int, outcome: str, error: str) -> None:
         self._done = True
         call = self.call
         progress = call.progress
@@ -324,7 +334,7 @@ class _CallTicket(Ticket):
             engine_ms,
             progress.attempts,
         )
-        return self._book.settle(self, tokens, cost, record)
+        self._book.settle(self, tokens, cost, record)
 
     def _tokens(self, progress: Progress) -> Tokens:
         usage = progress.usage
@@ -341,6 +351,15 @@ class _CallTicket(Ticket):
     def _engine_ms(progress: Progress, now: float) -> int:
         began = progress.engine_began_at
         return -1 if began is None else int((now - began) * 1000)
+
+
+async def _until_durable(wait: Awaitable[None], deadline: float) -> None:
+    """Raises `HelixError`: UNAVAILABLE when the disk fails, DEADLINE when it hangs."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await wait
+    except TimeoutError as exc:
+        raise HelixError(ErrorKind.DEADLINE, "The journal's disk did not answer in time.") from exc
 
 
 class _Refused(Ticket):

@@ -485,6 +485,7 @@ requests = Table(
     Column("model", Text, nullable=False),
     Column("deployment", Text, nullable=False),
     Column("dialect", Text, nullable=False),
+    # chat/completions, completions, embeddings: the path below /v1.
     Column("operation", Text, nullable=False),
     Column("stream", Boolean, nullable=False),
     Column("status", Integer, nullable=False),
@@ -509,7 +510,7 @@ requests = Table(
     Column("tags", Text, nullable=False),
     Column("explanation", Text, nullable=False),
     Index("ix_requests_organisation_id", "organisation_id", "admitted_at_ms"),
-    Index("ix_requests_request_id", "request_id"),
+    Index("ix_requests_request_id", "request_id", "admitted_at_ms"),
     postgresql_partition_by="RANGE (admitted_at_ms)",
 )
 
@@ -527,6 +528,8 @@ def _roll_up(name: str, *keys: Column[Any]) -> Table:
         Column("user_id", Text, primary_key=True),
         Column("model", Text, primary_key=True),
         Column("deployment", Text, primary_key=True),
+        # As in `requests`.
+        Column("operation", Text, primary_key=True),
         Column("requests", BigInteger, nullable=False),
         Column("failed_requests", BigInteger, nullable=False),
         Column("prompt_tokens", BigInteger, nullable=False),

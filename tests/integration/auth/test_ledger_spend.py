@@ -65,13 +65,13 @@ async def test_all_is_of_one_moment(database: Database, monkeypatch: pytest.Monk
     await ledger.ship_records(ship([(1, make_row(1))]))
     from helixflow.auth.ledger import ledger as module
 
-    sum_spend = module.sum_spend
+    read_sums = module.read_sums
 
-    async def meanwhile(connection: Any, asked: pb.SpendQuery) -> int:
+    async def meanwhile(connection: Any, asked: Any) -> list[int]:
         await ledger.ship_records(ship([(1, make_row(1)), (2, make_row(2))]))
-        return await sum_spend(connection, asked)
+        return await read_sums(connection, asked)
 
-    monkeypatch.setattr(module, "sum_spend", meanwhile)
+    monkeypatch.setattr(module, "read_sums", meanwhile)
     answer = await ledger.read_spend(pb.ReadSpendRequest(queries=[query()]))
     assert (list(answer.spent), answer.open_journals[0].position) == ([11], 1)
     monkeypatch.undo()

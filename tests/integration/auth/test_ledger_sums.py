@@ -31,6 +31,7 @@ rows = st.builds(
     key_id=few(["key_1", "key_2", ""]),
     user_id=few(["", "user_1"]),
     model=few(["m", "n"]),
+    operation=few(["chat/completions", "embeddings"]),
     outcome=few(["completed", "failed", "cancelled", "interrupted", "lost"]),
     prompt_tokens=st.integers(0, 2**40),
     completion_tokens=st.integers(0, 2**40),

@@ -1,6 +1,7 @@
 """Limits of several gateways through a real Redis: exact over all of them; without it, a share for each."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +37,7 @@ def server_time_us(client: redis.Redis) -> int:
 
 @pytest.mark.parametrize(("value", "burst"), [(1000, 1000), (1000, 50), (6000, 600)])
 async def test_ten_thousand_calls_over_three_gateways_get_exactly_the_limit(
-    server: RedisServer, value: int, burst: int
+    server: RedisServer, request: pytest.FixtureRequest, value: int, burst: int
 ) -> None:
     ledger = Ledger()
     policies = limited(Metric.REQUESTS_PER_MINUTE, value, burst)
@@ -60,6 +61,10 @@ async def test_ten_thousand_calls_over_three_gateways_get_exactly_the_limit(
     async with spenders[0], spenders[1], spenders[2]:
         for spender in spenders:
             await spender.admit(limited(Metric.PARALLEL_REQUESTS, 10))
+        # Collecting this process' garbage takes 0.4 s, in which nobody asks, and a bucket that is full gets nothing.
+        request.addfinalizer(gc.enable)
+        gc.collect()
+        gc.disable()
         # Nothing is refilled before the first has been taken.
         began = server_time_us(administration)
         await spenders[0].admit(policies)
@@ -69,23 +74,6 @@ async def test_ten_thousand_calls_over_three_gateways_get_exactly_the_limit(
             for number in range(100):
                 clients.create_task(client(spenders[number % GATEWAYS], 100))
         ended = server_time_us(administration)
-    import msgspec
-
-    raw = administration.get(f"hf:{{{ORGANISATION}}}:l:REQUESTS_PER_MINUTE")
-    dec = msgspec.msgpack.Decoder()
-    us = int.from_bytes(raw[1:9], "big")
-    print(
-        "DBG",
-        admitted,
-        "lost by state (units):",
-        (us - began) * value / 60e6 - admitted,
-        "first take ms",
-        (taken - began) / 1e3,
-        "ended",
-        (ended - began) / 1e3,
-        "slack",
-        admitted - (burst + (asked_until - taken) * value // 60_000_000 - 1),
-    )
     administration.close()
     assert burst + (asked_until - taken) * value // 60_000_000 - 1 <= admitted
     assert admitted <= burst + (ended - began) * value // 60_000_000

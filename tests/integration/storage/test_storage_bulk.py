@@ -32,15 +32,15 @@ async def test_a_row_that_is_there_breaks_the_rule_and_the_savepoint_saves_the_r
 
 async def test_numbers_are_added_to_those_that_are_there(database: Database) -> None:
     async with database.writing() as connection:
-        await add_to_rows(connection, usage_daily, [(*KEY, "d1", 1, 0, 5, 0, 0, 0, 2**53)])
+        await add_to_rows(connection, usage_daily, [(*KEY, "d1", "o", 1, 0, 5, 0, 0, 0, 2**53)])
         await add_to_rows(
             connection,
             usage_daily,
-            [(*KEY, "d1", 2, 1, 0, 0, 0, 0, 2**53), (*KEY, "d2", 1, 1, 1, 1, 1, 1, 1)],
+            [(*KEY, "d1", "o", 2, 1, 0, 0, 0, 0, 2**53), (*KEY, "d2", "o", 1, 1, 1, 1, 1, 1, 1)],
         )
         await add_to_rows(connection, usage_daily, [])
     found = await database.fetch_all(select(usage_daily).order_by(usage_daily.c.deployment))
     assert [tuple(row) for row in found] == [
-        (*KEY, "d1", 3, 1, 5, 0, 0, 0, 2**54),
-        (*KEY, "d2", 1, 1, 1, 1, 1, 1, 1),
+        (*KEY, "d1", "o", 3, 1, 5, 0, 0, 0, 2**54),
+        (*KEY, "d2", "o", 1, 1, 1, 1, 1, 1, 1),
     ]

@@ -73,7 +73,7 @@ _ROWS: Final = msgspec.msgpack.Decoder(Annotated[list[tuple[_Position, LedgerRow
 _TAGS: Final = msgspec.json.Decoder(dict[_Id, _Text])
 # A key of an index of PostgreSQL has at most 2,704 bytes. 512 characters, as many as a value may have, are more only if
 # they are of four bytes each.
-_MAX_VALUE_BYTES: Final = 1_600
+_MAX_VALUE_BYTES: Final = 1_536
 
 
 class Batch:
@@ -184,7 +184,7 @@ def _storable(text: str) -> str:
 
 def _subject(row: LedgerRow) -> tuple[str, ...]:
     """The last columns of the key of a roll-up."""
-    return row.project_id, row.key_id, row.user_id, row.model, row.deployment
+    return row.project_id, row.key_id, row.user_id, row.model, row.deployment, row.operation
 
 
 def _amounts(row: LedgerRow) -> _Amounts:

@@ -8,7 +8,7 @@ import structlog
 
 from helixflow.auth.ledger.ingest import Receipt, Shipment, read_shipment, take_in
 from helixflow.auth.ledger.journals import add_journal, check_ids, find_journal, list_open
-from helixflow.auth.ledger.spend import check_queries, sum_spend
+from helixflow.auth.ledger.spend import check_queries, read_sums
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
@@ -71,7 +71,7 @@ class Ledger:
         check_queries(request.queries)
         async with self._database.reading() as connection:
             open_journals = await list_open(connection)
-            spent = [await sum_spend(connection, query) for query in request.queries]
+            spent = await read_sums(connection, request.queries)
         return pb.ReadSpendResponse(
             spent=spent,
             open_journals=[

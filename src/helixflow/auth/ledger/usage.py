@@ -4,13 +4,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, Subquery, Table, case, func, literal, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    Subquery,
+    Table,
+    case,
+    func,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.ledger.usage_query import (
     COLUMNS,
     TAG,
     Grain,
+    Part,
     UsageQuery,
     decode_position,
     encode_position,
@@ -26,6 +40,7 @@ from helixflow.storage.schema import usage_daily, usage_daily_tags, usage_hourly
 
 MAX_SIZE: Final = 1000
 MAX_FILTER: Final = 1000
+_FILTERS: Final = ("key_id", "user_id", "model", "operation")
 _SUMS: Final = (
     "requests",
     "failed_requests",
@@ -44,7 +59,7 @@ async def query_usage(unit: Unit, request: pb.QueryUsageRequest) -> pb.QueryUsag
     """
     query = parse_usage_query(request, unit.now)
     size = _page_size(request.page_size)
-    filters = {name: _filter(getattr(request, f"{name}s"), name) for name in ("key_id", "user_id", "model")}
+    filters = {name: _filter(getattr(request, f"{name}s"), name) for name in _FILTERS}
     visible = await visible_projects(unit, _filter(request.project_ids, "project_id"))
     used = _select_used(query, unit.caller.organisation_id, visible, filters)
     rows, cursor = await _read_page(unit, used, query, size, request.cursor)
@@ -71,11 +86,22 @@ def _filter(values: Sequence[str], name: str) -> list[str]:
 def _select_used(
     query: UsageQuery, organisation_id: str, visible: frozenset[str] | None, filters: Mapping[str, Sequence[str]]
 ) -> Subquery:
-    """The rows of the roll-up that count, with their groups as g0, g1, …; `visible` projects, None for all."""
-    table = _roll_up_of(query)
+    """The rows of roll-ups that count, with their groups as g0, g1, …; `visible` projects, None for all."""
+    selects = [_select_part(query, part, organisation_id, visible, filters) for part in query.parts()]
+    return (union_all(*selects) if len(selects) > 1 else selects[0]).subquery("used")
+
+
+def _select_part(
+    query: UsageQuery,
+    part: Part,
+    organisation_id: str,
+    visible: frozenset[str] | None,
+    filters: Mapping[str, Sequence[str]],
+) -> "Select[Any]":
+    table = _roll_up_of(query, part.grain)
     groups = [_group(query, table, name).label(f"g{index}") for index, name in enumerate(query.groups)]
     used = select(*groups, *(table.c[name] for name in _SUMS)).where(
-        table.c.organisation_id == organisation_id, table.c.start >= query.start, table.c.start < query.end
+        table.c.organisation_id == organisation_id, table.c.start >= part.start, table.c.start < part.end
     )
     if query.tag:
         used = used.where(table.c.tag == query.tag)
@@ -86,13 +112,13 @@ def _select_used(
     for name, values in filters.items():
         if values:
             used = used.where(table.c[name].in_(values))
-    return used.subquery("used")
+    return used
 
 
-def _roll_up_of(query: UsageQuery) -> Table:
+def _roll_up_of(query: UsageQuery, grain: Grain) -> Table:
     if query.tag:
         return usage_daily_tags
-    return usage_hourly if query.grain is Grain.HOUR else usage_daily
+    return usage_hourly if grain is Grain.HOUR else usage_daily
 
 
 def _group(query: UsageQuery, table: Table, name: str) -> ColumnElement[Any]:
@@ -101,7 +127,7 @@ def _group(query: UsageQuery, table: Table, name: str) -> ColumnElement[Any]:
         case "hour":
             return start
         case "day":
-            return start if query.grain is Grain.DAY else start - start % int(Grain.DAY)
+            return start - start % int(Grain.DAY)
         case "month":
             starts = query.month_starts()
             months = [(start < later, literal(month, BigInteger)) for month, later in pairwise(starts)]

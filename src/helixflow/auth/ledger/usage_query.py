@@ -1,4 +1,4 @@
-"""What a question about usage asks for: which roll-up answers it, for which time, grouped by what. Without I/O."""
+"""What a question about usage asks for: which roll-ups answer it, for which times, grouped by what. Without I/O."""
 
 import base64
 import binascii
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from helixflow.core.call import Operation
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 
@@ -25,7 +26,9 @@ COLUMNS: Final = {
     "user": "user_id",
     "model": "model",
     "deployment": "deployment",
+    "operation": "operation",
 }
+_OPERATIONS: Final = frozenset(operation.value for operation in Operation)
 TIMES: Final = ("hour", "day", "month")
 # Names and values of tags are bounded where they come in; six groups of text in base64 fit.
 _MAX_TAG_NAME: Final = 64
@@ -42,9 +45,17 @@ class Grain(IntEnum):
     DAY = 86_400
 
 
+class Part(NamedTuple):
+    """A range of time, and the roll-up that answers for it: the one of hours, or one of days."""
+
+    grain: Grain
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """From `start`, before `end` (seconds since the epoch), both multiples of `grain`.
+    """From `start`, before `end` (seconds since the epoch): whole hours, for a tag whole days.
 
     `tag` is the name of the one tag that is asked for, be it as a group or as a filter, '' for none; `tag_value` the
     value that it must have, None for any.
@@ -52,10 +63,23 @@ class UsageQuery:
 
     start: int
     end: int
-    grain: Grain
     groups: tuple[str, ...]
     tag: str
     tag_value: str | None
+
+    def parts(self) -> list[Part]:
+        """What the range consists of, one after the other: hours only where there is no whole day, or hours are asked
+        for. There are more than ten times as many of them.
+        """
+        first, last = _round_up(self.start, Grain.DAY), self.end - self.end % Grain.DAY
+        if "hour" in self.groups or first >= last:
+            return [Part(Grain.HOUR, self.start, self.end)]
+        parts = (
+            Part(Grain.HOUR, self.start, first),
+            Part(Grain.DAY, first, last),
+            Part(Grain.HOUR, last, self.end),
+        )
+        return [part for part in parts if part.start < part.end]
 
     def month_starts(self) -> list[int]:
         """The beginnings of all months that the time touches, in UTC."""
@@ -72,14 +96,20 @@ def parse_usage_query(request: pb.QueryUsageRequest, now: int) -> UsageQuery:
     """Raises `HelixError` UNPROCESSABLE that names the field."""
     groups = _parse_groups(request.group_by)
     tag, tag_value = _parse_tag(groups, request.tag)
+    if not _OPERATIONS.issuperset(request.operations):
+        raise _wrong("operation", f"There is no such operation; known: {', '.join(sorted(_OPERATIONS))}.")
     hourly = "hour" in groups
     # Nothing is in the future: the whole day, where nobody asks for hours, is until now as well.
     until = now + 1 if hourly else now - now % Grain.DAY + Grain.DAY
     start, end = parse_range(getattr(request, "from"), request.to or until, now)
     if end - start > MAX_SPAN_S:
         raise _wrong("from", "Ask for two years at most.")
-    grain = _choose_grain(start, end, hourly=hourly, tagged=bool(tag))
-    return UsageQuery(start - start % grain, -(-end // grain) * grain, grain, groups, tag, tag_value)
+    if hourly and tag:
+        raise _wrong("group_by", "Tags are summed up by days, not by hours.")
+    if hourly and end - start > MAX_HOURLY_SPAN_S:
+        raise _wrong("from", "Ask for 31 days at most by the hour.")
+    grain = Grain.DAY if tag else Grain.HOUR
+    return UsageQuery(start - start % grain, _round_up(end, grain), groups, tag, tag_value)
 
 
 def parse_range(start: int, end: int, now: int) -> tuple[int, int]:
@@ -147,18 +177,8 @@ def _parse_tag(groups: Sequence[str], text: str) -> tuple[str, str | None]:
     return name, value
 
 
-def _choose_grain(start: int, end: int, *, hourly: bool, tagged: bool) -> Grain:
-    if tagged:
-        if hourly:
-            raise _wrong("group_by", "Tags are summed up by days, not by hours.")
-        return Grain.DAY
-    fits = end - start <= MAX_HOURLY_SPAN_S
-    if hourly:
-        if not fits:
-            raise _wrong("from", "Ask for 31 days at most by the hour.")
-        return Grain.HOUR
-    whole_days = start % Grain.DAY == 0 and end % Grain.DAY == 0
-    return Grain.HOUR if fits and not whole_days else Grain.DAY
+def _round_up(time: int, grain: Grain) -> int:
+    return -(-time // grain) * grain
 
 
 def _wrong(param: str, message: str) -> HelixError:

@@ -37,7 +37,7 @@ class Request(Shown):
         examples=["smollm2-135m-instruct/llama_cpp-0"],
     )
     dialect: str = Field(description="Which API it spoke.", examples=["openai"])
-    operation: str = Field(description="What it was.", examples=["chat"])
+    operation: str = Field(description="What it was: the path below `/v1`.", examples=["chat/completions"])
     stream: bool = Field(description="Whether the answer was streamed.", examples=[True])
     status: int = Field(description="The HTTP status; 499: the client left.", examples=[200])
     outcome: str = Field(

@@ -36,8 +36,8 @@ GroupBy = Annotated[
     list[GroupName] | None,
     Query(
         max_length=10,
-        description="`key`, `project`, `user`, `model`, `deployment`, `hour`, `day`, `month` or `tag:` and the name of "
-        "a tag. Repeated, or with commas between; a tag comes last then.",
+        description="`key`, `project`, `user`, `model`, `deployment`, `operation`, `hour`, `day`, `month` or `tag:` "
+        "and the name of a tag. Repeated, or with commas between; a tag comes last then.",
         examples=[["day", "project"]],
     ),
 ]
@@ -67,6 +67,10 @@ _UserIds = Annotated[
 _Models = Annotated[
     list[ModelName] | None,
     Query(max_length=_MAX_VALUES, description="Only these models.", examples=[["smollm2-135m-instruct"]]),
+]
+_Operations = Annotated[
+    list[Literal["chat/completions", "completions", "embeddings"]] | None,
+    Query(max_length=_MAX_VALUES, description="Only these operations.", examples=[["chat/completions"]]),
 ]
 _Tag = Annotated[
     Annotated[str, Field(min_length=2, max_length=600), Shape(r"^[^\x00=]+=[^\x00]*$", "must be name=value")] | None,
@@ -183,12 +187,12 @@ def query_usage(
     key_id: _KeyIds = None,
     user_id: _UserIds = None,
     model: _Models = None,
+    operation: _Operations = None,
     tag: _Tag = None,
     format: _Format = "json",
 ) -> usage_pb2.QueryUsageRequest:
-    """What requests used and cost, by groups. It is summed up by hours and days (UTC): a range is extended to whole
-    hours where it has at most 31 days and an hour is asked for or the days are not whole, else to whole days; tags are
-    summed up by days, each by itself. By the hour 31 days at most, else two years. Requests show up within seconds.
+    """What requests used and cost, by groups. A range is extended to whole hours (UTC), with a tag to whole days: tags
+    are summed up by days, each by itself. By the hour 31 days at most, else two years. Requests show up within seconds.
     """
     request = usage_pb2.QueryUsageRequest(
         to=until or 0,
@@ -197,6 +201,7 @@ def query_usage(
         key_ids=key_id or (),
         user_ids=user_id or (),
         models=model or (),
+        operations=operation or (),
         tag=tag or "",
     )
     setattr(request, "from", since or 0)  # a keyword of Python

@@ -801,6 +801,7 @@ class QueryUsageRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
     to: _builtins.int
     tag: _builtins.str
     """`name=value`, one. Tags are summed up by whole days, and each by itself."""
@@ -809,7 +810,7 @@ class QueryUsageRequest(_message.Message):
     cursor: _builtins.str
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Of: key, project, user, model, deployment, hour, day, month, tag:<name>."""
+        """Of: key, project, user, model, deployment, operation, hour, day, month, tag:<name>."""
 
     @_builtins.property
     def project_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -821,6 +822,10 @@ class QueryUsageRequest(_message.Message):
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """chat/completions, completions, embeddings."""
+
     def __init__(
         self,
         *,
@@ -833,10 +838,11 @@ class QueryUsageRequest(_message.Message):
         tag: _builtins.str = ...,
         page_size: _builtins.int = ...,
         cursor: _builtins.str = ...,
+        operations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "from", b"from", "group_by", b"group_by", "key_ids", b"key_ids", "models", b"models", "page_size", b"page_size", "project_ids", b"project_ids", "tag", b"tag", "to", b"to", "user_ids", b"user_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "from", b"from", "group_by", b"group_by", "key_ids", b"key_ids", "models", b"models", "operations", b"operations", "page_size", b"page_size", "project_ids", b"project_ids", "tag", b"tag", "to", b"to", "user_ids", b"user_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

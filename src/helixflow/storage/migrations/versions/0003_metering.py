@@ -172,13 +172,14 @@ def _create_ledger() -> None:
         postgresql_partition_by="RANGE (admitted_at_ms)",
     )
     op.create_index("ix_requests_organisation_id", "requests", ["organisation_id", "admitted_at_ms"])
-    op.create_index("ix_requests_request_id", "requests", ["request_id"])
+    op.create_index("ix_requests_request_id", "requests", ["request_id", "admitted_at_ms"])
     if op.get_bind().dialect.name == "postgresql":
         op.execute("CREATE TABLE requests_default PARTITION OF requests DEFAULT")
 
 
 def _create_roll_up(name: str, *keys: str) -> None:
-    grouped_by = ("organisation_id", "start", *keys, "project_id", "key_id", "user_id", "model", "deployment")
+    subject = ("project_id", "key_id", "user_id", "model", "deployment", "operation")
+    grouped_by = ("organisation_id", "start", *keys, *subject)
     sums = (
         "requests",
         "failed_requests",
