@@ -51,9 +51,9 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.UNPROCESSABLE: "Admin API: a field is missing or wrong; `errors` names all of them.",
     ErrorKind.BODY_TOO_LARGE: "The body is over `gateway.max_body_bytes` (413), or the head over its limit (431).",
     ErrorKind.UNSUPPORTED_MEDIA_TYPE: "The body is clearly not JSON, or compressed in an unknown way.",
-    ErrorKind.RATE_LIMITED: "A provider limits requests. HelixFlow has no limits of its own yet.",
+    ErrorKind.RATE_LIMITED: "A limit is reached: the message names it. Or a provider limits requests.",
     ErrorKind.TOO_MANY_ATTEMPTS: "Too many failed sign-ins for this e-mail or address; see `Retry-After`.",
-    ErrorKind.INSUFFICIENT_QUOTA: "A budget is used up. Not raised yet: there are no budgets.",
+    ErrorKind.INSUFFICIENT_QUOTA: "A budget has no room for what the request may cost at most; the message names it.",
     ErrorKind.CLIENT_CLOSED: "The client left. Only the status is seen, in logs and metrics.",
     ErrorKind.INTERNAL: "A fault of HelixFlow; the log has the cause under the request id.",
     ErrorKind.UPSTREAM_INVALID: "The engine or provider sent something that is not an answer, or broke off.",
@@ -62,7 +62,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.LOADING: "The model is not loaded yet.",
     ErrorKind.SHUTTING_DOWN: "The service is being stopped and takes no new requests.",
     ErrorKind.UNAVAILABLE: "A part of the service that this request needs does not answer.",
-    ErrorKind.STORAGE_FULL: "The disk of the database is full: no changes and no sign-ins. Models are served.",
+    ErrorKind.STORAGE_FULL: "The journal's disk is full: no new requests. Or the database's: no changes, no sign-ins.",
     ErrorKind.DEADLINE: "The request or the provider took longer than its time limit.",
 }
 

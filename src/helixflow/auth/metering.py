@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
+import structlog
 
 from helixflow.auth import budgets, limits
 from helixflow.auth.chores import Chore
@@ -19,6 +20,7 @@ from helixflow.auth.price_lookup import PriceLookup
 from helixflow.auth.prices import price_operations
 from helixflow.auth.thresholds import BudgetThresholds
 from helixflow.core.clock import Clock
+from helixflow.core.errors import HelixError
 from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
 from helixflow.rpc.generated.auth_v1 import metering_pb2_grpc
 from helixflow.settings.tree import Settings
@@ -26,6 +28,8 @@ from helixflow.storage.engine import Database
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _POLICIES_EVERY_S: Final = 600
+
+log = structlog.get_logger("helixflow.auth")
 
 
 class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
@@ -41,8 +45,12 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
         self._retention_days = settings.metering.retention_days
 
     async def begin(self) -> None:
-        """What must be done before anybody ships. Raises `HelixError`."""
-        await make_partitions(self._database, int(self._clock.now()))
+        """What is done before anybody ships. Raises nothing: without its partition a month is stored as well."""
+        try:
+            await make_partitions(self._database, int(self._clock.now()))
+        except HelixError as exc:
+            # A backup reads, say. It is a chore as well.
+            log.warning("ledger.partitions_put_off", code=exc.code, reason=exc.message)
 
     def operations(self) -> Mapping[str, Operation | Conversation | Flow]:
         """Those of UsageService, for the dispatcher."""

@@ -72,6 +72,7 @@ async def test_roll_ups_are_of_the_hour_and_day_of_admission_and_of_each_tag(
         make_row(3, admitted_at_ms=midnight_ms + 3_599_999, outcome="cancelled", tags={"team": "a"}),
         make_row(4, admitted_at_ms=midnight_ms + 3_600_000, outcome="lost", tags={"team": "b"}),
         make_row(5, admitted_at_ms=midnight_ms, key_id="key_2", outcome="interrupted"),
+        make_row(6, admitted_at_ms=midnight_ms, key_id="key_2", operation="embeddings", tags={"team": "a"}),
     ]
     await ledger.ship_records(ship(list(enumerate(rows, 1))))
     midnight = midnight_ms // 1000
@@ -80,11 +81,13 @@ async def test_roll_ups_are_of_the_hour_and_day_of_admission_and_of_each_tag(
         return (requests, failed, *(requests * each for each in (7, 2, 3, 1, 11)))
 
     rest = ("", "m", "m/llama_cpp-0", "chat/completions")
+    embeddings = (*rest[:-1], "embeddings")
     hourly = [tuple(row) for row in await database.fetch_all(select(usage_hourly))]
     assert sorted(hourly) == [
         ("org_1", midnight - 3600, "proj_1", "key_1", *rest, *sums(1, 1)),
         ("org_1", midnight, "proj_1", "key_1", *rest, *sums(2)),
         ("org_1", midnight, "proj_1", "key_2", *rest, *sums(1)),
+        ("org_1", midnight, "proj_1", "key_2", *embeddings, *sums(1)),
         ("org_1", midnight + 3600, "proj_1", "key_1", *rest, *sums(1)),
     ]
     daily = [tuple(row) for row in await database.fetch_all(select(usage_daily))]
@@ -92,11 +95,13 @@ async def test_roll_ups_are_of_the_hour_and_day_of_admission_and_of_each_tag(
         ("org_1", midnight - 86_400, "proj_1", "key_1", *rest, *sums(1, 1)),
         ("org_1", midnight, "proj_1", "key_1", *rest, *sums(3)),
         ("org_1", midnight, "proj_1", "key_2", *rest, *sums(1)),
+        ("org_1", midnight, "proj_1", "key_2", *embeddings, *sums(1)),
     ]
     tagged = [tuple(row) for row in await database.fetch_all(select(usage_daily_tags))]
     assert sorted(tagged) == [
         ("org_1", midnight, "job", "x", "proj_1", "key_1", *rest, *sums(1)),
         ("org_1", midnight, "team", "a", "proj_1", "key_1", *rest, *sums(2)),
+        ("org_1", midnight, "team", "a", "proj_1", "key_2", *embeddings, *sums(1)),
         ("org_1", midnight, "team", "b", "proj_1", "key_1", *rest, *sums(1)),
     ]
 

@@ -27,7 +27,14 @@ from tests.harness.ledger import NOW, make_row, ship
 HOUR, DAY = 3600, 86_400
 TODAY = NOW - NOW % DAY
 YEAR_AGO = TODAY - 365 * DAY
-COLUMNS = {"key": "key_id", "project": "project_id", "user": "user_id", "model": "model", "deployment": "deployment"}
+COLUMNS = {
+    "key": "key_id",
+    "project": "project_id",
+    "user": "user_id",
+    "model": "model",
+    "deployment": "deployment",
+    "operation": "operation",
+}
 GROUPS = [*COLUMNS, "hour", "day", "month", "tag:team", "tag:job"]
 
 
@@ -93,6 +100,7 @@ def _row(dice: random.Random, number: int, organisation_id: str, projects: Seque
         user_id=dice.choice(["user_1", ""]),
         model=model,
         deployment=f"{model}/llama_cpp-{dice.randrange(2)}",
+        operation=dice.choice(["chat/completions", "completions", "embeddings"]),
         outcome=dice.choice(["completed", "completed", "failed", "cancelled"]),
         prompt_tokens=dice.randrange(2**40),
         cached_tokens=dice.randrange(10),
@@ -182,17 +190,19 @@ async def test_every_grouping_is_what_the_rows_add_up_to(
 
 
 async def test_filters_narrow_what_is_added_up(ledgered: Ledgered) -> None:
-    span = {"from": YEAR_AGO, "to": TODAY + DAY}
+    span = {"from": YEAR_AGO + HOUR, "to": TODAY + 5 * HOUR}
     for filters, keep in [
         ({"key_ids": ["key_1", "key_2"]}, lambda row: row.key_id in ("key_1", "key_2")),
         ({"user_ids": ["user_1"]}, lambda row: row.user_id == "user_1"),
         ({"models": ["Größe"]}, lambda row: row.model == "Größe"),
         ({"project_ids": [ledgered.projects[1]]}, lambda row: row.project_id == ledgered.projects[1]),
         ({"models": ["none"]}, lambda row: False),
+        ({"operations": ["embeddings", "completions"]}, lambda row: row.operation in ("embeddings", "completions")),
     ]:
         answer = await ledgered.ask(group_by=["model"], **filters, **span)
-        wanted = expected([row for row in ledgered.rows if keep(row)], ["model"], YEAR_AGO, TODAY + DAY)
+        wanted = expected([row for row in ledgered.rows if keep(row)], ["model"], YEAR_AGO + HOUR, TODAY + 5 * HOUR)
         assert {tuple(row.group): figures_of(row) for row in answer.rows} == wanted
+    span = {"from": YEAR_AGO, "to": TODAY + DAY}
     answer = await ledgered.ask(group_by=["tag:team", "month"], tag="team=Ä,\n=", **span)
     wanted = expected(ledgered.rows, ["tag:team", "month"], YEAR_AGO, TODAY + DAY, "team=Ä,\n=")
     assert {tuple(row.group): figures_of(row) for row in answer.rows} == wanted
@@ -254,7 +264,8 @@ async def test_a_deleted_project_keeps_its_usage(ledgered: Ledgered) -> None:
     assert answer.total.requests == sum(row.project_id == ledgered.projects[1] for row in ledgered.rows)
 
 
-async def test_a_year_is_answered_from_roll_ups_alone(ledgered: Ledgered, database: Database) -> None:
+async def plans_of(ledgered: Ledgered, database: Database, *questions: dict[str, Any]) -> list[tuple[str, str]]:
+    """The statements over roll-ups that questions take, with their plans. No table is small, for PostgreSQL."""
     asked: list[tuple[str, Any]] = []
     engine = database._engine.sync_engine
 
@@ -263,20 +274,47 @@ async def test_a_year_is_answered_from_roll_ups_alone(ledgered: Ledgered, databa
 
     event.listen(engine, "before_cursor_execute", note)
     try:
-        for groups in ([], ["project"], ["month", "model"], ["day", "tag:team"]):
-            await ledgered.ask(group_by=groups, page_size=1, **{"from": YEAR_AGO, "to": TODAY + DAY})
+        for question in questions:
+            await ledgered.ask(**question)
     finally:
         event.remove(engine, "before_cursor_execute", note)
-    sums = [found for found in asked if "usage_" in found[0]]
-    assert len(sums) >= 4
     assert not [statement for statement, _ in asked if re.search(r"\b(FROM|JOIN) requests\b", statement)]
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    plans = []
     async with database.reading() as connection:
-        for statement, parameters in sums:
-            assert "usage_hourly" not in statement
-            plan = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
-            text = "\n".join(str(row[-1]) for row in plan)
-            assert re.search(r"usage_daily(_tags)?", text), text
-            if engine.dialect.name == "sqlite":
-                assert "SEARCH usage_daily" in text, "only the days that are asked for"
-                assert "organisation_id=? AND start>? AND start<?" in text
+        if engine.dialect.name != "sqlite":
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        for statement, parameters in asked:
+            if "usage_" in statement:
+                plan = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
+                plans.append((statement, "\n".join(str(row[-1]) for row in plan)))
+    return plans
+
+
+def ranges(database: Database, plan: str) -> list[str]:
+    """The roll-ups of which the plan reads a range of the primary key, and nothing else of any."""
+    if database._engine.dialect.name == "sqlite":
+        assert "SCAN usage_" not in plan
+        wanted = r"SEARCH (usage_\w+) USING PRIMARY KEY \(organisation_id=\? AND start>\? AND start<\?"
+    else:
+        assert "Seq Scan on usage_" not in plan
+        wanted = r"\bpk_(usage_\w+?)\b.*\n *Index Cond: .*organisation_id = .*start >= .*start < "
+    return re.findall(wanted, plan)
+
+
+async def test_a_year_is_answered_from_roll_ups_of_days_alone(ledgered: Ledgered, database: Database) -> None:
+    span = {"from": YEAR_AGO, "to": TODAY + DAY, "page_size": 1}
+    questions = [{"group_by": groups, **span} for groups in ([], ["project"], ["month", "model"], ["day", "tag:team"])]
+    plans = await plans_of(ledgered, database, *questions)
+    assert len(plans) >= 4
+    for statement, plan in plans:
+        assert ranges(database, plan) == ["usage_daily_tags" if "usage_daily_tags" in statement else "usage_daily"]
+
+
+async def test_hours_are_read_for_the_ends_of_the_range_only(ledgered: Ledgered, database: Database) -> None:
+    span = {"from": YEAR_AGO + HOUR, "to": TODAY + 5 * HOUR}
+    questions = [{"group_by": groups, **span} for groups in ([], ["project"], ["month", "model"])]
+    for _, plan in await plans_of(ledgered, database, *questions):
+        assert ranges(database, plan) == ["usage_hourly", "usage_daily", "usage_hourly"]
+    ((_, plan),) = await plans_of(ledgered, database, {"group_by": ["hour"], "from": TODAY - DAY, "to": TODAY + HOUR})
+    assert ranges(database, plan) == ["usage_hourly"]

@@ -26,30 +26,41 @@ def refused(param: str, start: int = 0, end: int = 0, **fields: Any) -> str:
 
 
 def test_without_a_range_it_is_the_last_thirty_days() -> None:
-    query = ask(group_by=["hour"])
-    assert (query.start, query.end, query.grain) == (NOW - 30 * DAY, NOW + HOUR, Grain.HOUR)
-    query = ask(group_by=["key"])
-    assert (query.start, query.end, query.grain) == (TODAY - 29 * DAY, TODAY + DAY, Grain.DAY)
+    assert ask(group_by=["hour"]).parts() == [(Grain.HOUR, NOW - 30 * DAY, NOW + HOUR)]
+    assert ask(group_by=["key"]).parts() == [(Grain.DAY, TODAY - 29 * DAY, TODAY + DAY)]
     assert ask(TODAY - 400 * DAY, group_by=["month"]).end == TODAY + DAY
 
 
 @pytest.mark.parametrize(
     ("start", "end", "groups", "expected"),
     [
-        (TODAY - DAY, TODAY, [], (TODAY - DAY, TODAY, Grain.DAY)),
-        (TODAY - DAY, TODAY, ["hour"], (TODAY - DAY, TODAY, Grain.HOUR)),
-        (TODAY + 1, TODAY + HOUR + 1, [], (TODAY, TODAY + 2 * HOUR, Grain.HOUR)),
-        (TODAY - 31 * DAY, TODAY - 1, ["day"], (TODAY - 31 * DAY, TODAY, Grain.HOUR)),
-        # Too long for hours.
-        (TODAY - 31 * DAY - 1, TODAY, ["day"], (TODAY - 32 * DAY, TODAY, Grain.DAY)),
-        (TODAY + 1, TODAY + 2, ["tag:team"], (TODAY, TODAY + DAY, Grain.DAY)),
+        (TODAY - DAY, TODAY, [], [(Grain.DAY, TODAY - DAY, TODAY)]),
+        (TODAY - DAY, TODAY, ["hour"], [(Grain.HOUR, TODAY - DAY, TODAY)]),
+        (TODAY + 1, TODAY + HOUR + 1, [], [(Grain.HOUR, TODAY, TODAY + 2 * HOUR)]),
+        # Over midnight, and no whole day.
+        (TODAY - HOUR, TODAY + HOUR, ["day"], [(Grain.HOUR, TODAY - HOUR, TODAY + HOUR)]),
+        (TODAY - 31 * DAY, TODAY - 1, ["day"], [(Grain.DAY, TODAY - 31 * DAY, TODAY)]),
+        (TODAY - DAY, TODAY + 1, [], [(Grain.DAY, TODAY - DAY, TODAY), (Grain.HOUR, TODAY, TODAY + HOUR)]),
+        (
+            TODAY - 400 * DAY - 1,
+            TODAY + 1,
+            ["key", "month"],
+            [
+                (Grain.HOUR, TODAY - 400 * DAY - HOUR, TODAY - 400 * DAY),
+                (Grain.DAY, TODAY - 400 * DAY, TODAY),
+                (Grain.HOUR, TODAY, TODAY + HOUR),
+            ],
+        ),
+        (TODAY + 1, TODAY + 2, ["tag:team"], [(Grain.DAY, TODAY, TODAY + DAY)]),
+        (TODAY - 1, TODAY + 2, ["tag:team"], [(Grain.DAY, TODAY - DAY, TODAY + DAY)]),
     ],
 )
-def test_a_range_is_extended_to_what_the_roll_up_holds(
-    start: int, end: int, groups: list[str], expected: tuple[int, int, Grain]
+def test_days_answer_where_they_can_and_hours_for_the_rest(
+    start: int, end: int, groups: list[str], expected: list[tuple[Grain, int, int]]
 ) -> None:
     query = ask(start, end, group_by=groups)
-    assert (query.start, query.end, query.grain) == expected
+    assert query.parts() == expected
+    assert (query.start, query.end) == (expected[0][1], expected[-1][2])
 
 
 def test_months_begin_where_the_calendar_says() -> None:
@@ -62,6 +73,7 @@ def test_what_cannot_be_grouped_by_is_named() -> None:
     assert "tag:<name>" in refused("group_by[0]", group_by=["colour"])
     refused("group_by[1]", group_by=["day", "Day"])
     refused("group_by[2]", group_by=["day", "key", "day"])
+    assert "chat/completions" in refused("operation", operations=["embeddings", "chat"])
     refused("group_by[0]", group_by=["tag:"])
     refused("group_by[0]", group_by=["tag:" + "x" * 65])
     refused("group_by[1]", group_by=["tag:a", "tag:b"])
@@ -76,7 +88,7 @@ def test_ranges_are_bounded() -> None:
     refused("from", TODAY, 2**62)
     refused("from", TODAY - 2 * 366 * DAY - 1, TODAY)
     refused("from", TODAY - 31 * DAY - 1, TODAY, group_by=["hour"])
-    assert ask(TODAY - 2 * 366 * DAY, TODAY).grain is Grain.DAY
+    assert ask(TODAY - 2 * 366 * DAY, TODAY).start == TODAY - 2 * 366 * DAY
 
 
 def test_tags_are_summed_up_by_days_and_each_by_itself() -> None:
