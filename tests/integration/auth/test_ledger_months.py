@@ -9,6 +9,7 @@ from helixflow.auth.ledger import retention
 from helixflow.auth.ledger.ledger import Ledger
 from helixflow.auth.ledger.partitions import Month, make_partitions
 from helixflow.auth.ledger.retention import forget_requests, ledger_chores
+from helixflow.auth.metering import MeteringService
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.settings.tree import Settings
@@ -81,6 +82,27 @@ async def test_months_are_made_ahead_and_rows_find_them(database: Database, data
     plan = await database.fetch_all(text(f"EXPLAIN {since}"))
     assert "requests_2026_12" in str(plan)
     assert "requests_2026_11" not in str(plan)
+
+
+async def test_months_are_made_before_anybody_ships(
+    database: Database, database_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where a reader is in the way: it must not keep the platform from starting."""
+    await fill(database, [0])
+    service = MeteringService(database_settings, database, FakeClock(float(NOW)))
+    monkeypatch.setattr("helixflow.auth.ledger.partitions._LOCK_TIMEOUT", "SET LOCAL lock_timeout = 20")
+    async with database.reading() as connection:
+        await connection.execute(select(requests.c.call_id))
+        await service.begin()
+    assert await ages(database) == [0]
+    await service.begin()
+    if is_postgresql(database_settings):
+        assert await partitions(database) == {
+            "requests_2026_11": 1,
+            "requests_2026_12": 0,
+            "requests_2027_01": 0,
+            "requests_default": 0,
+        }
 
 
 async def test_rows_that_came_before_their_month_move_into_it(database: Database, database_settings: Settings) -> None:

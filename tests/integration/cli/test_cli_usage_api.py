@@ -78,7 +78,7 @@ async def test_usage_for_people_ends_with_the_total(ask: Run) -> None:
         done = await ask(
             upstream, "usage", "show", "--group-by", "tag:a,b", "--group-by", "day,project", "--from", "2026-11-01",
             "--to", "2026-12-01", "--project", "proj_1", "--key", "key_1", "--user", "user_1", "--model", "m",
-            "--tag", "team=x",
+            "--operation", "embeddings", "--tag", "team=x",
         )  # fmt: skip
     assert done.code == 0, done.err
     lines = [line.split() for line in done.out.splitlines()]
@@ -96,6 +96,7 @@ async def test_usage_for_people_ends_with_the_total(ask: Run) -> None:
                 "key_id": ["key_1"],
                 "user_id": ["user_1"],
                 "model": ["m"],
+                "operation": ["embeddings"],
                 "tag": ["team=x"],
                 "limit": ["100"],
             },

@@ -44,7 +44,7 @@ def details(**changes: Any) -> usage_pb2.RequestDetails:
         "model": "m",
         "deployment": "m/llama_cpp-1",
         "dialect": "openai",
-        "operation": "chat",
+        "operation": "chat/completions",
         "status": 200,
         "outcome": "completed",
         "admitted_at_ms": TODAY * 1000 + 125,
@@ -69,7 +69,7 @@ async def test_a_question_reaches_auth_as_it_was_asked(api: httpx2.AsyncClient, 
     auth.answers["QueryUsage"] = usage(["1795392000", "proj_1", "a,b"], cursor="more")
     answer = await api.get(
         "/usage?group_by=day,project&group_by=tag:a,b&from=2026-11-23T00:00:00Z&to=2026-11-24T00:00:00Z"
-        "&project_id=proj_1&project_id=proj_2&key_id=key_1&user_id=user_1&model=m&tag=team%3Dx%3Dy&limit=7&cursor=abc"
+        "&project_id=proj_1&project_id=proj_2&key_id=key_1&user_id=user_1&model=m&operation=embeddings&operation=chat%2Fcompletions&tag=team%3Dx%3Dy&limit=7&cursor=abc"
     )
     expected = usage_pb2.QueryUsageRequest(
         to=TODAY + 86_400,
@@ -78,6 +78,7 @@ async def test_a_question_reaches_auth_as_it_was_asked(api: httpx2.AsyncClient, 
         key_ids=["key_1"],
         user_ids=["user_1"],
         models=["m"],
+        operations=["embeddings", "chat/completions"],
         tag="team=x=y",
         page_size=7,
         cursor="abc",
@@ -133,6 +134,7 @@ async def test_a_refusal_comes_before_the_table(api: httpx2.AsyncClient, auth: S
         ("project_id=a%20b", "project_id.0"),
         ("group_by=%00", "group_by.0"),
         ("limit=101", "limit"),
+        ("operation=chat", "operation.0"),
     ],
 )
 async def test_what_is_wrong_is_named(api: httpx2.AsyncClient, auth: ScriptedAuth, query: str, param: str) -> None:
