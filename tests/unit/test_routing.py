@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from helixflow.clients.pool import DeploymentView
-from helixflow.core.call import Call, Progress, Stream
+from helixflow.core.call import Call, Progress, Stream, Usage
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ERRORS, ErrorKind, HelixError
@@ -288,3 +288,24 @@ async def test_a_request_after_a_crash_gets_the_next_replica() -> None:
     assert not waiting.done()
     slots.update(view("ready", replica("r2", 2)))
     assert (await waiting).replica.replica_id == "r2"
+
+
+async def test_what_a_failed_attempt_made_is_not_paid() -> None:
+    class Half(ScriptedEngine):
+        async def open(self, call: Call) -> Stream:
+            call.progress.usage.completion_tokens = 90
+            call.progress.usage.reported = True
+            call.progress.first_content_at = 1.0
+            return await super().open(call)
+
+    class Fresh:
+        model = "m"
+
+        def __init__(self) -> None:
+            self.progress = Progress()
+
+    call = Fresh()
+    await router(Half(ErrorKind.UPSTREAM_UNAVAILABLE), ScriptedEngine()).open(cast(Call, call))
+    assert (call.progress.usage, call.progress.first_content_at) == (Usage(), None)
+    assert call.progress.attempts == (("m/0", "upstream_unavailable"),)
+    assert call.progress.deployment == "m/1"

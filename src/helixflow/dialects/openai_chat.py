@@ -178,6 +178,43 @@ class ChatParams(Struct, frozen=True):
         """The most tokens to generate, whichever name it was given by."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def answer_limit(self) -> int | None:
+        """The most tokens of all answers together; None: as many as the context holds."""
+        limit = self.token_limit
+        return None if limit is None else limit * self.choices
+
+    @property
+    def media(self) -> "Media":
+        """Images, sounds and files, wherever they are."""
+        parts = inlined = 0
+        for message in self.messages:
+            if type(message.content) is list:
+                for part in message.content:
+                    size = _inlined_bytes(part)
+                    if size is not None:
+                        parts += 1
+                        inlined += size
+        return Media(parts, inlined)
+
+
+class Media(Struct, frozen=True):
+    """How many parts are no text, and how many bytes of the request their content takes."""
+
+    parts: int
+    inlined_bytes: int
+
+
+def _inlined_bytes(part: Part) -> int | None:
+    """None for text."""
+    if isinstance(part, ImagePart):
+        return len(part.image_url.url)
+    if isinstance(part, AudioPart):
+        return sum(len(value) for value in part.input_audio.values() if isinstance(value, str))
+    if isinstance(part, FilePart):
+        return sum(len(value) for value in part.file.values() if isinstance(value, str))
+    return None
+
 
 _DECODER = msgspec.json.Decoder(ChatParams)
 _ELEMENTS: dict[str, msgspec.json.Decoder[Any]] = {

@@ -52,6 +52,12 @@ class CompletionParams(Struct, frozen=True):
         return self.n or 1
 
     @property
+    def answer_limit(self) -> int:
+        """The most tokens of all answers together, those that are thrown away too."""
+        limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return limit * max(self.best_of or 1, self.n or 1) * len(self.prompts)
+
+    @property
     def prompts(self) -> list[Prompt]:
         """One entry a prompt: a string, array of strings, token ids and arrays of token ids all come out the same."""
         if isinstance(self.prompt, str):

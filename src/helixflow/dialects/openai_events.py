@@ -1,11 +1,14 @@
 """Typed views of OpenAI-shaped answers and stream events, for reading them."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
 
 from helixflow.core.call import Usage
+
+# No request has more: a server that says so is wrong, and is not believed.
+MAX_TOKENS: Final = 10**9
 
 
 class PromptDetails(Struct, frozen=True):
@@ -22,13 +25,32 @@ class UsageBody(Struct, frozen=True):
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
 
+    @property
+    def is_plausible(self) -> bool:
+        return 0 <= self.prompt_tokens <= MAX_TOKENS and 0 <= self.completion_tokens <= MAX_TOKENS
+
+    @property
+    def cached_tokens(self) -> int:
+        """Part of the prompt."""
+        details = self.prompt_tokens_details
+        cached = details.cached_tokens or 0 if details is not None else 0
+        return min(max(cached, 0), self.prompt_tokens)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Part of the completion."""
+        details = self.completion_tokens_details
+        reasoning = details.reasoning_tokens or 0 if details is not None else 0
+        return min(max(reasoning, 0), self.completion_tokens)
+
     def copy_to(self, usage: Usage) -> None:
+        """What is not plausible is not taken: then what we have counted stands."""
+        if not self.is_plausible:
+            return
         usage.prompt_tokens = self.prompt_tokens
         usage.completion_tokens = self.completion_tokens
-        if self.prompt_tokens_details is not None:
-            usage.cached_tokens = self.prompt_tokens_details.cached_tokens or 0
-        if self.completion_tokens_details is not None:
-            usage.reasoning_tokens = self.completion_tokens_details.reasoning_tokens or 0
+        usage.cached_tokens = self.cached_tokens
+        usage.reasoning_tokens = self.reasoning_tokens
         usage.reported = True
 
 

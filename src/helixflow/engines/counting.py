@@ -8,6 +8,8 @@ import structlog
 
 from helixflow.core.call import Call
 from helixflow.core.errors import HelixError
+from helixflow.dialects.openai_chat import ChatParams
+from helixflow.dialects.openai_completions import CompletionParams
 from helixflow.transport.client import HttpClient, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
@@ -40,7 +42,9 @@ class TokenCounter:
         text, ids = prompt_text(call)
         usage.prompt_tokens = ids + await self._count(text, call.deadline)
         if answer is not None:
-            usage.completion_tokens = await self._count(answer, call.deadline)
+            counted = await self._count(answer, call.deadline)
+            limit = call.params.answer_limit if isinstance(call.params, ChatParams | CompletionParams) else None
+            usage.completion_tokens = counted if limit is None else min(counted, limit)
 
     async def _count(self, text: str, deadline: float) -> int:
         if not text:

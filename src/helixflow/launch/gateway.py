@@ -135,6 +135,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Ends watches, loads, connections; flushes the log."""
+        if self._metering is not None:
+            await self._metering.flush()
         for task in (*self._tasks, *self._loads):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
@@ -223,6 +225,8 @@ class Gateway:
         problems = [] if views or not self._slots else ["the pool has not been reached yet"]
         if not self._changes.has_watched:
             problems.append("the auth service has not been reached yet")
+        if self._metering is not None and not self._metering.ready:
+            problems.append("prices are not known yet")
         for model in self._settings.models:
             for index, deployment in enumerate(model.deployments):
                 name = f"{model.name}/{deployment.engine}-{index}"

@@ -26,6 +26,7 @@ from helixflow.metering.redis.redis_limiter import RedisLimiter
 from helixflow.process.backoff import Backoff
 from helixflow.settings.tree import ModelSettings, Settings
 
+_UNREGISTERED_S: Final = 10.0
 
 log = structlog.get_logger("helixflow.gateway")
 
@@ -93,10 +94,18 @@ class GatewayMetering:
             tasks.create_task(self._metered.run(), name="progress")
             tasks.create_task(self._register(), name="registration of the journal")
 
-    async def close(self) -> None:
-        """Call it when all calls have ended: sends the last settlements, closes the journal."""
-        await self._policies.close()
+    @property
+    def ready(self) -> bool:
+        """Whether calls can be rated."""
+        return self._prices.ready
+
+    async def flush(self) -> None:
+        """Sends the last settlements: when all calls have ended, and before `run` is cancelled."""
         await self.limiter.close()
+
+    async def close(self) -> None:
+        """Closes the journal. Cancel `run` before."""
+        await self._policies.close()
         await self.journal.close()
 
     def _build_limiter(self) -> Limiter:
@@ -122,12 +131,19 @@ class GatewayMetering:
     async def _register(self) -> None:
         """Tells the ledger of the journal; until that has succeeded no budget is loaded."""
         backoff = Backoff(initial_s=0.05, maximum_s=1.0, jitter=0.5)
+        begun, told = self._clock.monotonic(), False
         while True:
             try:
                 await self._ledger.open_journal(self.journal.journal_id, self._node_id, int(self._clock.now() * 1000))
-                return
             except HelixError as exc:
-                log.debug("journal.unregistered", code=exc.code)
+                # Services start in any order.
+                if not told and self._clock.monotonic() - begun > _UNREGISTERED_S:
+                    told = True
+                    log.warning("journal.unregistered", code=exc.code, reason=exc.message)
+            else:
+                if told:
+                    log.info("journal.registered")
+                return
             await asyncio.sleep(backoff.next_delay_s(0))
 
 

@@ -85,8 +85,8 @@ class Settlement(Struct, gc=False):
 class Limiter(Protocol):
     """Decides, all or nothing: a refused call has taken nothing. One contract suite runs on all limiters.
 
-    Asked and told of all calls, also of those that no policy applies to yet: a budget that is made while they run counts
-    them.
+    Asked and told of all calls, also of those that no policy applies to yet: a budget that is made while they run may
+    count them.
 
     A call that fits is granted when all its limits and budgets have room for it: the tightest wins. Tokens are charged
     to limits as asked for and corrected by the settlement; budgets never give more than their cap.

@@ -7,14 +7,12 @@ from msgspec import Struct
 
 from helixflow.core.call import Call
 from helixflow.dialects.openai_chat import ChatParams
-from helixflow.dialects.openai_completions import DEFAULT_MAX_TOKENS, CompletionParams
+from helixflow.dialects.openai_completions import CompletionParams
 
 # A token has at least one byte, and what a template adds to each message is less than that message's JSON around it.
 _TEMPLATE_TOKENS: Final = 64
 # For expectations only: what a token is on average.
 _BYTES_A_TOKEN: Final = 4
-_IMAGE: Final = b'"image_url"'
-_ADDRESS: Final = b'"http'
 
 
 class ModelPlan(Struct, frozen=True):
@@ -49,28 +47,29 @@ class Estimator:
     def bounds(self, call: Call) -> Bounds:
         """Upper bounds that hold whatever engine serves it, and an expectation that is right on average."""
         params = call.params
-        size = call.body_bytes
         context = self._models[call.model].context
         if isinstance(params, ChatParams):
-            limit, answers, prompts = params.token_limit, params.n or 1, 1
-            media = self._media(call)
+            media = params.media
+            text = call.body_bytes - media.inlined_bytes
+            # No request uses more than the context.
+            prompt = min(text + _TEMPLATE_TOKENS + media.parts * self._media_tokens, context)
+            expected = min(text // _BYTES_A_TOKEN + media.parts * self._media_tokens, prompt)
+            answers = params.choices
         elif isinstance(params, CompletionParams):
-            limit = DEFAULT_MAX_TOKENS if params.max_tokens is None else params.max_tokens
+            # Several prompts in one body have a context each.
             prompts = len(params.prompts)
-            answers, media = max(params.best_of or 1, params.n or 1) * prompts, 0
+            prompt = min(call.body_bytes + _TEMPLATE_TOKENS, context * prompts)
+            expected, answers = min(call.body_bytes // _BYTES_A_TOKEN, prompt), prompts
         else:
-            return Bounds(size + _TEMPLATE_TOKENS, 0, size // _BYTES_A_TOKEN)
-        # No request uses more than the context; several prompts in one body have one each.
-        prompt = min(size + _TEMPLATE_TOKENS + media, context * prompts)
-        expected = min(size // _BYTES_A_TOKEN + media, prompt)
+            return Bounds(call.body_bytes + _TEMPLATE_TOKENS, 0, call.body_bytes // _BYTES_A_TOKEN)
+        limit = params.answer_limit
         if limit is None:
             return Bounds(prompt, context * answers, expected + self._expected_completion * answers)
-        completion = min(limit, context) * answers
-        return Bounds(prompt, completion, expected + completion)
+        return Bounds(prompt, limit, expected + limit)
 
-    def _media(self, call: Call) -> int:
-        """What images given by their address may take: the body does not show their size."""
-        messages = bytes(call.fields["messages"])
-        if _IMAGE not in messages:
-            return 0
-        return min(messages.count(_IMAGE), messages.count(_ADDRESS)) * self._media_tokens
+
+def estimate_prompt(call: Call) -> int:
+    """Tokens of a prompt of which its engine does not say how long it was."""
+    params = call.params
+    inlined = params.media.inlined_bytes if isinstance(params, ChatParams) else 0
+    return -(-(call.body_bytes - inlined) // _BYTES_A_TOKEN)

@@ -1,32 +1,28 @@
 """Metered completion: a call is admitted, journalled and dispatched; however it ends, it is settled exactly once.
 
-The order: limits and budgets, journal `admitted`, dispatch, journal `settled`, settlement of the counters. A process that dies in between leaves a journal from which others finish the rest.
+The order: limits and budgets, journal `admitted`, dispatch, journal `settled`, settlement of the counters. A process
+that dies in between leaves a journal from which others finish the rest.
 """
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
 from typing import Final, Protocol
 
-from helixflow.core.call import Call, Completer, Meter, Progress, Stream, Ticket
+from helixflow.core.call import Call, Completer, Stream
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal, PrincipalKind
-from helixflow.dialects.openai_chat import ChatParams
-from helixflow.metering.admission import Demand, Grant, Limiter, Refusal, Settlement
+from helixflow.metering.admission import Demand, Limiter, Refusal
 from helixflow.metering.demand import NO_BOUNDS, Estimator
-from helixflow.metering.journal.records import Admitted, Progressed, Settled, Tokens
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.policies import Policies
-from helixflow.metering.prices import Price
 from helixflow.metering.refusals import refusal_error
+from helixflow.metering.tickets import Book, CallTicket, Prices, Refused
 
-_DIALECT: Final = "openai"
-_AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
-_BYTES_A_TOKEN: Final = 4
-_CANCELLED: Final = ErrorKind.CLIENT_CLOSED
-_NOT_GRANTED: Final = Grant()
+_PROGRESS_BATCH: Final = 100
+# At the start prices come a moment after the first callers; then something is wrong.
+_PRICES_WAIT_S: Final = 2.0
+_PRICES_LOOK_S: Final = 0.02
 
 
 class PolicySource(Protocol):
@@ -38,23 +34,6 @@ class PolicySource(Protocol):
 
     async def resolve(self, principal: Principal, model: str) -> Policies:
         """Raises `HelixError` UNAVAILABLE when it cannot be known."""
-        ...
-
-
-class Prices(Protocol):
-    """What deployments charge."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether any prices are known yet."""
-        ...
-
-    def price(self, deployment: str, at_ms: int) -> Price: ...
-
-    def dearest_bound(
-        self, deployments: Sequence[str], at_ms: int, prompt_tokens: int, completion_tokens: int, engine_ms: int
-    ) -> int:
-        """Nanodollars that a call costs at most, whichever of them serves it."""
         ...
 
 
@@ -79,7 +58,7 @@ class Metered:
         self._limiter = limiter
         self._progress_interval_s = progress_interval_s
         self._now = clock.now
-        self._book = _Book(prices, limiter, journal)
+        self._book = Book(prices, limiter, journal)
         # Refused calls by the metric or unit that refused them.
         self.refused: Counter[str] = Counter()
 
@@ -103,7 +82,9 @@ class Metered:
         policies = self._policies.cached(call.principal, call.model)
         if policies is None:
             policies = await self._policies.resolve(call.principal, call.model)
-        ticket = _CallTicket(self._book, call, int(self._now() * 1000))
+        if not self._book.prices.ready:
+            await self._until_priced(call.deadline)
+        ticket = CallTicket(self._book, call, int(self._now() * 1000))
         demand = self._demand(ticket, policies)
         try:
             grant = self._limiter.try_admit(demand)
@@ -121,6 +102,9 @@ class Metered:
         except HelixError as exc:
             ticket.fail(exc)
             raise
+        except Exception:
+            ticket.fail(HelixError(ErrorKind.INTERNAL, "The call failed."))
+            raise
         except BaseException:
             ticket.cancel()
             raise
@@ -133,19 +117,29 @@ class Metered:
         while True:
             await asyncio.sleep(self._progress_interval_s)
             now = self._now()
-            for ticket in list(self._book.tickets.values()):
+            for number, ticket in enumerate(list(self._book.tickets.values())):
+                # Thousands of streams at once would hold up all their tokens.
+                if number % _PROGRESS_BATCH == _PROGRESS_BATCH - 1:
+                    await asyncio.sleep(0)
                 ticket.note_progress(int(now * 1000))
 
-    def _demand(self, ticket: "_CallTicket", policies: Policies) -> Demand:
-        """What the call asks for. Raises `HelixError` UNAVAILABLE while that cannot be told."""
+    async def _until_priced(self, deadline: float) -> None:
+        """Raises `HelixError` UNAVAILABLE: what cannot be rated is not made."""
+        loop = asyncio.get_running_loop()
+        deadline = min(deadline, loop.time() + _PRICES_WAIT_S)
+        while not self._book.prices.ready:
+            if loop.time() >= deadline:
+                message = "Prices are not known yet: the auth service has not answered. Try again."
+                raise HelixError(ErrorKind.UNAVAILABLE, message, retry_after_s=1)
+            await asyncio.sleep(_PRICES_LOOK_S)
+
+    def _demand(self, ticket: "CallTicket", policies: Policies) -> Demand:
+        """What the call asks for."""
         call = ticket.call
         principal = call.principal
         bounds = self._estimator.bounds(call) if policies else NO_BOUNDS
         cost_bound = 0
         if policies.have_money:
-            if not self._book.prices.ready:
-                message = "Prices are not known yet, so no budget can be kept. Try again."
-                raise HelixError(ErrorKind.UNAVAILABLE, message, retry_after_s=1)
             left_s = call.deadline - asyncio.get_running_loop().time()
             cost_bound = self._book.prices.dearest_bound(
                 self._estimator.plan(call.model).deployments,
@@ -169,214 +163,9 @@ class Metered:
 
     def _refuse(self, call: Call, refusal: Refusal) -> HelixError:
         """Counts it, and leaves the limits' states in the call's ticket."""
-        call.ticket = _Refused(refusal.requests, refusal.tokens)
+        call.ticket = Refused(refusal.requests, refusal.tokens)
         self.refused[_name_of(refusal)] += 1
         return refusal_error(refusal)
-
-
-class _Book:
-    """The calls in flight, and where their ends are written."""
-
-    def __init__(self, prices: Prices, limiter: Limiter, journal: JournalWriter) -> None:
-        self.prices = prices
-        self.limiter = limiter
-        self.journal = journal
-        self.tickets: dict[str, _CallTicket] = {}
-        self.settled_to = 0
-
-    def admit(self, ticket: "_CallTicket", policies: Policies) -> None:
-        """Writes it down: now it must be settled. Raises `HelixError` STORAGE_FULL, its grant given back."""
-        call = ticket.call
-        principal = call.principal
-        is_key = principal.kind is PrincipalKind.KEY
-        params = call.params
-        record = Admitted(
-            call.call_id,
-            ticket.admitted_at_ms,
-            call.request_id,
-            principal.organisation_id,
-            principal.project_id,
-            principal.id if is_key else "",
-            principal.owner_id if is_key else principal.id,
-            call.model,
-            _DIALECT,
-            call.operation.value,
-            call.stream,
-            params.metadata if type(params) is ChatParams else None,
-            ticket.grant.holds,
-            _AUTHORISED_BY[principal.kind],
-            policies.ids,
-            ticket.reserved_tokens,
-            ticket.reserved_cost,
-        )
-        try:
-            ticket.position = self.journal.admit(record)
-        except HelixError:
-            self.limiter.release((self._settlement(ticket, 0, 0),))
-            raise
-        self.tickets[call.call_id] = ticket
-
-    def settle(self, ticket: "_CallTicket", tokens: Tokens, cost: int, record: Settled) -> None:
-        del self.tickets[ticket.call.call_id]
-        ticket.position = self.settled_to = self.journal.settle(record)
-        self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
-
-    @staticmethod
-    def _settlement(ticket: "_CallTicket", tokens: int, cost: int) -> Settlement:
-        call = ticket.call
-        return Settlement(
-            call.call_id, call.principal.organisation_id, ticket.grant.holds, tokens, cost, ticket.position
-        )
-
-
-class _CallTicket(Ticket):
-    """One admitted call."""
-
-    __slots__ = (
-        "_book",
-        "_done",
-        "_started",
-        "_written",
-        "admitted_at_ms",
-        "call",
-        "grant",
-        "position",
-        "requests",
-        "reserved_cost",
-        "reserved_tokens",
-        "tokens",
-    )
-
-    def __init__(self, book: _Book, call: Call, admitted_at_ms: int) -> None:
-        self.call = call
-        self.admitted_at_ms = admitted_at_ms
-        self.grant = _NOT_GRANTED
-        self.requests: Meter | None = None
-        self.tokens: Meter | None = None
-        self.reserved_tokens = self.reserved_cost = 0
-        self.position = 0
-        self._book = book
-        self._started = time.perf_counter()
-        self._written = 0
-        self._done = False
-
-    def take(self, grant: Grant, demand: Demand) -> None:
-        """What the limiter gave for it."""
-        self.grant = grant
-        self.requests, self.tokens = grant.requests, grant.tokens
-        self.reserved_tokens, self.reserved_cost = demand.tokens_bound, demand.cost_bound
-
-    def complete(self) -> Awaitable[None] | None:
-        if self._done:
-            return None
-        self._end(200, "completed", "")
-        return self.durable()
-
-    def durable(self) -> Awaitable[None] | None:
-        """None, or to be awaited until its last record is as safe as the settings want it; until its deadline."""
-        wait = self._book.journal.durable(self.position)
-        return None if wait is None else _until_durable(wait, self.call.deadline)
-
-    def fail(self, error: HelixError) -> None:
-        if not self._done:
-            self._end(error.traits.http, "failed", error.code)
-
-    def cancel(self) -> None:
-        if not self._done:
-            self._end(499, "cancelled", _CANCELLED.value)
-
-    def note_progress(self, now_ms: int) -> None:
-        """Journals what it has used so far, if that has changed."""
-        usage = self.call.progress.usage
-        if usage.completion_tokens == self._written:
-            return
-        self._written = usage.completion_tokens
-        progress = self.call.progress
-        tokens = self._tokens(progress)
-        engine_ms = self._engine_ms(progress, time.perf_counter())
-        price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
-        self._book.journal.progress(
-            Progressed(
-                self.call.call_id,
-                now_ms,
-                progress.deployment,
-                tokens,
-                price.rate(tokens, engine_ms),
-                price.version,
-                self._since_start_ms(progress.first_content_at),
-                engine_ms,
-            )
-        )
-
-    def _end(self, status: int, outcome: str, error: str) -> None:
-        self._done = True
-        call = self.call
-        progress = call.progress
-        ended = time.perf_counter()
-        tokens = self._tokens(progress)
-        engine_ms = self._engine_ms(progress, ended)
-        cost, version = 0, ""
-        if tokens.prompt or tokens.completion:
-            price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
-            cost, version = price.rate(tokens, engine_ms), price.version
-        record = Settled(
-            call.call_id,
-            progress.deployment,
-            status,
-            outcome,
-            error,
-            tokens,
-            cost,
-            version,
-            self._since_start_ms(progress.engine_began_at),
-            self._since_start_ms(progress.first_content_at),
-            int((ended - self._started) * 1000),
-            engine_ms,
-            progress.attempts,
-        )
-        self._book.settle(self, tokens, cost, record)
-
-    def _tokens(self, progress: Progress) -> Tokens:
-        usage = progress.usage
-        prompt = usage.prompt_tokens
-        if not prompt and progress.first_content_at is not None and not usage.reported:
-            # It has read the prompt and does not say how long that was.
-            prompt = -(-self.call.body_bytes // _BYTES_A_TOKEN)
-        return Tokens(prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported)
-
-    def _since_start_ms(self, moment: float | None) -> int:
-        return -1 if moment is None else int((moment - self._started) * 1000)
-
-    @staticmethod
-    def _engine_ms(progress: Progress, now: float) -> int:
-        began = progress.engine_began_at
-        return -1 if began is None else int((now - began) * 1000)
-
-
-async def _until_durable(wait: Awaitable[None], deadline: float) -> None:
-    """Raises `HelixError`: UNAVAILABLE when the disk fails, DEADLINE when it hangs."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            await wait
-    except TimeoutError as exc:
-        raise HelixError(ErrorKind.DEADLINE, "The journal's disk did not answer in time.") from exc
-
-
-class _Refused(Ticket):
-    """Of a call that was not admitted: only the states of the limits."""
-
-    def __init__(self, requests: Meter | None, tokens: Meter | None) -> None:
-        self.requests = requests
-        self.tokens = tokens
-
-    def complete(self) -> Awaitable[None] | None:
-        return None
-
-    def fail(self, error: HelixError) -> None:
-        """Nothing was taken."""
-
-    def cancel(self) -> None:
-        """Nothing was taken."""
 
 
 def _name_of(refusal: Refusal) -> str:

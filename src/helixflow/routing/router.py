@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from helixflow.core.call import Call, Completer, Stream
+from helixflow.core.call import Call, Completer, Stream, Usage
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.routing.breaker import Breaker
 
@@ -83,6 +83,10 @@ class Router:
                 if position == last or exc.kind not in _ELSEWHERE:
                     raise
                 progress.attempts += ((target.deployment, exc.code),)
+                # What it made is thrown away, and nobody pays for it.
+                progress.usage = Usage()
+                progress.first_content_at = progress.finish_reason = None
+                progress.complete = False
             except BaseException:
                 breaker.abandon()
                 raise

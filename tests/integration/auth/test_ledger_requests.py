@@ -1,5 +1,6 @@
 """`ListRequests` and `DescribeRequest`: single requests, for those who may see them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.storage.engine import Database
 from tests.harness.auth import Installation, Person, refused
 from tests.harness.ledger import NOW, NOW_MS, make_row, ship
+from tests.harness.query_plans import explain
 
 DAY = 86_400
 
@@ -120,6 +122,18 @@ async def test_of_several_with_one_request_id_the_newest_is_meant(ledger: Reques
     # Who calls a request as another one's call id does not stand before it.
     await ledger.add(4, request_id=older.call_id)
     assert (await ledger.describe(older.call_id)).request_id == "mine"
+
+
+async def test_one_is_found_by_the_index_of_its_name(ledger: Requests, database: Database) -> None:
+    """Not among all of its organisation, which are in the order of time already."""
+    await ledger.add(1, request_id="theirs", project_id=ledger.two)
+    plans = await explain(database, lambda: ledger.describe("theirs"))
+    plans += await explain(database, lambda: ledger.describe(make_row(1).call_id))
+    found = [plan for statement, plan in plans if "requests" in statement]
+    assert len(found) == 3
+    for plan in found:
+        assert re.search(r"\((call_id|request_id) ?=", plan), plan
+        assert not re.search(r"\(organisation_id ?=", plan), plan
 
 
 async def test_only_what_may_be_seen_is_there(ledger: Requests) -> None:

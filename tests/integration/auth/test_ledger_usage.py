@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
 
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind
@@ -23,6 +22,7 @@ from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.storage.engine import Database
 from tests.harness.auth import Installation, Person, refused
 from tests.harness.ledger import NOW, make_row, ship
+from tests.harness.query_plans import explain
 
 HOUR, DAY = 3600, 86_400
 TODAY = NOW - NOW % DAY
@@ -54,6 +54,17 @@ class Ledgered:
         request = pb.QueryUsageRequest(**fields)
         answer: pb.QueryUsageResponse = await self.auth.call(person or self.ada, "QueryUsage", request)
         return answer
+
+    async def plans(self, database: Database, *questions: dict[str, Any]) -> list[tuple[str, str]]:
+        """The statements that questions make of roll-ups, with their plans."""
+
+        async def ask_all() -> None:
+            for question in questions:
+                await self.ask(**question)
+
+        found = await explain(database, ask_all)
+        assert not [statement for statement, _ in found if re.search(r"\b(FROM|JOIN) requests\b", statement)]
+        return [(statement, plan) for statement, plan in found if "usage_" in statement]
 
     async def pages(self, **fields: Any) -> list[pb.UsageRow]:
         rows: list[pb.UsageRow] = []
@@ -264,33 +275,6 @@ async def test_a_deleted_project_keeps_its_usage(ledgered: Ledgered) -> None:
     assert answer.total.requests == sum(row.project_id == ledgered.projects[1] for row in ledgered.rows)
 
 
-async def plans_of(ledgered: Ledgered, database: Database, *questions: dict[str, Any]) -> list[tuple[str, str]]:
-    """The statements over roll-ups that questions take, with their plans. No table is small, for PostgreSQL."""
-    asked: list[tuple[str, Any]] = []
-    engine = database._engine.sync_engine
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        asked.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        for question in questions:
-            await ledgered.ask(**question)
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-    assert not [statement for statement, _ in asked if re.search(r"\b(FROM|JOIN) requests\b", statement)]
-    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
-    plans = []
-    async with database.reading() as connection:
-        if engine.dialect.name != "sqlite":
-            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        for statement, parameters in asked:
-            if "usage_" in statement:
-                plan = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
-                plans.append((statement, "\n".join(str(row[-1]) for row in plan)))
-    return plans
-
-
 def ranges(database: Database, plan: str) -> list[str]:
     """The roll-ups of which the plan reads a range of the primary key, and nothing else of any."""
     if database._engine.dialect.name == "sqlite":
@@ -305,7 +289,7 @@ def ranges(database: Database, plan: str) -> list[str]:
 async def test_a_year_is_answered_from_roll_ups_of_days_alone(ledgered: Ledgered, database: Database) -> None:
     span = {"from": YEAR_AGO, "to": TODAY + DAY, "page_size": 1}
     questions = [{"group_by": groups, **span} for groups in ([], ["project"], ["month", "model"], ["day", "tag:team"])]
-    plans = await plans_of(ledgered, database, *questions)
+    plans = await ledgered.plans(database, *questions)
     assert len(plans) >= 4
     for statement, plan in plans:
         assert ranges(database, plan) == ["usage_daily_tags" if "usage_daily_tags" in statement else "usage_daily"]
@@ -314,7 +298,7 @@ async def test_a_year_is_answered_from_roll_ups_of_days_alone(ledgered: Ledgered
 async def test_hours_are_read_for_the_ends_of_the_range_only(ledgered: Ledgered, database: Database) -> None:
     span = {"from": YEAR_AGO + HOUR, "to": TODAY + 5 * HOUR}
     questions = [{"group_by": groups, **span} for groups in ([], ["project"], ["month", "model"])]
-    for _, plan in await plans_of(ledgered, database, *questions):
+    for _, plan in await ledgered.plans(database, *questions):
         assert ranges(database, plan) == ["usage_hourly", "usage_daily", "usage_hourly"]
-    ((_, plan),) = await plans_of(ledgered, database, {"group_by": ["hour"], "from": TODAY - DAY, "to": TODAY + HOUR})
+    ((_, plan),) = await ledgered.plans(database, {"group_by": ["hour"], "from": TODAY - DAY, "to": TODAY + HOUR})
     assert ranges(database, plan) == ["usage_hourly"]

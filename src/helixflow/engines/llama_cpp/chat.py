@@ -146,14 +146,15 @@ class ChatStream:
 def add_usage(progress: Progress, reported: UsageBody, *, new_prompt: bool, counted: int = 0) -> None:
     """Adds what one generation of a call used: a prompt counts once, completions all, less what is `counted` yet."""
     usage = progress.usage
+    if not reported.is_plausible:
+        return
     if not usage.reported:
         usage.reported = True
         usage.prompt_tokens = 0  # the report replaces what was known at the start
     usage.completion_tokens += reported.completion_tokens - counted
     if new_prompt:
         usage.prompt_tokens += reported.prompt_tokens
-        details = reported.prompt_tokens_details
-        usage.cached_tokens += details.cached_tokens or 0 if details is not None else 0
+        usage.cached_tokens += reported.cached_tokens
 
 
 def shape_logprobs(choice: Choice, top: int) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from helixflow.core.call import Call, Completer, Operation, Stream, Ticket
-from helixflow.core.errors import HelixError
+from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_chat import ChatParams, parse_chat
 from helixflow.dialects.openai_completions import CompletionParams, parse_completion
 from helixflow.dialects.openai_embeddings import EmbeddingParams, parse_embedding
@@ -18,7 +18,7 @@ from helixflow.dialects.validation import decode_fields
 from helixflow.engines.answers import WholeAnswer
 from helixflow.gateway.authorisation import require_inference, require_listing, require_model
 from helixflow.gateway.body import body_at_hand, read_body
-from helixflow.gateway.exchange import Exchange
+from helixflow.gateway.exchange import ClientGone, Exchange
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
 from helixflow.metering.refusals import render_header_lines, render_headers
@@ -149,6 +149,12 @@ class OpenAISurface:
             if ticket is not None:
                 ticket.fail(exc)
             await self._fail(exchange, exc)
+        except ClientGone:
+            raise
+        except Exception:
+            if ticket is not None:
+                ticket.fail(HelixError(ErrorKind.INTERNAL, "The call failed."))
+            raise
         else:
             await exchange.finish()
         finally:

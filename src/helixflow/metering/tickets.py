@@ -1,0 +1,245 @@
+"""Admitted calls: each is journalled, and settled exactly once, however it ends."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
+
+from helixflow.core.call import Call, Meter, Progress, Ticket
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.principal import PrincipalKind
+from helixflow.dialects.openai_chat import ChatParams
+from helixflow.metering.admission import Demand, Grant, Limiter, Settlement
+from helixflow.metering.demand import estimate_prompt
+from helixflow.metering.journal.records import Admitted, Progressed, Settled, Tokens
+from helixflow.metering.journal.writer import JournalWriter
+from helixflow.metering.money import MAX_NANODOLLARS
+from helixflow.metering.policies import Policies
+from helixflow.metering.prices import Price
+
+_DIALECT: Final = "openai"
+_AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
+_CANCELLED: Final = ErrorKind.CLIENT_CLOSED
+_NOT_GRANTED: Final = Grant()
+
+
+class Prices(Protocol):
+    """What deployments charge."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether any prices are known yet."""
+        ...
+
+    def price(self, deployment: str, at_ms: int) -> Price: ...
+
+    def dearest_bound(
+        self, deployments: Sequence[str], at_ms: int, prompt_tokens: int, completion_tokens: int, engine_ms: int
+    ) -> int:
+        """Nanodollars that a call costs at most, whichever of them serves it."""
+        ...
+
+
+class Book:
+    """The calls in flight, and where their ends are written."""
+
+    def __init__(self, prices: Prices, limiter: Limiter, journal: JournalWriter) -> None:
+        self.prices = prices
+        self.limiter = limiter
+        self.journal = journal
+        self.tickets: dict[str, CallTicket] = {}
+        self.settled_to = 0
+
+    def admit(self, ticket: "CallTicket", policies: Policies) -> None:
+        """Writes it down: now it must be settled. Raises `HelixError` STORAGE_FULL, its grant given back."""
+        call = ticket.call
+        principal = call.principal
+        is_key = principal.kind is PrincipalKind.KEY
+        params = call.params
+        record = Admitted(
+            call.call_id,
+            ticket.admitted_at_ms,
+            call.request_id,
+            principal.organisation_id,
+            principal.project_id,
+            principal.id if is_key else "",
+            principal.owner_id if is_key else principal.id,
+            call.model,
+            _DIALECT,
+            call.operation.value,
+            call.stream,
+            params.metadata if type(params) is ChatParams else None,
+            ticket.grant.holds,
+            _AUTHORISED_BY[principal.kind],
+            policies.ids,
+            ticket.reserved_tokens,
+            ticket.reserved_cost,
+        )
+        try:
+            ticket.position = self.journal.admit(record)
+        except HelixError:
+            self.limiter.release((self._settlement(ticket, 0, 0),))
+            raise
+        self.tickets[call.call_id] = ticket
+
+    def settle(self, ticket: "CallTicket", tokens: Tokens, cost: int, record: Settled) -> None:
+        del self.tickets[ticket.call.call_id]
+        ticket.position = self.settled_to = self.journal.settle(record)
+        self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
+
+    @staticmethod
+    def _settlement(ticket: "CallTicket", tokens: int, cost: int) -> Settlement:
+        call = ticket.call
+        return Settlement(
+            call.call_id, call.principal.organisation_id, ticket.grant.holds, tokens, cost, ticket.position
+        )
+
+
+class CallTicket(Ticket):
+    """One admitted call."""
+
+    __slots__ = (
+        "_book",
+        "_done",
+        "_started",
+        "_written",
+        "admitted_at_ms",
+        "call",
+        "grant",
+        "position",
+        "requests",
+        "reserved_cost",
+        "reserved_tokens",
+        "tokens",
+    )
+
+    def __init__(self, book: Book, call: Call, admitted_at_ms: int) -> None:
+        self.call = call
+        self.admitted_at_ms = admitted_at_ms
+        self.grant = _NOT_GRANTED
+        self.requests: Meter | None = None
+        self.tokens: Meter | None = None
+        self.reserved_tokens = self.reserved_cost = 0
+        self.position = 0
+        self._book = book
+        self._started = time.perf_counter()
+        self._written = 0
+        self._done = False
+
+    def take(self, grant: Grant, demand: Demand) -> None:
+        """What the limiter gave for it."""
+        self.grant = grant
+        self.requests, self.tokens = grant.requests, grant.tokens
+        self.reserved_tokens, self.reserved_cost = demand.tokens_bound, demand.cost_bound
+
+    def complete(self) -> Awaitable[None] | None:
+        if self._done:
+            return None
+        self._end(200, "completed", "")
+        return self.durable()
+
+    def durable(self) -> Awaitable[None] | None:
+        """None, or to be awaited until its last record is as safe as the settings want it; until its deadline."""
+        wait = self._book.journal.durable(self.position)
+        return None if wait is None else _until_durable(wait, self.call.deadline)
+
+    def fail(self, error: HelixError) -> None:
+        if not self._done:
+            self._end(error.traits.http, "failed", error.code)
+
+    def cancel(self) -> None:
+        if not self._done:
+            self._end(499, "cancelled", _CANCELLED.value)
+
+    def note_progress(self, now_ms: int) -> None:
+        """Journals what it has used so far, if that has changed."""
+        usage = self.call.progress.usage
+        if self._done or usage.completion_tokens == self._written:
+            return
+        self._written = usage.completion_tokens
+        progress = self.call.progress
+        tokens = self._tokens(progress)
+        engine_ms = self._engine_ms(progress, time.perf_counter())
+        price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+        self._book.journal.progress(
+            Progressed(
+                self.call.call_id,
+                now_ms,
+                progress.deployment,
+                tokens,
+                min(price.rate(tokens, engine_ms), MAX_NANODOLLARS),
+                price.version,
+                self._since_start_ms(progress.first_content_at),
+                engine_ms,
+            )
+        )
+
+    def _end(self, status: int, outcome: str, error: str) -> None:
+        self._done = True
+        call = self.call
+        progress = call.progress
+        ended = time.perf_counter()
+        tokens = self._tokens(progress)
+        engine_ms = self._engine_ms(progress, ended)
+        cost, version = 0, ""
+        if tokens.prompt or tokens.completion:
+            price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+            cost, version = min(price.rate(tokens, engine_ms), MAX_NANODOLLARS), price.version
+        record = Settled(
+            call.call_id,
+            progress.deployment,
+            status,
+            outcome,
+            error,
+            tokens,
+            cost,
+            version,
+            self._since_start_ms(progress.engine_began_at),
+            self._since_start_ms(progress.first_content_at),
+            int((ended - self._started) * 1000),
+            engine_ms,
+            progress.attempts,
+        )
+        self._book.settle(self, tokens, cost, record)
+
+    def _tokens(self, progress: Progress) -> Tokens:
+        usage = progress.usage
+        prompt = usage.prompt_tokens
+        if not prompt and progress.first_content_at is not None and not usage.reported:
+            # It has read the prompt and does not say how long that was.
+            prompt = estimate_prompt(self.call)
+        return Tokens(prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported)
+
+    def _since_start_ms(self, moment: float | None) -> int:
+        return -1 if moment is None else int((moment - self._started) * 1000)
+
+    @staticmethod
+    def _engine_ms(progress: Progress, now: float) -> int:
+        began = progress.engine_began_at
+        return -1 if began is None else int((now - began) * 1000)
+
+
+async def _until_durable(wait: Awaitable[None], deadline: float) -> None:
+    """Raises `HelixError`: UNAVAILABLE when the disk fails, DEADLINE when it hangs."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await wait
+    except TimeoutError as exc:
+        raise HelixError(ErrorKind.DEADLINE, "The journal's disk did not answer in time.") from exc
+
+
+class Refused(Ticket):
+    """Of a call that was not admitted: only the states of the limits."""
+
+    def __init__(self, requests: Meter | None, tokens: Meter | None) -> None:
+        self.requests = requests
+        self.tokens = tokens
+
+    def complete(self) -> Awaitable[None] | None:
+        return None
+
+    def fail(self, error: HelixError) -> None:
+        """Nothing was taken."""
+
+    def cancel(self) -> None:
+        """Nothing was taken."""
