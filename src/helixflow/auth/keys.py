@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 
-from helixflow.auth import budgets, limits
 from helixflow.auth.authority import limits_of_caller
 from helixflow.auth.dispatch import Operation
 from helixflow.auth.grants import parse_scopes
@@ -121,7 +120,7 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
 async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_pb2.CreateKeyResponse:
     """A new key like the old one, which goes on for `overlap_s` or until it expires anyway. Once for each key.
 
-    The new one has the same limits and budgets; its budgets begin to count with it.
+    Limits and budgets of the old one hold for the new one too, together with it: they go on counting.
     """
     if not 0 <= request.overlap_s <= MAX_OVERLAP_S:
         message = f"The old key may go on for 0 to {MAX_OVERLAP_S} seconds (30 days)."
@@ -147,8 +146,6 @@ async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_p
         restrictions=Restrictions.of(row),
         rotated_from=row.id,
     )
-    for table in (limits.TABLE, budgets.TABLE):
-        await table.copy_to_key(unit, row.id, successor.id)
     ends_at = unit.now + request.overlap_s
     values: Mapping[str, Any] = {"expires_at": ends_at if row.expires_at is None else min(ends_at, row.expires_at)}
     if request.overlap_s == 0:

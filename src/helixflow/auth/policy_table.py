@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Row, Table, and_, delete, func, insert, select
+from sqlalchemy import Row, Table, and_, delete, func, insert, literal, select
 
 from helixflow.auth.audit.entry import INSTALLATION
+from helixflow.auth.key_chains import with_predecessors
 from helixflow.auth.paging import read_page
 from helixflow.auth.policy_subjects import Subject, check_may_impose, check_organisation, parse_scope
 from helixflow.auth.unit import Unit
@@ -75,6 +76,8 @@ class PolicyTable:
     async def read_page(self, unit: Unit, request: usage_pb2.ListPoliciesRequest) -> tuple[Sequence[Row[Any]], str]:
         """Newest first, with the cursor of the next page. Operators see those of the installation as well.
 
+        A key's are all that hold for it: also those of the keys that it was rotated from.
+
         Raises `HelixError`: PERMISSION_DENIED for another organisation, UNPROCESSABLE.
         """
         table, own = self.table.c, unit.caller.organisation_id
@@ -87,7 +90,8 @@ class PolicyTable:
         if request.scope:
             query = query.where(table.scope == parse_scope(request.scope).value)
         if request.subject_id:
-            query = query.where(table.subject_id == request.subject_id)
+            chain = with_predecessors(literal(request.subject_id))
+            query = query.where(table.subject_id.in_(select(chain.c.id)))
         order = (table.created_at, table.id)
         return await read_page(unit.connection, query, order, page_size=request.page_size, cursor=request.cursor)
 
@@ -103,17 +107,6 @@ class PolicyTable:
         await unit.connection.execute(delete(self.table).where(self.table.c.id == row.id))
         self._record(unit, row, before=row, after=None)
         await _tell(unit, row)
-
-    async def copy_to_key(self, unit: Unit, key_id: str, successor_id: str) -> None:
-        """What is on a key holds for its successor too. No gateway knows that one yet: nothing needs telling."""
-        table = self.table.c
-        found = select(self.table).where(table.scope == Scope.KEY.value, table.subject_id == key_id)
-        for row in (await unit.connection.execute(found)).all():
-            values = {**row._asdict(), "id": self._new_id(), "subject_id": successor_id, "created_at": unit.now}
-            values |= {"updated_at": unit.now, "version": 1}
-            statement = insert(self.table).values(values).returning(*table)
-            copy = (await unit.connection.execute(statement)).one()
-            self._record(unit, copy, before=None, after=copy)
 
     async def _check_room(self, unit: Unit, columns: Mapping[str, Any]) -> None:
         table = self.table.c

@@ -1,10 +1,11 @@
 """The end of policies on what has ended, and of old events: they would only fill lists, and cost sums."""
 
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, and_, delete, exists, not_, or_
+from sqlalchemy import ColumnElement, Select, Table, and_, delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.key_chains import with_successors
 from helixflow.metering.policies import Scope
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import (
@@ -30,7 +31,9 @@ async def prune_policies(database: Database, now: int) -> None:
 
 
 async def drop_policies_of_ended(connection: AsyncConnection, now: int) -> None:
-    """Deletes those on deleted organisations, projects and users, and on keys that will not work again."""
+    """Deletes those on deleted organisations, projects and users, and on keys that will not work again, nor any that
+    they were rotated to.
+    """
     for table in (limits, budgets):
         await connection.execute(delete(table).where(_on_ended(table, now)))
     gone = exists().where(
@@ -41,17 +44,26 @@ async def drop_policies_of_ended(connection: AsyncConnection, now: int) -> None:
 
 def _on_ended(table: Table, now: int) -> ColumnElement[bool]:
     subject_id = table.c.subject_id
-    # A bootstrap key that gave way to another one may come back.
-    revoked = and_(api_keys.c.revoked_at.is_not(None), not_(api_keys.c.superseded))
     ended = {
         Scope.PROJECT: exists().where(projects.c.id == subject_id, projects.c.deleted_at.is_not(None)),
         Scope.USER: or_(
             exists().where(accounts.c.id == subject_id, accounts.c.deleted_at.is_not(None)),
             exists().where(service_accounts.c.id == subject_id, service_accounts.c.deleted_at.is_not(None)),
         ),
-        Scope.KEY: exists().where(api_keys.c.id == subject_id, or_(revoked, api_keys.c.expires_at <= now)),
+        Scope.KEY: subject_id.not_in(_alive(table, now)),
     }
     organisation = exists().where(
         organisations.c.id == table.c.organisation_id, organisations.c.deleted_at.is_not(None)
     )
     return or_(organisation, *(and_(table.c.scope == scope.value, gone) for scope, gone in ended.items()))
+
+
+def _alive(table: Table, now: int) -> "Select[Any]":
+    """The keys with policies that work, or were rotated to one that does."""
+    chain = with_successors(select(table.c.subject_id).where(table.c.scope == Scope.KEY.value))
+    # A bootstrap key that gave way to another one may come back.
+    works = and_(
+        or_(api_keys.c.revoked_at.is_(None), api_keys.c.superseded),
+        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+    )
+    return select(chain.c.first).join(api_keys, api_keys.c.id == chain.c.id).where(works)

@@ -40,6 +40,7 @@ class SetPrice:
     further notice.
     """
 
+    id: str
     kind: str
     subject: str
     price: Price
@@ -51,7 +52,7 @@ class SetPrice:
     def of(cls, row: Row[Any]) -> "SetPrice":
         """From a row of `SET_PRICES`."""
         price = decode_price(row.body)
-        return cls(row.subject_kind, row.subject, price, row.valid_from, row.valid_to, row.created_at)
+        return cls(row.id, row.subject_kind, row.subject, price, row.valid_from, row.valid_to, row.created_at)
 
     def holds_at(self, at_ms: int) -> bool:
         return self.valid_from * 1000 <= at_ms and (self.valid_to is None or at_ms < self.valid_to * 1000)

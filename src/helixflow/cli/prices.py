@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from helixflow.cli.administration import Json, administer, cell, present, show_fields
+from helixflow.cli.administration import Json, administer, cell, part, present, show_fields
 from helixflow.cli.moments import parse_expiry, parse_moment, rfc3339
-from helixflow.cli.output import print_json, print_table
+from helixflow.cli.output import print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
 app = typer.Typer(
-    help="List, show and set prices, in US dollars.",
+    help="List, show, set and end prices, in US dollars.",
     epilog="Example:\n\n$ helixflow prices show gpt-4o\n\n"
     "$ helixflow prices set --model gpt-4o --input 2.50 --output 10",
     no_args_is_help=True,
@@ -33,13 +33,13 @@ def list_command(
         print_json({"prices": prices})
         return
     print_table(
-        ("for", "input", "cached", "output", "other", "from", "to", "source"),
+        ("for", "input", "cached", "output", "other", "from", "to", "source", "id"),
         [
             (
                 price["subject"],
                 *(price["rates"][name] for name in ("input", "cached_input", "output")),
                 _others(price["rates"]),
-                *(cell(price[name]) for name in ("valid_from", "valid_to", "source")),
+                *(cell(price[name]) for name in ("valid_from", "valid_to", "source", "id")),
             )
             for price in prices
         ],
@@ -128,6 +128,29 @@ def set_command(
     _show(administer(context, lambda api: api.ask("POST", "/prices", body)), as_json)
 
 
+@app.command(
+    "end",
+    epilog="Example:\n\n$ helixflow prices end price_abc123\n\n$ helixflow prices end price_abc123 --at 2027-01-31",
+)
+def end_command(
+    context: typer.Context,
+    price_id: Annotated[str, typer.Argument(metavar="ID", help="Which one: an id out of the list.")],
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="WHEN", help="Then: 30d, a date or a time; default: now.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """End a price, or withdraw one that has not begun: what it would have ended then goes on."""
+    query = {"at": rfc3339(parse_expiry(at, time.time(), "--at")) if at is not None else None}
+    price = administer(context, lambda api: api.ask("DELETE", f"/prices/{part(price_id)}", query=query))
+    if as_json:
+        print_json(price)
+    elif price["valid_to"] == price["valid_from"]:
+        print_lines(f"withdrew {price_id}, the price of {price['subject']} that was to begin {price['valid_from']}")
+    else:
+        print_lines(f"{price_id}, the price of {price['subject']}, ends {price['valid_to']}")
+
+
 def _show(price: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(price)
@@ -148,6 +171,8 @@ def _show(price: dict[str, Any], as_json: bool) -> None:
     ]
     if price["valid_from"] or price["valid_to"]:
         fields.append(("valid", f"{cell(price['valid_from'])} to {cell(price['valid_to'])}"))
+    if price["id"]:
+        fields.append(("id", price["id"]))
     fields += [("source", price["source"]), ("version", price["price_version"])]
     show_fields(price["subject"] or f"version {price['price_version']}", fields)
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
-from helixflow.metering.admission import Demand, Settlement
+from helixflow.metering.admission import Demand
 from helixflow.metering.counters import BudgetCounter, Counter
 from helixflow.metering.policies import DAY_MS, Budget, Scope, period_bounds
 from helixflow.metering.spend import BudgetPeriod, SpendReader, SpendView
@@ -25,6 +25,8 @@ RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 1.0
 # Periods begin at midnight; those in use are loaded so long before.
 PRELOAD_MS: Final = 60_000
+# Budgets without an end are forgotten once nobody has asked for them for so long: they may have been deleted.
+FORGET_MS: Final = DAY_MS
 _MAX_QUESTIONS: Final = 500
 _SLICE: Final = 1_000
 
@@ -89,19 +91,20 @@ class BudgetBook:
             if load is not None:
                 await load.done.wait()
 
-    def charge_others(self, demand: Demand, settlement: Settlement, held: Container[Counter]) -> None:
+    def charge_others(self, demand: Demand, position: int, tokens: int, cost: int, held: Container[Counter]) -> None:
         """Counts a call that has ended against the budgets which apply to it although it holds nothing of them: they
-        were made, or became known here, while it ran."""
+        were made, or became known here, while it ran. `position` is that of its end in our journal."""
         if not self._counters:
             return
         for applying in (
             self._of_organisation.get(demand.organisation_id, ()),
             self._of_project.get(demand.project_id, ()),
             self._of_key.get(demand.key_id, ()),
+            *(self._of_key.get(key_id, ()) for key_id in demand.policies.predecessors),
         ):
             for counter in applying:
                 if counter not in held and counter.from_ms <= demand.admitted_at_ms < counter.to_ms:
-                    counter.charge(settlement.position, settlement.tokens, settlement.cost)
+                    counter.charge(position, tokens, cost)
 
     async def run(self) -> None:
         """Asks the ledger for what is wanted, until cancelled."""
@@ -124,7 +127,7 @@ class BudgetBook:
                 await asyncio.sleep(retry_s)
 
     async def tidy(self) -> None:
-        """To be called every few seconds: forgets periods that are over, and loads those that begin soon."""
+        """To be called every few seconds: forgets what is over or nobody asks for, and loads what begins soon."""
         now_ms = int(self._clock.now() * 1000)
         soon_ms = now_ms + PRELOAD_MS
         if soon_ms // DAY_MS != now_ms // DAY_MS:
@@ -134,10 +137,20 @@ class BudgetBook:
                 if number % _SLICE == _SLICE - 1:
                     await asyncio.sleep(0)
         for number, counter in enumerate(list(self._counters.values())):
-            if counter.to_ms <= now_ms and not counter.reserved:
+            if (counter.to_ms <= now_ms or self._is_unasked(counter, now_ms)) and not counter.reserved:
                 self._forget(counter)
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
+
+    def _is_unasked(self, counter: BudgetCounter, now_ms: int) -> bool:
+        """Whether nobody has asked for a budget without an end for a day. Who asks does so by `find` first: after each
+        look here it is not in `current`.
+        """
+        if counter.period.to_ms:
+            return False
+        if self.current.pop(counter.period.budget.id, None) is not None or counter.name in self._loads:
+            counter.asked_ms = now_ms
+        return now_ms - counter.asked_ms >= FORGET_MS
 
     def _begin(self, budget: Budget, at_ms: int) -> _Load | None:
         """The loading of the period that holds this moment, None if it is known."""
@@ -146,6 +159,7 @@ class BudgetBook:
         counter = self._counters.get(name)
         if counter is None:
             counter = self._counters[name] = BudgetCounter(period)
+            counter.asked_ms = int(self._clock.now() * 1000)
             self._of(budget.scope).setdefault(budget.subject_id, []).append(counter)
             self._loads[name] = _Load(counter, self._position(), asyncio.Event())
             self._wanted.set()

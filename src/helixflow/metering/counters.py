@@ -138,10 +138,21 @@ class BudgetCounter:
     """One budget in one period: what has been spent and what running calls have reserved, nanodollars or tokens.
 
     Until `know` the ledger is being asked: what is charged meanwhile is kept with its position in the journal, since
-    the answer may contain it already.
+    the answer may contain it already. `asked_ms` is for who keeps it: when somebody was last seen to need it.
     """
 
-    __slots__ = ("_collected", "_known_to", "from_ms", "is_money", "name", "period", "reserved", "spent", "to_ms")
+    __slots__ = (
+        "_collected",
+        "_known_to",
+        "asked_ms",
+        "from_ms",
+        "is_money",
+        "name",
+        "period",
+        "reserved",
+        "spent",
+        "to_ms",
+    )
 
     def __init__(self, period: BudgetPeriod) -> None:
         self.period = period
@@ -151,6 +162,7 @@ class BudgetCounter:
         self.to_ms = period.to_ms or _FOREVER_MS
         self.spent = 0
         self.reserved = 0
+        self.asked_ms = 0
         self._known_to = 0
         self._collected: list[tuple[int, int]] | None = []
 

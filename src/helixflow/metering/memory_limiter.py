@@ -15,6 +15,7 @@ from helixflow.metering.admission import Demand, Grant, Refusal, Settlement
 from helixflow.metering.budget_book import BudgetBook
 from helixflow.metering.counters import REQUESTS, TOKENS, BudgetCounter, Counter, LimitCounter, limit_counter
 from helixflow.metering.gcra import NEVER
+from helixflow.metering.money import MAX_NANODOLLARS
 from helixflow.metering.policies import Budget, Limit, Unit
 from helixflow.metering.spend import SpendReader
 
@@ -23,6 +24,8 @@ LOAD_TIMEOUT_S: Final = 5.0
 TIDY_S: Final = 5.0
 # When to ask again for what running calls have reserved: they do not say when they end.
 HELD_RETRY_S: Final = 1.0
+# No call has used more; sums of many remain exact.
+MAX_TOKENS: Final = 10**9
 _SLICE: Final = 1_000
 
 log = structlog.get_logger("helixflow.metering")
@@ -146,7 +149,9 @@ class MemoryLimiter:
         taken = self._in_flight.pop(settlement.call_id, None)
         if taken is None:
             return
-        demand, tokens, cost = taken.demand, settlement.tokens, settlement.cost
+        # A settlement is not refused, whatever an engine has made of it.
+        demand, tokens = taken.demand, min(max(settlement.tokens, 0), MAX_TOKENS)
+        cost = min(max(settlement.cost, 0), MAX_NANODOLLARS)
         if taken.counters:
             now_us = int(self._monotonic() * 1_000_000)
             for counter, (_, amount) in zip(taken.counters, taken.holds, strict=True):
@@ -155,8 +160,8 @@ class MemoryLimiter:
             if policies.budgets and (
                 tokens > demand.tokens_bound or (policies.have_money and cost > demand.cost_bound)
             ):
-                self._note_overrun(demand, settlement)
-        self._book.charge_others(demand, settlement, taken.counters)
+                self._note_overrun(demand, tokens, cost)
+        self._book.charge_others(demand, settlement.position, tokens, cost, taken.counters)
 
     def release(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
@@ -192,15 +197,15 @@ class MemoryLimiter:
             counter.change(now_us, limit.value, limit.burst)
         return counter
 
-    def _note_overrun(self, demand: Demand, settlement: Settlement) -> None:
+    def _note_overrun(self, demand: Demand, tokens: int, cost: int) -> None:
         """The cap holds only if estimates do: this one has not."""
         self._overruns += 1
         log.warning(
             "budget.overrun",
-            call_id=settlement.call_id,
-            tokens=settlement.tokens,
+            call_id=demand.call_id,
+            tokens=tokens,
             tokens_bound=demand.tokens_bound,
-            cost=settlement.cost,
+            cost=cost,
             cost_bound=demand.cost_bound,
         )
 

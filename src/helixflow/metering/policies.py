@@ -82,6 +82,8 @@ class Policies:
 
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    # The keys that the caller's was rotated from: what is on them holds for it.
+    predecessors: tuple[str, ...] = ()
     # Of all of them, for the journal.
     ids: tuple[str, ...] = field(init=False, compare=False)
     # Whether it matters what a call costs.
@@ -96,7 +98,8 @@ class Policies:
 
     def for_model(self, model: str) -> "Policies":
         """Limits of other models left out. Remember the result: this is not for the hot path."""
-        return Policies(tuple(limit for limit in self.limits if limit.model in ("", model)), self.budgets)
+        limits = tuple(limit for limit in self.limits if limit.model in ("", model))
+        return Policies(limits, self.budgets, self.predecessors)
 
 
 NO_POLICIES: Final = Policies()

@@ -13,7 +13,7 @@ from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal
 from helixflow.metering.policies import Policies
-from helixflow.metering.policy_answers import policy_request, read_policies
+from helixflow.metering.policy_answers import PolicyAnswers, policy_request
 from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.generated.auth_v1 import identity_pb2, metering_pb2, metering_pb2_grpc
 
@@ -65,6 +65,7 @@ class PolicyCache:
         self._stub = metering_pb2_grpc.MeteringServiceStub(channel)
         self._watch = watch
         self._size = size
+        self._answers = PolicyAnswers(size)
         self._grace_s = grace_s
         self._monotonic = clock.monotonic
         self._entries: dict[_Key, _Entry] = {}
@@ -171,7 +172,7 @@ class PolicyCache:
         raise _unavailable()
 
     def _keep(self, key: _Key, organisation_id: str, answer: metering_pb2.ResolvePoliciesResponse) -> _Entry:
-        applying = read_policies(answer, organisation_id)
+        applying = self._answers.read(answer, organisation_id)
         now = self._monotonic()
         entry = _Entry(applying.by_model, applying.otherwise, organisation_id, now, now + RETRY_S)
         self._drop(key)

@@ -18,6 +18,8 @@ from helixflow.rpc.generated.auth_v1 import identity_pb2, metering_pb2, metering
 LOAD_TIMEOUT_S: Final = 5.0
 # Prices that change within the day are said for two days ahead: they are asked for again long before.
 REFRESH_S: Final = 3600.0
+# At the start the services come up in any order: who has no prices after so long has something to say.
+QUIET_S: Final = 10.0
 # The moment that no price reaches: the end of the last period.
 _NEVER: Final = 2**62
 
@@ -52,6 +54,7 @@ class PriceBook:
         self._stub = metering_pb2_grpc.MeteringServiceStub(channel)
         self._request = metering_pb2.ResolvePricesRequest(deployments=deployments)
         self._now = clock.now
+        self._monotonic = clock.monotonic
         self._names = frozenset(ref.deployment for ref in deployments)
         self._timelines: _Timelines = {}
         # The period that each deployment was last asked for, which is nearly always that of the next question too.
@@ -82,18 +85,22 @@ class PriceBook:
 
     async def run(self) -> None:
         """Asks for prices when they may have changed, and now and then, until cancelled."""
+        began_s, told = self._monotonic(), False
         while True:
             self._stale.clear()
             try:
                 timelines = await self._load()
             except HelixError as exc:
-                # Once for each outage; at the start the services come up in any order.
-                if self._backoff.failures == 0 and self.ready:
-                    log.warning("prices.unreadable", code=exc.code, reason=exc.message)
+                # Once for each outage.
+                if not told and (self.ready or self._monotonic() - began_s >= QUIET_S):
+                    told = True
+                    event = "prices.unreadable" if self.ready else "prices.unknown"
+                    log.warning(event, code=exc.code, reason=exc.message)
                 pause_s = self._backoff.next_delay_s(0)
             else:
-                if self._backoff.failures and self.ready:
-                    log.info("prices.restored")
+                if told:
+                    told = False
+                    log.info("prices.restored" if self.ready else "prices.known")
                 self._backoff.reset()
                 self._use(timelines)
                 pause_s = REFRESH_S

@@ -438,6 +438,8 @@ prices = Table(
     Column("valid_from", BigInteger, nullable=False),
     # None: until further notice.
     Column("valid_to", BigInteger),
+    # The price that began there, if it was without end before that: without that one it would be so again.
+    Column("ended_by", Text),
     Column("created_at", BigInteger, nullable=False),
     Index("ix_prices_subject", "subject_kind", "subject", "valid_from", unique=True),
 )

@@ -62,7 +62,8 @@ async def take_in(connection: AsyncConnection, shipment: Shipment, now: int) -> 
     """Stores what is new, in a transaction that is alone in writing. `now` in seconds since the epoch.
 
     What lies at or before the journal's position is passed over. Records that were set aside have no position of their
-    own: where the last answer was lost, they are counted a second time rather than not at all.
+    own: where the last answer was lost, they are counted a second time rather than not at all. A shipment that closes
+    closes an open journal wherever it is: who closes a lost one does not know its position.
     Raises `HelixError` CONFLICT for more of a journal that is closed.
     """
     journal = await find_journal(connection, shipment.journal_id)
@@ -72,9 +73,12 @@ async def take_in(connection: AsyncConnection, shipment: Shipment, now: int) -> 
         assert journal is not None
     position: int = journal.position
     batch = shipment.batch.after(position)
-    if shipment.position < position or (journal.closed_at is not None and shipment.position == position):
+    is_open = journal.closed_at is None
+    if shipment.position < position and not (is_open and shipment.closes):
         return Receipt(position, batch)
-    if journal.closed_at is not None:
+    if not is_open:
+        if shipment.position == position:
+            return Receipt(position, batch)
         message = "This journal was closed: nothing can be added to it."
         raise HelixError(ErrorKind.CONFLICT, message, param="journal_id")
     stored = await _store(connection, batch) if batch else batch
@@ -82,12 +86,12 @@ async def take_in(connection: AsyncConnection, shipment: Shipment, now: int) -> 
         connection,
         journal,
         node_id=shipment.node_id,
-        position=shipment.position,
+        position=max(position, shipment.position),
         quarantined=shipment.quarantined,
         now=now,
         closes=shipment.closes,
     )
-    return Receipt(shipment.position, stored, len(batch) - len(stored), shipment.quarantined)
+    return Receipt(max(position, shipment.position), stored, len(batch) - len(stored), shipment.quarantined)
 
 
 async def _store(connection: AsyncConnection, batch: Batch) -> Batch:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.key_chains import with_successors
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.policies import DAY_MS, Scope, Unit
 from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
-from helixflow.storage.schema import usage_daily
+from helixflow.storage.schema import api_keys, usage_daily
 
 MAX_QUERIES: Final = 1_000
 
@@ -20,8 +21,8 @@ _AMOUNTS: Final = {
 _SUBJECTS: Final = {
     Scope.ORGANISATION.value: usage_daily.c.organisation_id,
     Scope.PROJECT.value: usage_daily.c.project_id,
-    Scope.KEY.value: usage_daily.c.key_id,
 }
+_ASKABLE: Final = (Scope.INSTALLATION.value, *_SUBJECTS, Scope.KEY.value)
 
 
 def check_queries(queries: Any) -> None:
@@ -33,18 +34,17 @@ def check_queries(queries: Any) -> None:
 
 
 async def read_sums(connection: AsyncConnection, queries: Sequence[pb.SpendQuery]) -> list[int]:
-    """Nanodollars or tokens of checked queries, in their order. Those that differ in the subject alone are one SELECT:
-    each would look through all of the period.
+    """Nanodollars or tokens of checked queries, in their order. A key's are also those of the keys that it was rotated
+    to. Queries that differ in the subject alone are one SELECT: each would look through all of the period.
     """
     groups: dict[tuple[Any, ...], list[pb.SpendQuery]] = {}
     for query in queries:
         groups.setdefault(_group_of(query), []).append(query)
     sums: dict[tuple[Any, ...], dict[str, int]] = {}
     for group, alike in groups.items():
-        if len(alike) == 1 or alike[0].scope == Scope.INSTALLATION.value:
-            sums[group] = dict.fromkeys((query.subject_id for query in alike), await sum_spend(connection, alike[0]))
-        else:
-            sums[group] = await _sum_alike(connection, alike)
+        rows = await connection.execute(spend_query(alike))
+        # Those that have spent nothing are left out.
+        sums[group] = {row.subject_id: int(row.amount) for row in rows}
     return [sums[_group_of(query)].get(query.subject_id, 0) for query in queries]
 
 
@@ -52,32 +52,23 @@ def _group_of(query: pb.SpendQuery) -> tuple[Any, ...]:
     return query.scope, query.organisation_id, query.unit, query.from_ms, query.to_ms
 
 
-async def _sum_alike(connection: AsyncConnection, queries: Sequence[pb.SpendQuery]) -> dict[str, int]:
-    """By subject; those that have spent nothing are left out."""
-    first, subject = queries[0], _SUBJECTS[queries[0].scope]
-    statement = (
-        select(subject.label("subject_id"), func.sum(_AMOUNTS[first.unit]).label("amount"))
-        .where(usage_daily.c.organisation_id == first.organisation_id)
-        .where(subject.in_({query.subject_id for query in queries}), *_within(first))
-        .group_by(subject)
-    )
-    return {row.subject_id: int(row.amount) for row in await connection.execute(statement)}
-
-
-async def sum_spend(connection: AsyncConnection, query: pb.SpendQuery) -> int:
-    """Nanodollars or tokens of one checked query."""
-    return int((await connection.execute(spend_query(query))).scalar_one())
-
-
-def spend_query(query: pb.SpendQuery) -> Select[tuple[Any]]:
-    """The SELECT of the sum: a range of the primary key, but for the installation's."""
-    statement = select(func.coalesce(func.sum(_AMOUNTS[query.unit]), 0))
-    if query.scope != Scope.INSTALLATION.value:
-        # Also for projects and keys: the index begins with it.
-        statement = statement.where(
-            usage_daily.c.organisation_id == query.organisation_id, _SUBJECTS[query.scope] == query.subject_id
-        )
-    return statement.where(*_within(query))
+def spend_query(alike: Sequence[pb.SpendQuery]) -> Select[tuple[str, Any]]:
+    """The SELECT of sums (`amount`) by `subject_id`, for queries that differ in it alone: a range of the primary key,
+    but for the installation's.
+    """
+    first = alike[0]
+    amount = func.sum(_AMOUNTS[first.unit]).label("amount")
+    if first.scope == Scope.INSTALLATION.value:
+        return select(literal("").label("subject_id"), func.coalesce(amount, 0).label("amount")).where(*_within(first))
+    asked = {query.subject_id for query in alike}
+    # Also for projects and keys: the index begins with it.
+    within = (usage_daily.c.organisation_id == first.organisation_id, *_within(first))
+    if first.scope == Scope.KEY.value:
+        chain = with_successors(select(api_keys.c.id).where(api_keys.c.id.in_(asked)))
+        found = select(chain.c.first.label("subject_id"), amount).join(usage_daily, usage_daily.c.key_id == chain.c.id)
+        return found.where(*within).group_by(chain.c.first)
+    subject = _SUBJECTS[first.scope]
+    return select(subject.label("subject_id"), amount).where(subject.in_(asked), *within).group_by(subject)
 
 
 def _within(query: pb.SpendQuery) -> Sequence[ColumnElement[bool]]:
@@ -88,7 +79,7 @@ def _within(query: pb.SpendQuery) -> Sequence[ColumnElement[bool]]:
 
 def _check(query: pb.SpendQuery, at: str) -> None:
     if query.scope != Scope.INSTALLATION.value:
-        if query.scope not in _SUBJECTS:
+        if query.scope not in _ASKABLE:
             raise _invalid("Spend is of the installation, an organisation, a project or a key.", f"{at}.scope")
         if not query.subject_id:
             raise _invalid("This scope takes a subject.", f"{at}.subject_id")

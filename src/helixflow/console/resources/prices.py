@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Path, Query
 from pydantic import BeforeValidator, Field
 
 from helixflow.console.endpoint import USAGE, endpoint
-from helixflow.console.fields import GivenFlag, GivenMoment, OptionalMoment, OptionalText, Shape
+from helixflow.console.fields import GivenFlag, GivenMoment, Identifier, OptionalMoment, OptionalText, Shape
 from helixflow.console.models import Given, Page, Shown
 from helixflow.rpc.generated.auth_v1 import usage_pb2
 
@@ -14,6 +14,8 @@ _CHECK_TIMEOUT_S = 600.0
 _MAX_TIERS = 16
 _MAX_TOKENS = 1_000_000_000
 _VERSION = ["9f86d081884c7d65"]
+_ID = ["price_9f86d081884c7d65a1b2c3d4"]
+Id = Annotated[Identifier, Path(description="The price.", examples=_ID)]
 Amount = Annotated[
     str,
     Field(examples=["2.50"]),
@@ -85,6 +87,7 @@ class Rates(Shown):
 class Price(Shown):
     """What a model or a deployment charges, and when."""
 
+    id: OptionalText = Field(description="Its id; null where nobody has set it.", examples=_ID)
     price_version: str = Field(
         validation_alias="version", description="What requests keep that were rated by it.", examples=_VERSION
     )
@@ -177,6 +180,16 @@ def set_price(body: NewPrice) -> usage_pb2.SetPriceRequest:
     return usage_pb2.SetPriceRequest(**given)
 
 
+@endpoint("DELETE", "/prices/{id}", USAGE["EndPrice"], Price, errors=(409,))
+def end_price(
+    id: Id, at: Annotated[GivenMoment | None, Query(description="Then, not in the past; none: now.")] = None
+) -> usage_pb2.EndPriceRequest:
+    """Ends a price that was set. One that has not begun by then is withdrawn: it is answered with `valid_to` as
+    `valid_from`, and the price that it would have ended goes on. 409 for one that has ended already.
+    """
+    return usage_pb2.EndPriceRequest(id=id, at=at or 0)
+
+
 @endpoint("GET", "/prices/check", USAGE["CheckRating"], RatingProgress, timeout_s=_CHECK_TIMEOUT_S)
 def check_rating(
     from_: Annotated[
@@ -194,4 +207,4 @@ def check_rating(
     return usage_pb2.CheckRatingRequest(**asked)
 
 
-ENDPOINTS = (list_prices, get_price, set_price, check_rating)
+ENDPOINTS = (list_prices, get_price, set_price, end_price, check_rating)

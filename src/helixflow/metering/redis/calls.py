@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from helixflow.metering.gcra import Bucket
 from helixflow.metering.redis.connection import Answer, Lost
-from helixflow.metering.redis.plan import Plan, Reservation
+from helixflow.metering.redis.plan import Plan, Reservation, Whose
 
 # Tokens of a call that has never been.
 NEVER_WAS: Final = -1
@@ -31,6 +31,7 @@ class OpenCall(Struct, gc=False):
     tokens: int
     tokens_bound: int
     cost_bound: int
+    whose: Whose
     whereabouts: int
     charges: tuple[tuple[Bucket, int], ...] = ()
     # False for a call that was granted without Redis: the rates there have not been charged.
@@ -38,7 +39,13 @@ class OpenCall(Struct, gc=False):
 
     def reservation(self, epoch: str, *, restored: bool) -> Reservation:
         return self.plan.reservation(
-            epoch, self.tokens, self.tokens_bound, self.cost_bound, charged=self.charged, restored=restored
+            epoch,
+            self.tokens,
+            self.tokens_bound,
+            self.cost_bound,
+            self.whose,
+            charged=self.charged,
+            restored=restored,
         )
 
     def uses(self, tokens: int, cost: int) -> list[tuple[str, int]]:

@@ -3,10 +3,11 @@
 -- A bucket (GCRA, see metering/gcra.py) is the moment when it will be full: whole microseconds and a rest in parts of
 -- which `value` are one microsecond, with that `value`; so its state is exact although numbers here are doubles.
 --
--- A reservation is {charges, parallels, budgets, restored}, MessagePack, in the hash of its gateway's journal:
+-- A reservation is {charges, parallels, budgets, restored, whose}, MessagePack, in the hash of its gateway's journal:
 --   charge   {key, value, burst, window in µs, amount, 1 if of tokens}
 --   parallel {key, value}
 --   budget   {key, amount, cap, 1 for money and 2 for tokens, when to forget it in ms or 0}
+--   whose    {organisation, project, key, admission in ms}: not for us, but for who asks what a lost journal held
 -- Other fields of that hash: '=' is the generation that may admit, '#' the one that may become it, 'lease:<budget key>'
 -- {amount, unit} what the gateway holds for the time without us.
 --
@@ -111,6 +112,16 @@ local function settle(journal, journal_id, call, tokens, cost, position, now)
       redis.call('HINCRBY', key, 'spent', used)
     end
   end
+end
+
+-- What a journal's leases are counted in, by budget key: 1 for money, 2 for tokens.
+local function list_units(journal)
+  local units = {}
+  local all = redis.call('HGETALL', journal)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 6) == 'lease:' then units[string.sub(all[i], 7)] = cmsgpack.unpack(all[i + 1])[2] end
+  end
+  return units
 end
 
 -- The calls of a journal: {call id, reservation, ...}, and its leases: {field, key, amount, ...}.

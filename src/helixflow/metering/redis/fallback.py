@@ -9,7 +9,7 @@ from helixflow.metering.gcra import NEVER, Bucket
 from helixflow.metering.policies import Limit, Metric
 from helixflow.metering.redis.calls import OpenCall, Whereabouts
 from helixflow.metering.redis.leases import Leases
-from helixflow.metering.redis.plan import HELD_RETRY_S, Plan
+from helixflow.metering.redis.plan import HELD_RETRY_S, Plan, whose
 
 # Among the holds of a call that was granted without Redis: the generation of this gateway that Redis knows. Who closes
 # its journal sees by that whether Redis has been told of the call.
@@ -50,6 +50,7 @@ class Fallback:
             demand.tokens,
             demand.tokens_bound,
             demand.cost_bound,
+            whose(demand),
             Whereabouts.HERE,
             tuple(charges),
             charged=False,

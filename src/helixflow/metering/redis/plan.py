@@ -15,8 +15,14 @@ HELD_RETRY_S: Final = 1.0
 # Counters of periods that are over are kept so long for calls that began in them.
 _GRACE_MS: Final = 2 * DAY_MS
 
+# Organisation, project and key of a call, and its admission (ms).
+Whose = tuple[str, str, str, int]
 Reservation = tuple[
-    list[tuple[str, int, int, int, int, int]], tuple[tuple[str, int], ...], list[tuple[str, int, int, int, int]], int
+    list[tuple[str, int, int, int, int, int]],
+    tuple[tuple[str, int], ...],
+    list[tuple[str, int, int, int, int]],
+    int,
+    Whose,
 ]
 
 
@@ -84,6 +90,7 @@ class Plan:
         tokens: int,
         tokens_bound: int,
         cost_bound: int,
+        whose: Whose,
         *,
         charged: bool = True,
         restored: bool = False,
@@ -101,6 +108,7 @@ class Plan:
                 for key, is_money, cap, forget_at in self._budget_parts
             ],
             1 if restored else 0,
+            whose,
         )
 
     def grant(self, demand: Demand, answer: Sequence[int]) -> Grant:
@@ -163,6 +171,11 @@ class Plan:
         self._budget_parts = tuple(
             (epoch_key(epoch, kept.place), kept.is_money, kept.budget.cap, kept.forget_at_ms) for kept in self.budgets
         )
+
+
+def whose(demand: Demand) -> Whose:
+    """What a reservation says of the call itself."""
+    return demand.organisation_id, demand.project_id, demand.key_id, demand.admitted_at_ms
 
 
 class Plans:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.admission import Demand, Grant, Settlement
+from helixflow.metering.redis.acknowledging import Acknowledgement
 from helixflow.metering.redis.calls import NEVER_WAS, Ended, OpenCall, Outbox, Whereabouts
 from helixflow.metering.redis.connection import Answer
 from helixflow.metering.redis.fallback import Fallback
@@ -17,7 +18,7 @@ from helixflow.metering.redis.leases import Leases
 from helixflow.metering.redis.link import RedisLink
 from helixflow.metering.redis.loading import BudgetLoader
 from helixflow.metering.redis.membership import Membership, Presence, Session
-from helixflow.metering.redis.plan import Plan, Plans
+from helixflow.metering.redis.plan import Plan, Plans, whose
 from helixflow.metering.redis.resp import Reply, encode_arguments
 from helixflow.metering.redis.restoring import Restoration
 from helixflow.metering.spend import SpendReader
@@ -57,7 +58,9 @@ class RedisLimiter:
     is used up they refuse. A budget that is made while calls run does not count those: only what is admitted when it
     exists, and what the ledger has of others.
 
-    `position` is where our journal ends now: everything before has been journalled when it is asked.
+    `position` is where our journal ends now: everything before has been journalled when it is asked. `acknowledge` is
+    told, a few times a second at most, before which position Redis needs nothing of it any more; it may raise
+    `OSError`. Until it was told so nothing must be cut.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class RedisLimiter:
         *,
         journal_id: str,
         position: Callable[[], int],
+        acknowledge: Callable[[int], None],
     ) -> None:
         self._clock = clock
         self._journal_id = journal_id.encode()
@@ -80,6 +84,9 @@ class RedisLimiter:
         self._fallback = Fallback(settings.gateways, self._leases, self._calls.values)
         self._restoration = Restoration(self._calls, self._outbox, self._leases, self._fallback, position)
         self._membership = Membership(self._link, journal_id, self._restoration, self._leases, self._take_back)
+        self._acknowledgement = Acknowledgement(
+            self._membership, self._restoration, self._outbox, position, acknowledge
+        )
         self._loader = BudgetLoader(spend, self._membership)
         # Calls that are being asked for.
         self._asking: dict[Answer, str] = {}
@@ -124,7 +131,12 @@ class RedisLimiter:
             match answer[0]:
                 case 0:  # granted
                     self._calls[demand.call_id] = OpenCall(
-                        plan, demand.tokens, demand.tokens_bound, demand.cost_bound, Whereabouts.REDIS
+                        plan,
+                        demand.tokens,
+                        demand.tokens_bound,
+                        demand.cost_bound,
+                        whose(demand),
+                        Whereabouts.REDIS,
                     )
                     if plan.budgets:
                         self._leases.note(plan)
@@ -149,17 +161,30 @@ class RedisLimiter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._membership.run())
             tasks.create_task(self._loader.run())
+            tasks.create_task(self._acknowledgement.run())
 
     async def close(self) -> None:
-        """Waits until Redis has acknowledged all ends, as long as it is there; to be called while `run` goes on."""
+        """Waits until Redis has acknowledged all ends: for at most `redis.timeout_s`, and not while it is away.
+
+        To be called while `run` goes on: without it nothing is sent, and this returns at once. What is then
+        unacknowledged Redis learns from who closes our journal.
+        """
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        while self._membership.session is not None:
+        membership = self._membership
+        while asyncio.get_running_loop().time() < deadline:
+            if membership.presence is Presence.JOINING:
+                await membership.settled(deadline)
+            if membership.session is None:
+                return
             self._flush()
             answers = self._outbox.under_way()
-            left_s = deadline - asyncio.get_running_loop().time()
-            if not answers or left_s <= 0:
+            if answers:
+                left_s = deadline - asyncio.get_running_loop().time()
+                await asyncio.wait(answers, timeout=left_s)
+            elif self._acknowledgement.is_whole:
                 return
-            await asyncio.wait(answers, timeout=left_s)
+            else:
+                await membership.joined(deadline)
 
     async def _ask(self, session: Session, plan: Plan, demand: Demand) -> Sequence[int] | None:
         """The script's answer; None: ask again, of whoever is there then."""
@@ -169,7 +194,9 @@ class RedisLimiter:
             raise HelixError(ErrorKind.OVERLOADED, message, retry_after_s=1)
         # What has ended makes room for what asks after it.
         self._outbox.send(self._send)
-        reservation = plan.reservation(session.epoch, demand.tokens, demand.tokens_bound, demand.cost_bound)
+        reservation = plan.reservation(
+            session.epoch, demand.tokens, demand.tokens_bound, demand.cost_bound, whose(demand)
+        )
         answer = session.admit(demand.call_id, reservation)
         self._asking[answer] = demand.call_id
         try:

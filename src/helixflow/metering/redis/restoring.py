@@ -51,6 +51,11 @@ class Restoration:
         # Of the join that Redis has acknowledged last: what is leased is leased to it.
         self.generation = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Something was packed that Redis has not acknowledged."""
+        return self._doubt is not None
+
     def pack(self, epoch: str, generation: int, before: int) -> Luggage:
         spent: Counter[str] = Counter()
         ended: list[Ended] = []

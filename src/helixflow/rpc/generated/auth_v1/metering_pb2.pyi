@@ -219,19 +219,25 @@ class ResolvePoliciesResponse(_message.Message):
 
     LIMITS_FIELD_NUMBER: _builtins.int
     BUDGETS_FIELD_NUMBER: _builtins.int
+    PREDECESSORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyLimit]: ...
     @_builtins.property
     def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyBudget]: ...
+    @_builtins.property
+    def predecessors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys that `key_id` was rotated from, in no order: what is on them holds for it, with the same counters."""
+
     def __init__(
         self,
         *,
         limits: _abc.Iterable[Global___PolicyLimit] | None = ...,
         budgets: _abc.Iterable[Global___PolicyBudget] | None = ...,
+        predecessors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "limits", b"limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "limits", b"limits", "predecessors", b"predecessors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

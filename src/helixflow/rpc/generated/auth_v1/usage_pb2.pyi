@@ -561,6 +561,7 @@ class PriceEntry(_message.Message):
     VALID_TO_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """What ledger rows keep: made of the rates."""
     subject_kind: _builtins.str
@@ -572,6 +573,8 @@ class PriceEntry(_message.Message):
     source: _builtins.str
     """`set` (by an operator), `genai-prices` (with its release), `default`."""
     created_at: _builtins.int
+    id: _builtins.str
+    """Empty for those that nobody has set."""
     @_builtins.property
     def rates(self) -> Global___Rates: ...
     def __init__(
@@ -585,10 +588,11 @@ class PriceEntry(_message.Message):
         valid_to: _builtins.int = ...,
         source: _builtins.str = ...,
         created_at: _builtins.int = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "rates", b"rates", "source", b"source", "subject", b"subject", "subject_kind", b"subject_kind", "valid_from", b"valid_from", "valid_to", b"valid_to", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "rates", b"rates", "source", b"source", "subject", b"subject", "subject_kind", b"subject_kind", "valid_from", b"valid_from", "valid_to", b"valid_to", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,6 +702,29 @@ class SetPriceRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetPriceRequest: _TypeAlias = SetPriceRequest  # noqa: Y015
+
+@_typing.final
+class EndPriceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    at: _builtins.int
+    """0: now."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndPriceRequest: _TypeAlias = EndPriceRequest  # noqa: Y015
 
 @_typing.final
 class CheckRatingRequest(_message.Message):

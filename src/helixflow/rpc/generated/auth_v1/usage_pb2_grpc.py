@@ -105,6 +105,11 @@ class UsageServiceStub:
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.SetPriceRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.FromString,
                 _registered_method=True)
+        self.EndPrice = channel.unary_unary(
+                '/helixflow.auth.v1.UsageService/EndPrice',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.EndPriceRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.FromString,
+                _registered_method=True)
         self.CheckRating = channel.unary_stream(
                 '/helixflow.auth.v1.UsageService/CheckRating',
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.CheckRatingRequest.SerializeToString,
@@ -220,6 +225,14 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndPrice(self, request, context):
+        """Ends a price that was set, at a moment that is not past. One that has not begun by then is withdrawn: it is deleted,
+        and what it would have ended goes on. Answers what it is then; one that was withdrawn ends where it begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckRating(self, request, context):
         """Rates rows again by the price that they were rated with (or with `current`: that holds for their moment now) and
         says what differs. Changes nothing.
@@ -319,6 +332,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
             'SetPrice': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPrice,
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.SetPriceRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.SerializeToString,
+            ),
+            'EndPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndPrice,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.EndPriceRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.SerializeToString,
             ),
             'CheckRating': grpc.unary_stream_rpc_method_handler(
@@ -719,6 +737,33 @@ class UsageService:
             target,
             '/helixflow.auth.v1.UsageService/SetPrice',
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.SetPriceRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.auth.v1.UsageService/EndPrice',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.EndPriceRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.PriceEntry.FromString,
             options,
             channel_credentials,

@@ -56,6 +56,10 @@ class UsageServiceStub:
     GetPrice: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetPriceRequest, _usage_pb2.PriceEntry]
     SetPrice: _grpc.UnaryUnaryMultiCallable[_usage_pb2.SetPriceRequest, _usage_pb2.PriceEntry]
     """Sets a price from a moment on; an open-ended one before it ends there. 422 when validities would overlap."""
+    EndPrice: _grpc.UnaryUnaryMultiCallable[_usage_pb2.EndPriceRequest, _usage_pb2.PriceEntry]
+    """Ends a price that was set, at a moment that is not past. One that has not begun by then is withdrawn: it is deleted,
+    and what it would have ended goes on. Answers what it is then; one that was withdrawn ends where it begins.
+    """
     CheckRating: _grpc.UnaryStreamMultiCallable[_usage_pb2.CheckRatingRequest, _usage_pb2.CheckRatingResponse]
     """Rates rows again by the price that they were rated with (or with `current`: that holds for their moment now) and
     says what differs. Changes nothing.
@@ -90,6 +94,10 @@ class UsageServiceAsyncStub(UsageServiceStub):
     GetPrice: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetPriceRequest, _usage_pb2.PriceEntry]  # type: ignore[assignment]
     SetPrice: _aio.UnaryUnaryMultiCallable[_usage_pb2.SetPriceRequest, _usage_pb2.PriceEntry]  # type: ignore[assignment]
     """Sets a price from a moment on; an open-ended one before it ends there. 422 when validities would overlap."""
+    EndPrice: _aio.UnaryUnaryMultiCallable[_usage_pb2.EndPriceRequest, _usage_pb2.PriceEntry]  # type: ignore[assignment]
+    """Ends a price that was set, at a moment that is not past. One that has not begun by then is withdrawn: it is deleted,
+    and what it would have ended goes on. Answers what it is then; one that was withdrawn ends where it begins.
+    """
     CheckRating: _aio.UnaryStreamMultiCallable[_usage_pb2.CheckRatingRequest, _usage_pb2.CheckRatingResponse]  # type: ignore[assignment]
     """Rates rows again by the price that they were rated with (or with `current`: that holds for their moment now) and
     says what differs. Changes nothing.
@@ -205,6 +213,16 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.PriceEntry, _abc.Awaitable[_usage_pb2.PriceEntry]]:
         """Sets a price from a moment on; an open-ended one before it ends there. 422 when validities would overlap."""
+
+    @_abc_1.abstractmethod
+    def EndPrice(
+        self,
+        request: _usage_pb2.EndPriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.PriceEntry, _abc.Awaitable[_usage_pb2.PriceEntry]]:
+        """Ends a price that was set, at a moment that is not past. One that has not begun by then is withdrawn: it is deleted,
+        and what it would have ended goes on. Answers what it is then; one that was withdrawn ends where it begins.
+        """
 
     @_abc_1.abstractmethod
     def CheckRating(

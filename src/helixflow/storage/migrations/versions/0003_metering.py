@@ -118,6 +118,7 @@ def _create_prices() -> None:
         sa.Column("price_version", sa.Text, nullable=False),
         sa.Column("valid_from", sa.BigInteger, nullable=False),
         sa.Column("valid_to", sa.BigInteger),
+        sa.Column("ended_by", sa.Text),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_prices"),
         sa.ForeignKeyConstraint(["price_version"], ["price_versions.version"], name="fk_prices_price_version"),
