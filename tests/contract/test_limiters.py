@@ -60,8 +60,8 @@ class TestRates:
     async def test_nobody_gets_more_than_burst_and_rate_and_who_never_stops_gets_all(
         self, limiter: Bench, caller: Caller
     ) -> None:
-        # A burst of two seconds: were nobody to ask for longer, some of it would be lost.
-        value, burst = 6_000, 200
+        # A burst of a fifth of a second: were nobody to ask for longer, some of it would be lost.
+        value, burst = 6_000, 20
         applying = policies(limit(Metric.REQUESTS_PER_MINUTE, value, burst=burst))
         began = await limiter.now_us()
         await caller.admit(caller.demand(applying))

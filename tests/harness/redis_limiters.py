@@ -19,7 +19,12 @@ class RedisBench:
         self.ledger = FakeLedger(lambda: self.position)
         self._redis = server.client()
         self.limiter = RedisLimiter(
-            server.settings(), self.ledger, self.clock, journal_id=JOURNAL, position=lambda: self.position
+            server.settings(),
+            self.ledger,
+            self.clock,
+            journal_id=JOURNAL,
+            position=lambda: self.position,
+            acknowledge=lambda _: None,
         )
 
     async def pass_time(self, seconds: float) -> None:

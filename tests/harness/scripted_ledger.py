@@ -90,7 +90,8 @@ class ScriptedLedger(metering_pb2_grpc.MeteringServiceServicer):
 
 
 @asynccontextmanager
-async def serving(ledger: ScriptedLedger, socket: Path, identity: ServiceIdentity | None = None) -> AsyncIterator[None]:
+async def serving(
+    ledger: metering_pb2_grpc.MeteringServiceServicer, socket: Path, identity: ServiceIdentity | None = None) -> AsyncIterator[None]:
     """The ledger is up. With `identity` as our own services are, else without TLS."""
     if identity is not None:
         server = create_server(identity, {SERVICE: frozenset({"shipper"})})

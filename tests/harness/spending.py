@@ -54,6 +54,8 @@ class Spender:
     # All settlements that it journalled, as a shipper finds them.
     settlements: list[Settlement] = field(default_factory=list)
     cost: int = 0
+    # Up to where Redis needs nothing of its journal.
+    acknowledged: int = 0
     _task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -65,7 +67,12 @@ class Spender:
         def position() -> int:
             return spender.position
 
-        limiter = RedisLimiter(settings, ledger, SystemClock(), journal_id=journal_id, position=position)
+        def acknowledge(position: int) -> None:
+            spender.acknowledged = position
+
+        limiter = RedisLimiter(
+            settings, ledger, SystemClock(), journal_id=journal_id, position=position, acknowledge=acknowledge
+        )
         spender = cls(ledger, limiter, journal_id)
         return spender
 

@@ -79,8 +79,12 @@ def _applying(table: Table) -> ColumnElement[bool]:
 def _parts(sort: int, table: Table, columns: Sequence[ColumnElement[Any]]) -> "list[Select[Any]]":
     """Those on what the caller is in; and apart, for the same index to serve both, those on the chain of its key."""
     found = select(literal(sort, Integer), table.c.id, table.c.scope, table.c.subject_id, *columns)
-    on_key = and_(table.c.organisation_id == _ORGANISATION, table.c.scope == Scope.KEY.value)
-    return [found.where(_applying(table)), found.join(_CHAIN, table.c.subject_id == _CHAIN.c.id).where(on_key)]
+    on_key = and_(
+        table.c.organisation_id == _ORGANISATION,
+        table.c.scope == Scope.KEY.value,
+        table.c.subject_id.in_(select(_CHAIN.c.id)),
+    )
+    return [found.where(_applying(table)), found.where(on_key)]
 
 
 _CHAIN: Final = with_predecessors(_KEY)

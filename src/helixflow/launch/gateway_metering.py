@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import grpc
@@ -15,6 +16,7 @@ from helixflow.metering.admission import Limiter
 from helixflow.metering.collector import MeteringCollector
 from helixflow.metering.demand import Estimator, ModelPlan
 from helixflow.metering.deployments import deployment_refs
+from helixflow.metering.journal.acknowledged import write_acknowledged
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.ledger_client import LedgerClient
 from helixflow.metering.memory_limiter import MemoryLimiter
@@ -116,6 +118,7 @@ class GatewayMetering:
                 self._clock,
                 journal_id=self.journal.journal_id,
                 position=self._settled_to,
+                acknowledge=partial(write_acknowledged, self.journal.folder),
             )
         return MemoryLimiter(
             self._ledger,

@@ -67,7 +67,14 @@ async def serve(settings: Settings, arguments: ChildArguments) -> None:
     quarantine = settings.journal_dir / QUARANTINE_NAME
     closer = await asyncio.to_thread(RedisJournalCloser, settings.redis) if settings.redis.url else None
     channel = create_channel(socket_path(settings.run_dir, "control"), identity, "auth")
-    office = Office(node_id, LedgerClient(channel), closer, quarantine, settings.metering.ship_interval_s)
+    office = Office(
+        node_id,
+        LedgerClient(channel),
+        closer,
+        quarantine,
+        settings.metering.ship_interval_s,
+        settings.gateway.request_timeout_s,
+    )
     shipper = Shipper(settings.journal_dir, office)
     shipping = asyncio.create_task(shipper.run(), name="shipping")
     tasks = [

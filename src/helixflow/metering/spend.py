@@ -1,7 +1,7 @@
 """What budgets have spent already, as the ledger knows it: where limiters begin to count."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -19,6 +19,10 @@ class BudgetPeriod(Struct, frozen=True):
     def counter(self) -> str:
         """Its name in holds, see `metering.admission`."""
         return f"b:{self.budget.id}:{self.from_ms}"
+
+
+# In place of a node: an administrator has given the journal up, and any node's shipper closes it as lost.
+ABANDONED: Final = "abandoned"
 
 
 class OpenJournal(Struct, frozen=True):

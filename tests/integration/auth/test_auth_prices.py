@@ -167,6 +167,84 @@ async def test_a_price_without_end_ends_where_the_next_one_begins(auth: Installa
     assert first.version in records[1].before and records[0].before == ""
 
 
+async def end(auth: Installation, caller: Person, price: pb.PriceEntry, at: int = 0) -> pb.PriceEntry:
+    ended = await auth.call(caller, "EndPrice", pb.EndPriceRequest(id=price.id, at=at))
+    assert isinstance(ended, pb.PriceEntry)
+    return ended
+
+
+async def test_a_price_that_holds_is_ended(auth: Installation, operator: Person) -> None:
+    made = await put(auth, operator, "fast", input="1")
+    assert made.id
+    auth.clock.advance(60)
+    later = auth.now + DAY
+    async with refused(ErrorKind.UNPROCESSABLE, "at"):
+        await end(auth, operator, made, at=auth.now - 1)
+    expected = pb.PriceEntry()
+    expected.CopyFrom(made)
+    for at in (later, auth.now + 3600, 0):
+        expected.valid_to = at or auth.now
+        assert await end(auth, operator, made, at=at) == expected
+        # What it costs after that is what it cost before.
+        assert (await show(auth, operator, "fast/llama_cpp-0", expected.valid_to)).source == "default"
+        assert (await show(auth, operator, "fast/llama_cpp-0", expected.valid_to - 1)) == expected
+    assert [(begun, ended) for begun, ended, _ in (await resolve(auth, "fast/llama_cpp-0"))["fast/llama_cpp-0"]] == [
+        (0, 0)
+    ]
+    async with refused(ErrorKind.CONFLICT):
+        await end(auth, operator, made)
+    assert await auth.told() == [(CHANGE_KIND_PRICES, "", "")] * 4
+    first, *_ = await auth.audited("", action="end_price", outcome="done")
+    assert first.target_id == "fast" and '"valid_to":null' in first.before and f'"valid_to":{later}' in first.after
+
+
+async def test_a_price_that_has_not_begun_is_withdrawn_and_the_one_before_it_goes_on(
+    auth: Installation, operator: Person
+) -> None:
+    first = await put(auth, operator, "fast", input="1")
+    second = await put(auth, operator, "fast", input="2", valid_from=auth.now + DAY)
+    third = await put(auth, operator, "fast", input="3", valid_from=auth.now + 2 * DAY, valid_to=auth.now + 3 * DAY)
+    withdrawn = await end(auth, operator, second)
+    assert (withdrawn.id, withdrawn.valid_from, withdrawn.valid_to) == (second.id, auth.now + DAY, auth.now + DAY)
+    assert (await show(auth, operator, "fast")).valid_to == third.valid_from
+    await end(auth, operator, third, at=third.valid_from - 1)
+    assert await show(auth, operator, "fast") == first
+    assert (await resolve(auth, "fast/llama_cpp-0"))["fast/llama_cpp-0"][0][:2] == (0, 0)
+    assert len(await auth.rows(prices)) == 1
+    # What was said of it can still be looked up, by its version and in the log.
+    assert (await show(auth, operator, second.version)).rates.input == "2.00"
+    *_, record = await auth.audited("", action="end_price")
+    assert '"valid_from"' in record.before and not record.after
+    # One that ends by itself, or was ended by hand, is not prolonged.
+    await end(auth, operator, first, at=auth.now + DAY)
+    last = await put(auth, operator, "fast", input="4", valid_from=auth.now + DAY)
+    await end(auth, operator, last)
+    assert (await show(auth, operator, "fast")).valid_to == auth.now + DAY
+
+
+async def test_a_price_that_is_to_come_may_be_shortened(auth: Installation, operator: Person) -> None:
+    made = await put(auth, operator, "fast", valid_from=auth.now + DAY, valid_to=auth.now + 3 * DAY)
+    assert (await end(auth, operator, made, at=auth.now + 2 * DAY)).valid_to == auth.now + 2 * DAY
+    async with refused(ErrorKind.UNPROCESSABLE, "at"):
+        await end(auth, operator, made, at=auth.now + 2 * DAY)
+    async with refused(ErrorKind.UNPROCESSABLE, "at"):
+        await end(auth, operator, made, at=2**40)
+
+
+async def test_only_operators_end_prices_that_are_there(auth: Installation, operator: Person) -> None:
+    owner = await auth.add_person(await auth.add_organisation(), roles={"": "owner"})
+    made = await put(auth, operator, "fast")
+    async with refused(ErrorKind.PERMISSION_DENIED):
+        await end(auth, owner, made)
+    async with refused(ErrorKind.NOT_FOUND, "id"):
+        await end(auth, operator, pb.PriceEntry(id="price_none"))
+    unset = await show(auth, operator, "large/openai-0")
+    assert not unset.id
+    async with refused(ErrorKind.NOT_FOUND, "id"):
+        await end(auth, operator, unset)
+    assert await show(auth, operator, "fast") == made
+
+
 async def test_validities_do_not_overlap(auth: Installation, operator: Person) -> None:
     now = auth.now
     await put(auth, operator, "fast", valid_from=now + 100, valid_to=now + 200)

@@ -12,6 +12,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.policies import DAY_MS, Period, period_bounds
 from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
 from helixflow.storage.engine import Database
+from tests.harness.auth import Installation
 from tests.harness.ledger import JOURNAL, NODE, NOW, NOW_MS, OTHER_JOURNAL, make_row, ship
 
 TODAY = NOW_MS // DAY_MS
@@ -30,12 +31,15 @@ def query(**changes: Any) -> pb.SpendQuery:
 
 async def test_spend_is_of_the_subject_and_period_and_in_the_order_asked_for(database: Database) -> None:
     ledger = Ledger(database, FakeClock(float(NOW)))
+    auth = Installation(database)
+    organisation = await auth.add_organisation()
+    key, _ = await auth.add_key(organisation, await auth.add_project(organisation))
     rows = [
         make_row(1),
         make_row(2, project_id="proj_2", cost=100),
         make_row(3, organisation_id="org_2", cost=1000),
         make_row(4, admitted_at_ms=NOW_MS - 20 * DAY_MS, cost=10_000),
-        make_row(5, admitted_at_ms=NOW_MS - 40 * DAY_MS, cost=2**53, key_id="key_2"),
+        make_row(5, admitted_at_ms=NOW_MS - 40 * DAY_MS, cost=2**53, key_id=key),
     ]
     await ledger.ship_records(ship(list(enumerate(rows, 1)), position=77))
     await ledger.ship_records(ship([], journal_id=OTHER_JOURNAL, position=5, closes=True))
@@ -48,8 +52,8 @@ async def test_spend_is_of_the_subject_and_period_and_in_the_order_asked_for(dat
                 query(from_ms=day_from, to_ms=day_to),
                 query(from_ms=day_from, to_ms=day_to, unit=pb.BUDGET_UNIT_TOKENS),
                 query(scope=pb.SCOPE_PROJECT, subject_id="proj_2"),
-                query(scope=pb.SCOPE_KEY, subject_id="key_2"),
-                query(scope=pb.SCOPE_KEY, subject_id="key_2", organisation_id="org_2"),
+                query(scope=pb.SCOPE_KEY, subject_id=key),
+                query(scope=pb.SCOPE_KEY, subject_id=key, organisation_id="org_2"),
                 query(scope=pb.SCOPE_INSTALLATION, subject_id="", organisation_id="", from_ms=day_from, to_ms=day_to),
             ]
         )
@@ -84,7 +88,7 @@ async def test_a_question_reads_a_range_of_the_primary_key(database: Database) -
     for scope, subject in ((pb.SCOPE_ORGANISATION, "org_1"), (pb.SCOPE_PROJECT, "p"), (pb.SCOPE_KEY, "k")):
         async with database.reading() as connection:
             on_sqlite = connection.dialect.name == "sqlite"
-            statement = spend_query(query(scope=scope, subject_id=subject, **bounds))
+            statement = spend_query([query(scope=scope, subject_id=subject, **bounds)])
             compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
             if not on_sqlite:
                 await connection.execute(text("SET LOCAL enable_seqscan = off"))

@@ -9,7 +9,7 @@ from helixflow.auth.thresholds import BudgetThresholds
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.policies import Period, Scope, Unit
-from helixflow.rpc.generated.auth_v1 import admin_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, metering_pb2
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_POLICIES
 from helixflow.storage.engine import Database
@@ -283,11 +283,36 @@ async def test_events_stay_after_their_budget_and_go_with_time(books: Books) -> 
     assert not await books.rows(budget_events)
 
 
-async def test_a_successor_of_a_key_has_its_budgets(books: Books) -> None:
+async def test_a_budget_of_a_key_goes_on_when_it_is_rotated(books: Books) -> None:
     ada = await books.owner()
-    project = await books.add_project(ada.organisation_id)
-    key, _ = await books.add_key(ada.organisation_id, project, owner_id=ada.id, scopes=["models:use"])
-    await books.make(ada, scope=Scope.KEY.value, subject_id=key, cap="3", thresholds=[10])
-    rotated = await books.call(ada, "RotateKey", admin_pb2.RotateKeyRequest(id=key))
-    (copy,) = await books.rows(budgets, subject_id=rotated.key.id)
-    assert (copy.cap, copy.thresholds, copy.version) == (3 * NANOS, [10], 1)
+    mine = ada.organisation_id
+    project = await books.add_project(mine)
+    keys = [(await books.add_key(mine, project, owner_id=ada.id, scopes=["models:use"]))[0] for _ in range(2)]
+    (first, other) = keys
+    total = await books.make(ada, scope=Scope.KEY.value, subject_id=first, period=TOTAL, cap="3", thresholds=[100])
+    apart = await books.make(ada, scope=Scope.KEY.value, subject_id=other, period=TOTAL, cap="3", thresholds=[100])
+    await books.spend(mine, 1, project_id=project, key_id=first)
+    rotated = await books.call(ada, "RotateKey", admin_pb2.RotateKeyRequest(id=first, overlap_s=3600))
+    second = str(rotated.key.id)
+    assert len(await books.rows(budgets)) == 2
+    wanted = metering_pb2.ResolvePoliciesRequest(organisation_id=mine, key_id=second)
+    (found,) = (await books.metering.ResolvePolicies(wanted, None)).budgets  # type: ignore[arg-type]
+    assert (found.id, found.subject_id, found.cap) == (total.id, first, 3 * NANOS)
+    later = await books.make(ada, scope=Scope.KEY.value, subject_id=second, period=TOTAL, cap="3", thresholds=[100])
+    for key in (first, second, other):
+        await books.spend(mine, 0.5, project_id=project, key_id=key)
+    third = str((await books.call(ada, "RotateKey", admin_pb2.RotateKeyRequest(id=second))).key.id)
+    await books.spend(mine, 1, project_id=project, key_id=third)
+    listed = (await books.call(ada, "ListBudgets", pb.ListPoliciesRequest())).budgets
+    assert {budget.id: budget.spent for budget in listed} == {total.id: "3.00", later.id: "1.50", apart.id: "0.50"}
+    assert (await books.call(ada, "GetBudget", admin_pb2.GetRequest(id=total.id))).spent == "3.00"
+    of_third = (await books.call(ada, "ListBudgets", pb.ListPoliciesRequest(subject_id=third))).budgets
+    assert {budget.id for budget in of_third} == {total.id, later.id}
+    await books.thresholds.look()
+    assert await books.events(ada) == [(100, "3.00")]
+    spend = [
+        metering_pb2.SpendQuery(scope=Scope.KEY.value, subject_id=key, organisation_id=mine, unit=MONEY)  # type: ignore[arg-type]
+        for key in (first, second, third, other)
+    ]
+    answer = await books.metering.ledger.read_spend(metering_pb2.ReadSpendRequest(queries=spend))
+    assert list(answer.spent) == [3 * NANOS, 3 * NANOS // 2, NANOS, NANOS // 2]

@@ -296,19 +296,59 @@ async def test_pages_have_the_newest_first(auth: Installation) -> None:
         await listed(auth, ada, scope=9)
 
 
-async def test_a_successor_of_a_key_has_its_limits(auth: Installation) -> None:
+async def rotate(auth: Installation, caller: Person, key: str, overlap_s: int = 0) -> str:
+    """The id of its successor."""
+    rotated = await auth.call(caller, "RotateKey", admin_pb2.RotateKeyRequest(id=key, overlap_s=overlap_s))
+    return str(rotated.key.id)
+
+
+async def resolved(auth: Installation, organisation: str, **request: str) -> metering_pb2.ResolvePoliciesResponse:
+    wanted = metering_pb2.ResolvePoliciesRequest(organisation_id=organisation, **request)
+    return await auth.metering.ResolvePolicies(wanted, None)  # type: ignore[arg-type]
+
+
+async def test_limits_of_a_key_hold_for_all_that_it_is_rotated_to(auth: Installation) -> None:
+    ada, root = await owner(auth), await operator(auth)
+    mine = ada.organisation_id
+    project = await auth.add_project(mine)
+    first, _ = await auth.add_key(mine, project, owner_id=ada.id, scopes=["models:use"])
+    other, _ = await auth.add_key(mine, project, owner_id=ada.id, scopes=["models:use"])
+    own = await make(auth, ada, on(Scope.KEY, first, model="m", burst=7))
+    imposed = await make(auth, root, on(Scope.KEY, first, imposed=True, organisation_id=mine))
+    await make(auth, ada, on(Scope.KEY, other))
+    second = await rotate(auth, ada, first, overlap_s=3600)
+    third = await rotate(auth, ada, second)
+    on_third = await make(auth, ada, on(Scope.KEY, third))
+    assert len(await auth.rows(limits)) == 4
+    of = {first: {own.id, imposed.id}, second: {own.id, imposed.id}, third: {own.id, imposed.id, on_third.id}}
+    predecessors = {first: set[str](), second: {first}, third: {first, second}}
+    for key, expected in of.items():
+        answer = await resolved(auth, mine, project_id=project, user_id=ada.id, key_id=key)
+        assert {limit.id for limit in answer.limits} == expected
+        assert {limit.subject_id for limit in answer.limits} <= {first, third}
+        assert set(answer.predecessors) == predecessors[key]
+        assert await listed(auth, ada, subject_id=key) == expected
+        assert await listed(auth, ada, subject_id=key, scope=Scope.KEY.value) == expected
+    # An organisation with the same key in its question has nothing to do with it.
+    assert not (await resolved(auth, root.organisation_id, key_id=third)).limits
+
+
+async def test_limits_of_a_key_live_as_long_as_what_it_was_rotated_to(auth: Installation) -> None:
     ada = await owner(auth)
     project = await auth.add_project(ada.organisation_id)
-    key, _ = await auth.add_key(ada.organisation_id, project, owner_id=ada.id, scopes=["models:use"])
-    await make(auth, ada, on(Scope.KEY, key, model="m", burst=7))
-    rotated = await auth.call(ada, "RotateKey", admin_pb2.RotateKeyRequest(id=key, overlap_s=3600))
-    (copy,) = await auth.rows(limits, subject_id=rotated.key.id)
-    assert (copy.model, copy.value, copy.burst, copy.version) == ("m", 60, 7, 1)
-    # The old one goes with its key, but not before that has ended.
-    await prune_policies(auth.database, auth.now)
-    assert len(await auth.rows(limits)) == 2
+    first, _ = await auth.add_key(ada.organisation_id, project, owner_id=ada.id, scopes=["models:use"])
+    on_first = await make(auth, ada, on(Scope.KEY, first))
+    second = await rotate(auth, ada, first, overlap_s=3600)
+    on_second = await make(auth, ada, on(Scope.KEY, second))
+    third = await rotate(auth, ada, second)
     await prune_policies(auth.database, auth.now + 3600)
-    assert [row.id for row in await auth.rows(limits)] == [copy.id]
+    assert {row.id for row in await auth.rows(limits)} == {on_first.id, on_second.id}
+    # The first one still works for a while: what is on the second one does not hold for it.
+    await auth.call(ada, "RevokeKey", admin_pb2.ChangeRequest(id=third))
+    await prune_policies(auth.database, auth.now)
+    assert [row.id for row in await auth.rows(limits)] == [on_first.id]
+    await prune_policies(auth.database, auth.now + 3600)
+    assert not await auth.rows(limits)
 
 
 async def test_limits_end_with_what_they_are_on(auth: Installation) -> None:
@@ -356,11 +396,7 @@ async def test_what_applies_to_somebody_is_all_that_is_on_them(auth: Installatio
         pb.CreateBudgetRequest(scope=ORGANISATION, unit=1, period=2, cap="12.5"),  # type: ignore[arg-type]
     )
 
-    async def resolved(**request: str) -> metering_pb2.ResolvePoliciesResponse:
-        wanted = metering_pb2.ResolvePoliciesRequest(organisation_id=mine, **request)
-        return await auth.metering.ResolvePolicies(wanted, None)  # type: ignore[arg-type]
-
-    found = await resolved(project_id=project, user_id=ada.id, key_id=key)
+    found = await resolved(auth, mine, project_id=project, user_id=ada.id, key_id=key)
     everybody = {on_installation.id, imposed.id, own.id}
     assert {limit.id for limit in found.limits} == everybody | {on_project.id, on_user.id, on_key.id}
     (kept,) = (limit for limit in found.limits if limit.id == own.id)
@@ -369,7 +405,7 @@ async def test_what_applies_to_somebody_is_all_that_is_on_them(auth: Installatio
     )
     (of_money,) = found.budgets
     assert (of_money.id, of_money.cap, of_money.subject_id) == (budget.id, 12_500_000_000, mine)
-    assert {limit.id for limit in (await resolved(project_id=other)).limits} > everybody
-    assert {limit.id for limit in (await resolved()).limits} == everybody
+    assert {limit.id for limit in (await resolved(auth, mine, project_id=other)).limits} > everybody
+    assert {limit.id for limit in (await resolved(auth, mine)).limits} == everybody
     async with refused(ErrorKind.INVALID_VALUE, "organisation_id"):
         await auth.metering.ResolvePolicies(metering_pb2.ResolvePoliciesRequest(), None)  # type: ignore[arg-type]

@@ -64,6 +64,19 @@ def test_prices_are_listed_set_and_shown(at_node: Run) -> None:
     assert (overlapping.code, overlapping.out) == (1, "") and "Another price holds until" in overlapping.err
 
 
+def test_prices_are_ended_and_withdrawn(at_node: Run) -> None:
+    planned = shown(at_node, "prices", "set", "--deployment", "other/openai-0", "--input", "1", "--from", "30d")
+    assert planned["id"] in at_node("prices", "list", "--subject", "other/openai-0").out
+    shortened = at_node("prices", "end", planned["id"], "--at", "60d")
+    assert shortened.code == 0 and f"{planned['id']}, the price of other/openai-0, ends " in shortened.out
+    withdrawn = at_node("prices", "end", planned["id"])
+    assert withdrawn.code == 0 and f"withdrew {planned['id']}" in withdrawn.out
+    gone = at_node("prices", "end", planned["id"])
+    assert (gone.code, gone.out) == (1, "") and "There is no price" in gone.err
+    past = at_node("prices", "end", planned["id"], "--at", "2020-01-01")
+    assert past.code == 2 and "lies in the past" in past.err
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -34,8 +34,10 @@ ENTRY = pb.PriceEntry(
     valid_from=1_763_837_100,
     source="set",
     created_at=1_763_837_000,
+    id="price_1",
 )
 SHOWN = {
+    "id": "price_1",
     "price_version": "9f86d081884c7d65",
     "subject_kind": "model",
     "subject": "gpt-4o",
@@ -105,6 +107,7 @@ async def test_prices_are_listed_and_looked_up_at_a_moment(api: httpx2.AsyncClie
     auth.answers["ListPrices"] = pb.ListPricesResponse(prices=[unset, ENTRY], next_cursor="unset-1")
     listed = (await api.get("/prices", params={"subject": "gpt-4o", "limit": 2})).json()
     assert [price["valid_from"] for price in listed["data"]] == [None, SHOWN["valid_from"]]
+    assert listed["data"][0]["id"] is None
     assert listed["data"][1] == SHOWN and listed["next_cursor"] == "unset-1"
     assert auth.last.request == pb.ListPricesRequest(subject="gpt-4o", page_size=2)
     await api.get("/prices", params={"cursor": "unset-1"})
@@ -115,6 +118,17 @@ async def test_prices_are_listed_and_looked_up_at_a_moment(api: httpx2.AsyncClie
     assert auth.last.request == pb.GetPriceRequest(subject="gpt-4o/openai-0", at=1_798_761_600)
     missing = await api.get("/prices/current")
     assert (missing.status_code, missing.json()["errors"][0]["param"]) == (422, "subject")
+
+
+async def test_a_price_is_ended_at_a_moment_or_now(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:
+    auth.answers["EndPrice"] = ENTRY
+    ended = await api.delete("/prices/price_1", params={"at": "2027-01-01T00:00:00Z"})
+    assert (ended.status_code, ended.json()) == (200, SHOWN)
+    assert auth.last.request == pb.EndPriceRequest(id="price_1", at=1_798_761_600)
+    await api.delete("/prices/price_1")
+    assert auth.last.request == pb.EndPriceRequest(id="price_1")
+    auth.answers["EndPrice"] = HelixError(ErrorKind.CONFLICT, "This price has ended already.")
+    assert (await api.delete("/prices/price_1")).status_code == 409
 
 
 async def test_the_check_of_the_rating_comes_line_by_line(api: httpx2.AsyncClient, auth: ScriptedAuth) -> None:

@@ -92,7 +92,7 @@ async def test_parallel_requests_are_counted_over_all_gateways_also_dead_ones(se
         await first.die()
         with pytest.raises(Refusal):
             await second.admit(policies)
-        await RedisJournalCloser(server.settings()).close(first.journal_id, first.interrupt(lambda _: 0))
+        await RedisJournalCloser(server.settings()).settle(first.journal_id, first.interrupt(lambda _: 0))
         for _ in range(2):
             await second.admit(policies)
         with pytest.raises(Refusal):

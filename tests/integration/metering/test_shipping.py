@@ -12,10 +12,12 @@ from structlog.testing import capture_logs
 
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.admission import Settlement
+from helixflow.metering.journal.acknowledged import write_acknowledged
 from helixflow.metering.journal.segments import list_segments
 from helixflow.metering.ledger_client import LedgerClient
 from helixflow.metering.shipping import delivery
 from helixflow.metering.shipping import shipper as shipper_module
+from helixflow.metering.shipping.closing import LostCall
 from helixflow.metering.shipping.extent import measure
 from helixflow.metering.shipping.journal import Office
 from helixflow.metering.shipping.shipper import Shipper
@@ -26,21 +28,36 @@ from tests.harness.scripted_ledger import Book, ScriptedLedger, serving
 NODE = "00112233aabbccdd"
 INTERVAL_S = 0.02
 HOLDS = (("b:1:0", 500),)
+# The cost of calls that `Closer` keeps back.
+LEASED = 44
+TIMEOUT_S = 600.0
 
 
 class Closer:
     """What a limiter that outlives gateways is told; `failures` times it cannot be reached."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, held: Sequence[LostCall] = ()) -> None:
         self.failures = failures
+        self.held = list(held)
+        # What it was told of each journal; of those that were closed the last word.
+        self.settled: dict[str, list[Settlement]] = {}
+        self.most_at_once = 0
         self.closed: dict[str, Sequence[Settlement]] = {}
         self.lost: list[str] = []
+
+    async def settle(self, journal_id: str, settlements: Sequence[Settlement]) -> list[Settlement]:
+        self.most_at_once = max(self.most_at_once, len(settlements))
+        self.settled.setdefault(journal_id, []).extend(settlements)
+        return [settlement for settlement in settlements if settlement.cost == LEASED]
 
     async def close(self, journal_id: str, settlements: Sequence[Settlement]) -> None:
         if self.failures:
             self.failures -= 1
             raise HelixError(ErrorKind.UNAVAILABLE, "Redis does not answer.")
         self.closed[journal_id] = list(settlements)
+
+    async def list_lost(self, journal_id: str) -> list[LostCall]:
+        return self.held
 
     async def close_lost(self, journal_id: str) -> None:
         self.lost.append(journal_id)
@@ -60,7 +77,7 @@ class Node:
         return WrittenJournal(self.root)
 
     def office(self, closer: Closer | None = None) -> Office:
-        return Office(NODE, self.client, closer, self.quarantine, INTERVAL_S)
+        return Office(NODE, self.client, closer, self.quarantine, INTERVAL_S, TIMEOUT_S)
 
     @asynccontextmanager
     async def shipping(self, closer: Closer | None = None) -> AsyncIterator[Shipper]:
@@ -266,7 +283,8 @@ async def test_a_shipper_that_is_killed_anywhere_repeats_nothing_and_loses_nothi
     closer = Closer()
     await up.drain(closer)
     assert sorted(up.calls()) == [call_id(number) for number in range(3000)]
-    assert len(closer.closed[journal.id]) == 3000
+    assert len(closer.settled[journal.id]) == 3000
+    assert [one.call_id for one in closer.closed[journal.id]] == [call_id(0)]
     assert not journal.folder.exists()
 
 
@@ -280,10 +298,70 @@ async def test_holds_of_a_dead_gateway_are_settled_before_its_journal_is_forgott
         assert closer.closed == {}
         journal.die()
         await eventually(lambda: not journal.folder.exists())
-    assert [(one.call_id, one.tokens, one.cost, one.holds) for one in closer.closed[journal.id]] == [
+    assert [(one.call_id, one.tokens, one.cost, one.holds) for one in closer.settled[journal.id]] == [
         (call_id(1), 8, 7, HOLDS),
-        (call_id(2), 7, 44, HOLDS),
+        (call_id(2), 7, LEASED, HOLDS),
     ]
+    assert closer.closed[journal.id] == closer.settled[journal.id][1:]
+
+
+async def test_a_long_journal_is_closed_some_calls_at_a_time(up: Node) -> None:
+    journal = up.journal()
+    for number in range(5000):
+        journal.write_call(number, holds=HOLDS)
+    journal.die()
+    closer = Closer()
+    await up.drain(closer)
+    assert len(closer.settled[journal.id]) == 5000
+    assert closer.most_at_once <= 2000
+
+
+async def test_what_a_shared_limiter_may_not_know_is_not_cut(up: Node) -> None:
+    journal = up.journal()
+    async with up.shipping(Closer()):
+        for number in range(1, 1000):
+            journal.write_call(number, holds=HOLDS)
+        await up.ledger.until(lambda: len(up.calls()) == 999)
+        # Cutting follows shipping: once this is there, it would have been done.
+        journal.write_call(1000)
+        await up.ledger.until(lambda: len(up.calls()) == 1000)
+        segments = list_segments(journal.folder)
+        assert len(segments) > 2
+        assert segments[0][0] == 0
+        # Half of it is known there.
+        middle = segments[len(segments) // 2][0]
+        write_acknowledged(journal.folder, middle)
+        await eventually(lambda: list_segments(journal.folder)[0][0] == middle)
+        write_acknowledged(journal.folder, journal.position)
+        await eventually(lambda: len(list_segments(journal.folder)) == 1)
+    journal.die()
+
+
+async def test_a_call_whose_settlement_cannot_be_read_does_not_keep_the_journal(up: Node) -> None:
+    journal = up.journal()
+    unreadable = journal.write(admitted(call_id(0)), progressed(call_id(0), 9, 90))
+    journal.write(settled(call_id(0)))
+    journal.write_call(1)
+    journal.damage(unreadable)
+    began_ms = admitted(call_id(0)).admitted_at_ms
+    async with up.shipping() as shipper:
+        await up.ledger.until(lambda: up.calls() == [call_id(1)])
+        # It may have its time, and a minute.
+        for number in range(2, 1000):
+            journal.write_call(number, admitted_at_ms=began_ms + 659_999)
+        await up.ledger.until(lambda: len(up.calls()) == 999)
+        assert list_segments(journal.folder)[0][0] == 0
+        journal.write_call(1000, admitted_at_ms=began_ms + 660_000)
+        await up.ledger.until(lambda: len(up.calls()) == 1001)
+        await eventually(lambda: len(list_segments(journal.folder)) == 1)
+        assert (await shipper.status(0)).interrupted == 1
+    (row,) = [row for row in up.ledger.rows if row.call_id == call_id(0)]
+    assert (row.outcome, row.cost, row.completion_tokens) == ("interrupted", 90, 9)
+    # The settlement comes after all, and another shipper reads all of it again.
+    journal.write(settled(call_id(0)))
+    journal.end()
+    await up.drain()
+    assert len(up.calls()) == len(set(up.calls())) == 1001
 
 
 async def test_a_journal_that_is_refused_is_kept_and_the_others_go_on(
@@ -353,35 +431,6 @@ async def test_what_was_reported_as_unreadable_is_not_reported_again(up: Node) -
         journal.end()
         await eventually(lambda: not journal.folder.exists())
     assert up.ledger.books[journal.id].quarantined == 1
-
-
-async def test_journals_that_are_gone_are_closed_and_charged_in_full(up: Node) -> None:
-    here = up.journal()
-    lost, elsewhere, closed = "a" * 24, "b" * 24, "c" * 24
-    for journal_id, node_id in ((here.id, NODE), (lost, NODE), (elsewhere, "f" * 16), (closed, NODE)):
-        up.ledger.books[journal_id] = Book(node_id, position=500, closed=journal_id == closed)
-    closer = Closer()
-    with capture_logs() as logs:
-        async with up.shipping(closer):
-            await up.ledger.until(lambda: up.ledger.books[lost].closed)
-    assert closer.lost == [lost]
-    assert not up.ledger.books[here.id].closed
-    assert not up.ledger.books[elsewhere].closed
-    assert [entry["journal"] for entry in logs if entry["event"] == "journal.lost"] == [lost]
-    here.die()
-
-
-async def test_a_journal_that_somebody_removes_is_lost(up: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipper_module, "LOST_CHECK_S", 0.05)
-    journal = up.journal()
-    position = journal.write_call(1)
-    closer = Closer()
-    async with up.shipping(closer):
-        await up.ledger.until(lambda: up.position_of(journal) == position)
-        journal.folder.rename(up.root / "moved")
-        await up.ledger.until(lambda: up.ledger.books[journal.id].closed)
-    assert closer.lost == [journal.id]
-    journal.die()
 
 
 async def test_draining_ships_what_living_gateways_have_written_and_ends(up: Node) -> None:

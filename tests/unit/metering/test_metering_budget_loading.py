@@ -11,6 +11,7 @@ from helixflow.metering.policies import DAY_MS, NO_POLICIES, Metric, Period, Pol
 from helixflow.metering.spend import OpenJournal
 from tests.harness.limiters import (
     JOURNAL,
+    KEY,
     NODE,
     ORGANISATION,
     Caller,
@@ -172,6 +173,42 @@ async def test_only_budgets_that_apply_count_a_call(bench: MemoryBench, caller: 
     left = [await _room(caller, policies(each)) for each in budgets]
     # Those of another organisation (1), project (10) and key (100) count for the other two.
     assert left == [100 - 11, -1, -1]
+
+
+async def test_a_call_of_a_key_counts_for_budgets_of_those_that_it_was_rotated_from(
+    bench: MemoryBench, caller: Caller
+) -> None:
+    demand = caller.demand(Policies((), (), ("key_0", KEY)))
+    demand.key_id = "key_2"
+    grant = await caller.admit(demand)
+    assert await _room(caller) == 100
+    caller.settle(demand, grant, cost=30)
+    assert await _room(caller) == 70
+
+
+async def test_budgets_without_an_end_that_nobody_asks_for_are_forgotten(bench: MemoryBench, caller: Caller) -> None:
+    used, unused, running = (
+        policies(budget(100, id=name, period=Period.TOTAL)) for name in ("bud_used", "bud_unused", "bud_running")
+    )
+    calls = [(demand := caller.demand(applying, cost=30), await caller.admit(demand)) for applying in (used, unused)]
+    call = caller.demand(running, cost=30)
+    grant = await caller.admit(call)
+    for ended in calls:
+        caller.settle(*ended, cost=30)
+    for _ in range(48):
+        await bench.limiter.tidy()
+        bench.clock.advance(1_800)
+        # All are of one key: each counts for all.
+        assert await _room(caller, used) == 40
+        assert bench.limiter.figures.budgets == 3
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.budgets == 2
+    # What runs holds it; after that it is as with the others.
+    caller.settle(call, grant, cost=10)
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.budgets == 1
+    bench.ledger.spent |= {"b:bud_unused:0": 70, "b:bud_running:0": 70}
+    assert [await _room(caller, applying) for applying in (used, unused, running)] == [30, 30, 30]
 
 
 async def test_the_next_period_is_loaded_before_it_begins(bench: MemoryBench, caller: Caller) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from helixflow.metering.policies import NO_POLICIES, Metric, Period
+from helixflow.metering.policies import NO_POLICIES, Metric, Period, Unit
 from tests.harness.limiters import Caller, MemoryBench, budget, limit, policies, run_memory_limiter
 
 
@@ -90,3 +90,23 @@ async def test_calls_that_use_more_than_they_said_are_counted(bench: MemoryBench
     # Two of them had budgets, and they are charged in full; the others count as well, since they are of the same key.
     await caller.refused(caller.demand(policies(budget(1000)), cost=1000 - 229 + 1))
     await caller.admit(caller.demand(policies(budget(1000)), cost=1000 - 229))
+
+
+async def test_nonsense_that_an_engine_reports_neither_fails_nor_gives_anything(
+    bench: MemoryBench, caller: Caller
+) -> None:
+    applying = policies(
+        limit(Metric.TOKENS_PER_DAY, 100), budget(100), budget(100, id="bud_2", unit=Unit.TOKENS, period=Period.TOTAL)
+    )
+    demand = caller.demand(applying, tokens=10, tokens_bound=10, cost=10)
+    caller.settle(demand, await caller.admit(demand), tokens=-(10**30), cost=-(10**30))
+    without = caller.demand(NO_POLICIES)
+    caller.settle(without, await caller.admit(without), tokens=-(10**30), cost=-(10**30))
+    demand = caller.demand(applying, tokens=100, tokens_bound=100, cost=100)
+    grant = await caller.admit(demand)
+    assert grant.tokens is not None and grant.tokens.remaining == 0
+    caller.settle(demand, grant, tokens=10**400, cost=10**400)
+    # What it may be is not known; it is dear, and headers can still be made of it.
+    refusal = await caller.refused(caller.demand(applying, tokens=1, tokens_bound=1, cost=1))
+    assert refusal.tokens is not None and 0 < refusal.tokens.reset_s < 10**13
+    assert bench.limiter.figures.in_flight == 0

@@ -38,6 +38,7 @@ class FakeAuth:
     def __init__(self) -> None:
         self.limits: list[Limit] = []
         self.budgets: list[Budget] = []
+        self.predecessors: list[str] = []
         self.failure: ErrorKind | None = None
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.asked: list[metering_pb2.ResolvePoliciesRequest] = []
@@ -72,6 +73,7 @@ class FakeAuth:
                     )
                     for found in self.budgets
                 ],
+                predecessors=self.predecessors,
             )
             if self.before_answer is not None:
                 await self.before_answer()
@@ -338,3 +340,32 @@ async def test_a_limit_that_only_a_newer_version_knows_is_not_taken_for_none() -
     bench.auth.limits = [limit("a")]
     object.__setattr__(bench.auth.limits[0], "metric", Newer)
     assert await bench.refused(key("a")) is ErrorKind.UPSTREAM_INVALID
+
+
+async def test_a_rotated_key_has_what_is_on_its_predecessors() -> None:
+    bench = Bench()
+    bench.auth.budgets = [Budget("budget_1", "org_1", Scope.KEY, "key_a", Unit.MONEY, Period.MONTH, 10**9)]
+    bench.auth.predecessors = ["key_b", "key_a"]
+    found = await bench.cache.resolve(key("c"), "m")
+    assert (found.budgets, found.predecessors) == (tuple(bench.auth.budgets), ("key_a", "key_b"))
+
+
+async def test_who_is_asked_for_again_has_the_same_policies_as_before_however_many_there_are() -> None:
+    size = 5_000
+    bench = Bench(size=size)
+    shared = limit("all", model="m")
+    found = []
+    for round_ in range(2):
+        for number in range(size):
+            bench.auth.limits = [shared, limit(f"of_{number}", scope=Scope.KEY, subject=f"key_{number}")]
+            policies = await bench.cache.resolve(key(str(number)), "m")
+            if round_ == 0:
+                found.append(policies)
+            assert policies is found[number]
+            assert policies.limits[0] is found[0].limits[0]
+        bench.cache.forget()
+    # Another gateway in the same process has nothing to do with it.
+    other = Bench()
+    other.auth.limits = bench.auth.limits
+    assert await other.cache.resolve(key("x"), "m") == found[-1]
+    assert await other.cache.resolve(key("x"), "m") is not found[-1]

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from helixflow.clients.changes import ChangeWatch
 from helixflow.core.clock import FakeClock
@@ -180,6 +181,32 @@ async def test_without_a_good_answer_it_asks_again(
     assert bench.book.price(REMOTE, START_MS) == DEAR
     await bench.answer(BOTH[0], (REMOTE, CHEAP, START_MS, 0))
     assert bench.book.price(REMOTE, START_MS + 5_000) == CHEAP
+
+
+async def test_who_has_no_prices_says_so_once_and_when_they_are_there(bench: Bench) -> None:
+    async def fail(advance_s: float) -> None:
+        bench.clock.advance(advance_s)
+        await bench.channel.answers.put(HelixError(ErrorKind.UNAVAILABLE, "away"))
+        await bench.settle()
+
+    with capture_logs() as logs:
+        # The services come up in any order.
+        await fail(9.9)
+        assert not logs
+        for _ in range(3):
+            await fail(0.1)
+        assert [(line["event"], line["log_level"], line["code"]) for line in logs] == [
+            ("prices.unknown", "warning", HelixError(ErrorKind.UNAVAILABLE, "away").code)
+        ]
+        await bench.answer(*BOTH)
+        assert [(line["event"], line["log_level"]) for line in logs[1:]] == [("prices.known", "info")]
+        # From then on each time that they cannot be read, at once.
+        for _ in range(2):
+            bench.book.forget()
+            await fail(0)
+            await fail(0)
+            await bench.answer(*BOTH)
+    assert [line["event"] for line in logs[2:]] == ["prices.unreadable", "prices.restored"] * 2
 
 
 async def test_without_deployments_nobody_is_asked() -> None:

@@ -115,10 +115,43 @@ def test_settlements_say_what_was_held_and_used() -> None:
     joiner.feed([(400, 500, progressed("b", 4, 9)), (500, 600, settled("free"))])
     joiner.finish()
     # What is shipped already may be held still: the gateway died between.
-    assert [(one.call_id, one.holds, one.tokens, one.cost, one.position) for one in joiner.settlements] == [
+    assert [(one.call_id, one.holds, one.tokens, one.cost, one.position) for one in joiner.take_settlements()] == [
         ("a", holds, 8, 7, 200),
         ("b", holds, 7, 9, INTERRUPTED_BASE + 200),
     ]
+
+
+def test_an_admission_that_was_cut_or_cannot_be_read_is_settled_by_its_call() -> None:
+    joiner = Joiner(JOURNAL, shipped=250, keep_settlements=True)
+    joiner.feed(lay(settled("a")))
+    assert [(one.call_id, one.holds, one.tokens, one.cost) for one in joiner.take_settlements()] == [("a", (), 8, 7)]
+    assert joiner.take_orphans() == []
+
+
+def test_calls_that_were_never_settled_expire_at_the_same_position_wherever_reading_begins() -> None:
+    calls = [admitted("a"), admitted("b"), progressed("b", 4, 9), admitted("c", admitted_at_ms=1_000_500)]
+    later = [admitted("d", admitted_at_ms=1_002_000), progressed("d", 1, at_ms=1_002_500), settled("d"), settled("b")]
+    entries = lay(*calls, *later)
+    for begin in range(3):
+        joiner = Joiner(JOURNAL, expiry_ms=2_000)
+        rows = [(position, row.call_id, row.outcome, row.cost) for position, row in joiner.feed(entries[begin:])]
+        expected = [(499, "a"), (500, "b"), (600, "c"), (700, "d")]
+        assert [row[:2] for row in rows] == expected[begin if begin < 2 else 2 :]
+        if begin < 2:
+            assert ("b", "interrupted", 9) in [row[1:] for row in rows]
+            # Settled after all: that is no second row, and no orphan.
+            assert joiner.take_orphans() == []
+        assert joiner.oldest_needed == 800
+        assert joiner.finish() == []
+
+
+def test_more_calls_expire_than_a_record_has_bytes() -> None:
+    joiner = Joiner(JOURNAL, expiry_ms=1)
+    late = [progressed("x", 1, at_ms=2_000_000)] * 3
+    rows = joiner.feed(lay(*[admitted(f"{number:03d}") for number in range(250)], *late))
+    positions = [position for position, _ in rows]
+    assert positions == sorted(set(positions))
+    assert len(rows) == 250
 
 
 @dataclass

@@ -18,7 +18,10 @@ _SUBJECT = ["proj_37913d99a1ae28e3195d7a1f"]
 Id = Annotated[Identifier, Path(description="The limit.", examples=_ID)]
 Value = Annotated[int, Field(ge=1, le=MAX_VALUE, examples=[600])]
 Burst = Annotated[int, Field(ge=1, le=10 * MAX_VALUE, examples=[100])]
-SubjectFilter = Annotated[Identifier | None, Query(description="Only what is on this.", examples=_SUBJECT)]
+SubjectFilter = Annotated[
+    Identifier | None,
+    Query(description="Only what is on this; of a key also what is on keys that it was rotated from.", examples=_SUBJECT),
+]
 OrganisationFilter = Annotated[
     Identifier | None,
     Query(description="Those of another organisation; for operators. None: the caller's.", examples=_ORGANISATION),

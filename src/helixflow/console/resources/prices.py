@@ -180,7 +180,7 @@ def set_price(body: NewPrice) -> usage_pb2.SetPriceRequest:
     return usage_pb2.SetPriceRequest(**given)
 
 
-@endpoint("DELETE", "/prices/{id}", USAGE["EndPrice"], Price, errors=(409,))
+@endpoint("DELETE", "/prices/{id}", USAGE["EndPrice"], Price)
 def end_price(
     id: Id, at: Annotated[GivenMoment | None, Query(description="Then, not in the past; none: now.")] = None
 ) -> usage_pb2.EndPriceRequest:

@@ -1,8 +1,8 @@
 """How much of our journal Redis needs no more, told to whoever cuts the journal.
 
-A gateway that dies while Redis is out of its reach leaves ends of calls that only its journal knows: of those that Redis
-has reserved, and of those that were made on leases. Whoever closes the journal tells Redis of them, so they must be
-there still.
+A gateway that dies while Redis is out of its reach leaves ends of calls that only its journal knows: of those that
+Redis has reserved, and of those that were made on leases. Whoever closes the journal tells Redis of them, so they must
+be there still.
 """
 
 import asyncio

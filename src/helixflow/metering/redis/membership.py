@@ -12,6 +12,7 @@ has under way finds another one there and does nothing.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from enum import Enum
@@ -153,6 +154,12 @@ class Membership:
         except TimeoutError:
             return
 
+    async def changed(self, deadline: float) -> None:
+        """Returns when where we stand has changed or a join was answered, or at the deadline."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._changed.wait()
+
     def leave(self, session: Session) -> None:
         """Redis does not know us there: join again."""
         if self.session is session:
@@ -215,7 +222,10 @@ class Membership:
         session.ready = state[0] == _READY
         self._traveller.arrived()
         self._sweeper.begin()
-        return session if self.session is session else None
+        if self.session is not session:
+            return None
+        self._be(Presence.JOINED)
+        return session
 
     async def _say_hello(self, connection: RedisConnection, run_id: str) -> tuple[str, int] | None:
         """The epoch, and the generation that it knows of us."""

@@ -184,7 +184,7 @@ class RedisLimiter:
             elif self._acknowledgement.is_whole:
                 return
             else:
-                await membership.joined(deadline)
+                await membership.changed(deadline)
 
     async def _ask(self, session: Session, plan: Plan, demand: Demand) -> Sequence[int] | None:
         """The script's answer; None: ask again, of whoever is there then."""

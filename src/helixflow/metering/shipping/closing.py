@@ -3,17 +3,38 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec import Struct
+
 from helixflow.metering.admission import Settlement
 
 
-class JournalCloser(Protocol):
-    """Gives back what the calls of a dead gateway held and did not use. Repeating a call changes nothing.
+class LostCall(Struct, frozen=True, gc=False):
+    """A call of which nobody knows how it ended. `cost` is what it had reserved of money budgets, nanodollars."""
 
-    Both raise `HelixError` while that cannot be done now; they are called again.
+    call_id: str
+    organisation_id: str
+    project_id: str
+    key_id: str
+    admitted_at_ms: int
+    cost: int
+
+
+class JournalCloser(Protocol):
+    """Gives back what the calls of a dead gateway held and did not use. Repeating all of it changes nothing.
+
+    Everything raises `HelixError` while that cannot be done now; it is then called again.
     """
 
+    async def settle(self, journal_id: str, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Calls of the journal that have ended, some at a time, in any order. Returns those to be given to `close`."""
+        ...
+
     async def close(self, journal_id: str, settlements: Sequence[Settlement]) -> None:
-        """`settlements` are of all calls in what is left of the journal: what else it held was never admitted."""
+        """`settlements` are all that `settle` has returned. What else the journal held was never admitted."""
+        ...
+
+    async def list_lost(self, journal_id: str) -> list[LostCall]:
+        """The journal is gone: the calls that it is known to hold something for."""
         ...
 
     async def close_lost(self, journal_id: str) -> None:

@@ -31,17 +31,27 @@ class Joiner:
     """Takes the entries (start, end, record) of one journal in their order, from any cut, and gives rows.
 
     Rows at or before `shipped` are left out: the ledger has them. `position` is the end of the last record. With
-    `keep_settlements`, `settlements` are those of all calls that ended and held something, shipped or not.
+    `keep_settlements`, `take_settlements` gives those of all calls that ended, shipped or not.
+
+    A call that is not settled `expiry_ms` after its admission, by the moments of later records, has ended without a
+    settlement that can be read: it was interrupted. Its row lies within the first record that shows it, before its end
+    by as many bytes as calls admitted later expire with it. So it has the same position wherever the reading began.
     """
 
-    def __init__(self, journal_id: str, *, shipped: int = 0, keep_settlements: bool = False) -> None:
+    def __init__(
+        self, journal_id: str, *, shipped: int = 0, keep_settlements: bool = False, expiry_ms: int | None = None
+    ) -> None:
         self._journal_id = journal_id
         self._shipped = shipped
         self._keep_settlements = keep_settlements
         self._open: dict[str, _Open] = {}
         self._orphans: list[str] = []
+        self._expiry_ms = expiry_ms
+        # Calls that have expired: should they be settled after all, they have their rows.
+        self._expired: set[str] = set()
+        self._settlements: list[Settlement] = []
         self.position = 0
-        self.settlements: list[Settlement] = []
+        self.expired = 0
 
     @property
     def unsettled(self) -> int:
@@ -64,36 +74,70 @@ class Joiner:
                         self._settle(call.admitted, record.tokens, record.cost, end)
                         if end > self._shipped:
                             rows.append((end, self._settled_row(call.admitted, record)))
-                    elif end > self._shipped:
-                        self._orphans.append(record.call_id)
+                    elif record.call_id in self._expired:
+                        self._expired.remove(record.call_id)
+                    else:
+                        if self._keep_settlements:
+                            # Its admission lay in what was cut, or cannot be read.
+                            self._settlements.append(
+                                Settlement(record.call_id, "", (), record.tokens.total, record.cost, end)
+                            )
+                        if end > self._shipped:
+                            self._orphans.append(record.call_id)
                 case Progressed():
                     if (call := self._open.get(record.call_id)) is not None:
                         call.progressed = record
+                    rows += self._expire(record.at_ms, start, end)
                 case Admitted():
                     self._open.setdefault(record.call_id, _Open(start, record))
+                    rows += self._expire(record.admitted_at_ms, start, end)
         return rows
 
     def finish(self) -> list[Positioned]:
         """The journal has ended: rows of the calls that were interrupted, with what they had used so far."""
         rows: list[Positioned] = []
         for call in self._open.values():
-            position = INTERRUPTED_BASE + call.start
-            progressed = call.progressed
-            tokens, cost = (_NO_TOKENS, 0) if progressed is None else (progressed.tokens, progressed.cost)
-            self._settle(call.admitted, tokens, cost, position)
-            if position > self._shipped:
-                rows.append((position, self._interrupted_row(call.admitted, progressed)))
+            rows += self._interrupt(call, INTERRUPTED_BASE + call.start)
         self._open.clear()
         return rows
+
+    def take_settlements(self) -> list[Settlement]:
+        """Those that were found since the last time."""
+        settlements, self._settlements = self._settlements, []
+        return settlements
 
     def take_orphans(self) -> list[str]:
         """Calls whose settlement came without an admission since the last time: what was admitted cannot be read."""
         orphans, self._orphans = self._orphans, []
         return orphans
 
+    def _expire(self, now_ms: int, start: int, end: int) -> list[Positioned]:
+        if self._expiry_ms is None or not self._open:
+            return []
+        expired: list[_Open] = []
+        for call in self._open.values():
+            if call.admitted.admitted_at_ms + self._expiry_ms > now_ms:
+                break
+            expired.append(call)
+        # Each takes a byte of the record; should there be too few, the oldest wait for the next record.
+        expired = expired[1 - (end - start) :]
+        rows: list[Positioned] = []
+        for position, call in enumerate(expired, end + 1 - len(expired)):
+            del self._open[call.admitted.call_id]
+            self._expired.add(call.admitted.call_id)
+            self.expired += 1
+            rows += self._interrupt(call, position)
+        return rows
+
+    def _interrupt(self, call: _Open, position: int) -> list[Positioned]:
+        progressed = call.progressed
+        tokens, cost = (_NO_TOKENS, 0) if progressed is None else (progressed.tokens, progressed.cost)
+        self._settle(call.admitted, tokens, cost, position)
+        return [(position, self._interrupted_row(call.admitted, progressed))] if position > self._shipped else []
+
     def _settle(self, admitted: Admitted, tokens: Tokens, cost: int, position: int) -> None:
         if self._keep_settlements and admitted.holds:
-            self.settlements.append(
+            self._settlements.append(
                 Settlement(admitted.call_id, admitted.organisation_id, admitted.holds, tokens.total, cost, position)
             )
 

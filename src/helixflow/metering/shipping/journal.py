@@ -4,9 +4,12 @@ import asyncio
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 
+from helixflow.metering.admission import Settlement
+from helixflow.metering.journal.acknowledged import read_acknowledged
 from helixflow.metering.journal.folders import Ownership, take_over
 from helixflow.metering.ledger_client import LedgerClient
 from helixflow.metering.shipping.closing import JournalCloser
@@ -15,20 +18,35 @@ from helixflow.metering.shipping.figures import Figures, JournalFigures
 from helixflow.metering.shipping.shipments import Shipment
 from helixflow.metering.shipping.source import Batch, JournalSource
 
+# How long after the end of its time a call may still be settled.
+EXPIRY_MARGIN_S: Final = 60.0
+
 log = structlog.get_logger("helixflow.shipper")
 
 
 class Office:
-    """What the shipping of all journals of a node has in common."""
+    """What the shipping of all journals of a node has in common.
+
+    With a `closer`, gateways' holds outlive them: nothing is then cut from a journal before its gateway has said that
+    they are settled (`metering.journal.acknowledged`).
+    """
 
     def __init__(
-        self, node_id: str, ledger: LedgerClient, closer: JournalCloser | None, quarantine: Path, interval_s: float
+        self,
+        node_id: str,
+        ledger: LedgerClient,
+        closer: JournalCloser | None,
+        quarantine: Path,
+        interval_s: float,
+        request_timeout_s: float,
     ) -> None:
         self.node_id = node_id
         self.ledger = ledger
         self.closer = closer
         self.quarantine = quarantine
         self.interval_s = interval_s
+        # No call lasts longer.
+        self.expiry_ms = int((request_timeout_s + EXPIRY_MARGIN_S) * 1000)
         self.to_ledger = Delivery("ledger")
         self.to_closer = Delivery("limiter")
         self.figures = Figures()
@@ -62,7 +80,8 @@ class JournalShipping:
         self._office = office
         self._figures = figures
         self._shipped = 0
-        self._cut = 0
+        self._needed_from = 0
+        self._cut_to = 0
 
     async def run(self) -> None:
         """Returns once the folder is removed; while draining, once all that is there has been shipped.
@@ -85,7 +104,8 @@ class JournalShipping:
                 await asyncio.to_thread(self._folder.stat)
             else:
                 await self._deliver(batch)
-                await self._cut_before(source, min(self._shipped, batch.needed_from))
+                self._needed_from = batch.needed_from
+            await self._cut(source)
             if batch is None or not batch.is_full:
                 if last:
                     return
@@ -98,23 +118,26 @@ class JournalShipping:
             shipped=self._shipped,
             ended=ended,
             keep_settlements=ended and self._office.closer is not None,
+            expiry_ms=self._office.expiry_ms,
         )
 
     async def _close(self, ownership: Ownership) -> None:
         """Reads all of it again, from the oldest record that is there: what a dead gateway held may be in any."""
         journal_id, closer = self._folder.name, self._office.closer
+        kept: list[Settlement] = []
         try:
             source = await asyncio.to_thread(self._open, ended=True)
             while (batch := await asyncio.to_thread(source.read)) is not None:
                 await self._deliver(batch)
+                kept += await self._settle(batch)
             rest = await asyncio.to_thread(source.finish)
             await self._deliver(rest)
             if closer is not None:
-                await self._office.to_closer.insist(partial(closer.close, journal_id, source.settlements))
+                kept += await self._settle(rest)
+                await self._office.to_closer.insist(partial(closer.close, journal_id, kept))
         except BaseException:
             ownership.release()
             raise
-        self._office.figures.interrupted += rest.interrupted
         log.info("journal.closed", journal=journal_id, interrupted=rest.interrupted)
         await asyncio.to_thread(ownership.remove)
 
@@ -123,6 +146,7 @@ class JournalShipping:
         all_journals.read_records += batch.records
         all_journals.read_bytes += batch.bytes
         all_journals.orphaned += batch.orphaned
+        all_journals.interrupted += batch.interrupted
         if not batch.shipments:
             return
         own.waiting_since = batch.since
@@ -131,7 +155,18 @@ class JournalShipping:
             all_journals.quarantined += shipment.quarantined
         own.waiting_since = None
 
-    async def _cut_before(self, source: JournalSource, position: int) -> None:
-        if position > self._cut:
-            self._cut = position
+    async def _settle(self, batch: Batch) -> list[Settlement]:
+        """Those that are settled last."""
+        closer = self._office.closer
+        if closer is None or not batch.settlements:
+            return []
+        return await self._office.to_closer.insist(partial(closer.settle, self._folder.name, batch.settlements))
+
+    async def _cut(self, source: JournalSource) -> None:
+        """Nothing that the ledger has not, that calls in flight need, or that limits and budgets may not know of."""
+        position = min(self._shipped, self._needed_from)
+        if self._office.closer is not None and position > self._cut_to:
+            position = min(position, await asyncio.to_thread(read_acknowledged, self._folder))
+        if position > self._cut_to:
+            self._cut_to = position
             await asyncio.to_thread(source.cut, position)

@@ -13,7 +13,9 @@ from helixflow.metering.journal.folders import list_journals
 from helixflow.metering.shipping.extent import measure
 from helixflow.metering.shipping.figures import JournalFigures, ShipperStatus
 from helixflow.metering.shipping.journal import JournalShipping, Office
-from helixflow.metering.shipping.shipments import Shipment
+from helixflow.metering.shipping.lost import LOST_BASE, make_lost_row
+from helixflow.metering.shipping.shipments import Shipment, pack
+from helixflow.metering.spend import ABANDONED
 
 # A journal that the ledger refused, or that cannot be read, is tried again after so long.
 RETRY_S: Final = 30.0
@@ -97,7 +99,8 @@ class Shipper:
             await asyncio.sleep(LOST_CHECK_S)
 
     async def _close_lost(self) -> None:
-        """Journals of this node that the ledger waits for and whose folder is gone: the disk was wiped.
+        """Journals of this node that the ledger waits for and whose folder is gone: the disk was wiped. And those of
+        nodes that were given up by an administrator.
 
         A gateway makes its folder before it announces its journal. So one that is missing, seen after the ledger told
         of it, is gone; unless it was closed by us in between.
@@ -106,10 +109,31 @@ class Shipper:
         self._ended.clear()
         view = await office.to_ledger.insist(partial(office.ledger.read, ()))
         here = {folder.name for folder in await asyncio.to_thread(list_journals, self._root)}
-        ours = {journal_id for journal_id, journal in view.open_journals.items() if journal.node_id == office.node_id}
+        nodes = (office.node_id, ABANDONED)
+        ours = {journal_id for journal_id, journal in view.open_journals.items() if journal.node_id in nodes}
         for journal_id in sorted(ours - here - self._ended - self._figures.journals.keys()):
-            log.warning("journal.lost", journal=journal_id)
-            # The ledger last: as long as it is open there, it is found again.
-            if office.closer is not None:
-                await office.to_closer.insist(partial(office.closer.close_lost, journal_id))
-            await office.ship(Shipment(journal_id, 0, closes=True))
+            try:
+                await self._lose(journal_id, view.open_journals[journal_id].position)
+            except HelixError as exc:
+                log.error("journal.refused", journal=journal_id, code=exc.code, reason=exc.message)
+
+    async def _lose(self, journal_id: str, position: int) -> None:
+        """Closes a lost journal, which the ledger has up to `position`.
+
+        What is known of calls that it had admitted gets rows, charged as reserved. Only a limiter that outlives
+        gateways knows any: without one, what the journal held and had not shipped is in nobody's account. Nor is there
+        a row for what was spent of leases, nor for calls that had ended and were not shipped.
+        """
+        office, closer = self._office, self._office.closer
+        calls = [] if closer is None else await office.to_closer.insist(partial(closer.list_lost, journal_id))
+        log.warning("journal.lost", journal=journal_id, calls=len(calls), known=closer is not None)
+        # Where rows lie does not matter: the ledger knows those that it has by their calls.
+        first = max(LOST_BASE, position) + 1
+        rows = [(first + number, make_lost_row(call, journal_id)) for number, call in enumerate(calls)]
+        if rows:
+            for shipment in pack(journal_id, rows, rows[-1][0]):
+                await office.ship(shipment)
+        # The ledger last: as long as it is open there, it is found again.
+        if closer is not None:
+            await office.to_closer.insist(partial(closer.close_lost, journal_id))
+        await office.ship(Shipment(journal_id, rows[-1][0] if rows else position, closes=True))

@@ -1,6 +1,7 @@
 """One journal, read as shipments. Everything here blocks: callers use threads."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,25 +35,33 @@ class Batch(Struct, frozen=True):
     is_full: bool = False
     interrupted: int = 0
     orphaned: int = 0
+    # For who closes the journal, where that is asked for.
+    settlements: Sequence[Settlement] = ()
 
 
 class JournalSource:
     """Reads from the oldest record that is there; what the ledger has already, up to `shipped`, is not shipped again.
 
-    `ended`: the writer is gone. Raises what `JournalReader` raises.
+    `ended`: the writer is gone. `expiry_ms` and `keep_settlements` as of `Joiner`. Raises what `JournalReader` raises.
     """
 
-    def __init__(self, folder: Path, quarantine: Path, *, shipped: int, ended: bool, keep_settlements: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        quarantine: Path,
+        *,
+        shipped: int,
+        ended: bool,
+        keep_settlements: bool,
+        expiry_ms: int | None = None,
+    ) -> None:
         self._journal_id = folder.name
         self._shipped = shipped
         self._ended = ended
         self._reader = JournalReader(folder, quarantine)
-        self._joiner = Joiner(self._journal_id, shipped=shipped, keep_settlements=keep_settlements)
+        self._joiner = Joiner(self._journal_id, shipped=shipped, keep_settlements=keep_settlements, expiry_ms=expiry_ms)
         self._quarantined = 0
-
-    @property
-    def settlements(self) -> list[Settlement]:
-        return self._joiner.settlements
+        self._expired = 0
 
     def read(self) -> Batch | None:
         """None: there is nothing more, for now or, of a journal that has ended, for ever."""
@@ -73,7 +82,9 @@ class JournalSource:
             entries[-1][1] - entries[0][0],
             _moment(entries),
             len(entries) == MAX_RECORDS,
+            interrupted=self._report_expired(),
             orphaned=self._report_orphans(),
+            settlements=self._joiner.take_settlements(),
         )
 
     def finish(self) -> Batch:
@@ -83,7 +94,14 @@ class JournalSource:
         position = INTERRUPTED_BASE + self._joiner.position
         quarantined = self._take_quarantined()
         shipments = list(pack(self._journal_id, rows, position, closes=True, quarantined=quarantined))
-        return Batch(shipments, position, 0, interrupted=len(rows), since=time.time())
+        return Batch(
+            shipments,
+            position,
+            0,
+            interrupted=len(rows),
+            since=time.time(),
+            settlements=self._joiner.take_settlements(),
+        )
 
     def cut(self, position: int) -> None:
         """Lets go of what lies before `position`, by whole segments."""
@@ -93,6 +111,13 @@ class JournalSource:
         """Stretches since the last time. Those before what the ledger has were reported with that."""
         count = self._reader.quarantined_from(self._shipped) - self._quarantined
         self._quarantined += count
+        return count
+
+    def _report_expired(self) -> int:
+        count = self._joiner.expired - self._expired
+        self._expired += count
+        if count:
+            log.error("calls.unsettled", journal=self._journal_id, calls=count, advice="they count as interrupted")
         return count
 
     def _report_orphans(self) -> int:
