@@ -91,7 +91,8 @@ class ScriptedLedger(metering_pb2_grpc.MeteringServiceServicer):
 
 @asynccontextmanager
 async def serving(
-    ledger: metering_pb2_grpc.MeteringServiceServicer, socket: Path, identity: ServiceIdentity | None = None) -> AsyncIterator[None]:
+    ledger: metering_pb2_grpc.MeteringServiceServicer, socket: Path, identity: ServiceIdentity | None = None
+) -> AsyncIterator[None]:
     """The ledger is up. With `identity` as our own services are, else without TLS."""
     if identity is not None:
         server = create_server(identity, {SERVICE: frozenset({"shipper"})})

@@ -36,3 +36,15 @@ def test_parts_are_no_more_than_the_whole() -> None:
         '"completion_tokens_details":{"reasoning_tokens":-2}}'
     )
     assert (usage.cached_tokens, usage.reasoning_tokens) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"prompt_tokens":0,"completion_tokens":0}', '{"total_tokens":30}', '{"completion_tokens":9}']
+)
+def test_a_report_without_a_prompt_is_none(text: str) -> None:
+    assert read(text) == Usage(completion_tokens=3)
+
+
+def test_what_came_is_not_taken_back() -> None:
+    usage = read('{"prompt_tokens":5,"completion_tokens":0}')
+    assert usage == Usage(5, 3)

@@ -96,7 +96,7 @@ def _check_burst(metric: Metric, burst: int, value: int) -> int:
             raise HelixError(ErrorKind.UNPROCESSABLE, message, param="burst")
         return 0
     if not 0 <= burst <= MAX_BURST_WINDOWS * value:
-        message = f"What may come at once is 1 to {MAX_BURST_WINDOWS} times the limit; 0: as much as the limit."
+        message = f"What may come at once is 1 to {MAX_BURST_WINDOWS} times the limit."
         raise HelixError(ErrorKind.UNPROCESSABLE, message, param="burst")
     return burst or value
 

@@ -37,7 +37,7 @@ async def resolve_policies(lookups: Lookups, request: pb.ResolvePoliciesRequest)
     """All of the installation, the organisation, the project, the user and the key, imposed and own ones, by id. Those
     of a key are also those of all keys that it was rotated from.
 
-    One SELECT: 0.1 ms of the database, 0.7 of ours. Raises `HelixError`.
+    One SELECT: 0.4 ms with SQLite, 0.8 with PostgreSQL. Raises `HelixError`.
     """
     if not request.organisation_id:
         raise HelixError(ErrorKind.INVALID_VALUE, "Say in which organisation.", param="organisation_id")

@@ -44,14 +44,15 @@ class UsageBody(Struct, frozen=True):
         return min(max(reasoning, 0), self.completion_tokens)
 
     def copy_to(self, usage: Usage) -> None:
-        """What is not plausible is not taken: then what we have counted stands."""
-        if not self.is_plausible:
+        """What is not plausible is not taken, nor what has no prompt or takes back what came: our own count stands."""
+        if not self.is_plausible or not self.prompt_tokens:
             return
         usage.prompt_tokens = self.prompt_tokens
-        usage.completion_tokens = self.completion_tokens
         usage.cached_tokens = self.cached_tokens
-        usage.reasoning_tokens = self.reasoning_tokens
-        usage.reported = True
+        if self.completion_tokens or not usage.completion_tokens:
+            usage.completion_tokens = self.completion_tokens
+            usage.reasoning_tokens = self.reasoning_tokens
+            usage.reported = True
 
 
 class Delta(Struct, frozen=True):
@@ -89,6 +90,11 @@ class StreamEvent(Struct, frozen=True):
     @property
     def has_content(self) -> bool:
         return any(c.text or c.finish_reason or (c.delta is not None and c.delta.has_content) for c in self.choices)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the model produced something; the end of a choice alone is not."""
+        return any(c.text or (c.delta is not None and c.delta.has_content) for c in self.choices)
 
 
 STREAM_EVENT = msgspec.json.Decoder(StreamEvent)

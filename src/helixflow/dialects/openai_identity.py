@@ -19,6 +19,7 @@ _ABSENT = Raw()
 DONE = b"data: [DONE]\n\n"
 _USAGE_NULL = b',"usage":null'
 _FINISH = b'"finish_reason":"'
+_NO_CHOICES = b'"choices":[]'
 ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-', Operation.EMBEDDINGS: b""}
 
 
@@ -113,7 +114,7 @@ class StreamEditor:
         run = self._template.edit(data)
         if run is None:
             return 0
-        self._progress.usage.completion_tokens += run.events
+        self._count(run.events)
         edited.append(run.edited)
         return run.size
 
@@ -143,8 +144,15 @@ class StreamEditor:
         if finish >= 0:
             start = finish + len(_FINISH)
             self._progress.finish_reason = event[start : event.find(b'"', start)].decode("ascii", "replace")
-        self._progress.usage.completion_tokens += 1
+        elif _NO_CHOICES not in event:
+            self._count(1)
         return event
+
+    def _count(self, events: int) -> None:
+        """A token each, until the provider says how many there were."""
+        usage = self._progress.usage
+        if not usage.reported:
+            usage.completion_tokens += events
 
     def _edit_event(self, event: bytes) -> bytes:
         payload = data_of(event)
@@ -170,15 +178,13 @@ class StreamEditor:
         if self._replacements is None and view.choices and msgspec.json.encode(fields) == payload:
             self._replacements = [(b'"%b":%b' % (name, old), b'"%b":%b' % (name, new)) for name, old, new in changes]
         if view.has_content:
-            self._progress.usage.completion_tokens += 1
+            if view.has_output:
+                self._count(1)
             if self._replacements is not None and msgspec.json.encode(fields) == payload:
                 event = b"data: " + payload + b"\n\n"
                 self._template = ContentTemplate.learn(event, self._replacements, include_usage=self._include_usage)
         if view.usage is not None:
-            counted = self._progress.usage.completion_tokens
             view.usage.copy_to(self._progress.usage)
-            if not view.usage.completion_tokens and not view.choices:
-                self._progress.usage.completion_tokens = counted
         for choice in view.choices:
             self._progress.finish_reason = choice.finish_reason or self._progress.finish_reason
         if not self._include_usage:

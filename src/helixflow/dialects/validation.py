@@ -12,7 +12,7 @@ Params = TypeVar("Params", bound=msgspec.Struct)
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`(?:key in )?\$\.?(.*)`$")
 _MISSING = re.compile(r"^Object missing required field `(.+?)`")
 
 

@@ -40,7 +40,8 @@ class TokenCounter:
         """
         usage = call.progress.usage
         text, ids = prompt_text(call)
-        usage.prompt_tokens = ids + await self._count(text, call.deadline)
+        if not usage.prompt_tokens:
+            usage.prompt_tokens = ids + await self._count(text, call.deadline)
         if answer is not None:
             counted = await self._count(answer, call.deadline)
             limit = call.params.answer_limit if isinstance(call.params, ChatParams | CompletionParams) else None

@@ -2,6 +2,8 @@
 `dialects.openai_identity`.
 """
 
+import re
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -19,6 +21,7 @@ MAX_ANSWER_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 1024
 _USAGE_OPTIONS = Raw(b'{"include_usage":true}')
 _RETRY_AFTER_MAX_S = 600.0
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class OpenAIEngine:
@@ -55,6 +58,7 @@ class OpenAIEngine:
 
     async def open(self, call: Call) -> Stream:
         """Returns when the first content is at hand (streams) or the whole answer is (otherwise)."""
+        call.progress.engine_began_at = time.perf_counter()
         response = await self._client.request(
             self._origin,
             self._heads[call.operation],
@@ -70,8 +74,9 @@ class OpenAIEngine:
             if not call.stream:
                 body = await response.read_all(MAX_ANSWER_BYTES)
                 edited = edit_answer(body, rename, progress)
-                if not progress.usage.reported:
-                    await self._counter.fill(call, answer_text(body))
+                usage = progress.usage
+                if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
+                    await self._count(call, body)
                 return WholeAnswer(edited)
             editor = StreamEditor(rename, include_usage=call.include_usage, progress=progress)
             first = b""
@@ -86,6 +91,13 @@ class OpenAIEngine:
         except BaseException:
             response.close()
             raise
+
+    async def _count(self, call: Call, body: bytes) -> None:
+        """What a whole answer's usage does not tell."""
+        text = answer_text(body)
+        if text or not call.progress.usage.reported:
+            call.progress.usage.reported = False
+            await self._counter.fill(call, text)
 
     def _request_body(self, call: Call) -> bytes:
         fields = call.fields.copy()
@@ -108,7 +120,8 @@ class OpenAIEngine:
             if upstream.code == ErrorKind.CONTEXT_LENGTH_EXCEEDED.value:
                 kind = ErrorKind.CONTEXT_LENGTH_EXCEEDED
             message = upstream.message or "The model's server refused the request as invalid."
-            code = upstream.code if isinstance(upstream.code, str) else None  # some send the status again
+            # Some send the status again; it stands in records of ours, so not just anything will do.
+            code = upstream.code if isinstance(upstream.code, str) and _CODE.fullmatch(upstream.code) else None
             return HelixError(kind, message, param=upstream.param, code=code)
         if status in (401, 403):
             return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server refused the gateway's credentials.")

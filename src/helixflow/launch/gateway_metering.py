@@ -146,8 +146,21 @@ class GatewayMetering:
             else:
                 if told:
                     log.info("journal.registered")
+                await self._look_for_others()
                 return
             await asyncio.sleep(backoff.next_delay_s(0))
+
+    async def _look_for_others(self) -> None:
+        """Gateways of other nodes on this database need Redis: else each of them grants all of every limit."""
+        if self._settings.redis.url:
+            return
+        try:
+            open_journals = (await self._ledger.read([])).open_journals.values()
+        except HelixError as exc:
+            log.debug("journals.unread", code=exc.code)
+            return
+        if any(journal.node_id != self._node_id for journal in open_journals):
+            log.warning("limits.unshared", advice="other nodes use this database: set redis.url on all of them")
 
 
 def plan_models(models: Sequence[ModelSettings]) -> Mapping[str, ModelPlan]:

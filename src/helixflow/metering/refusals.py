@@ -25,6 +25,7 @@ _METRICS: Final = {
     Metric.PARALLEL_REQUESTS: "parallel requests",
 }
 _PERIODS: Final = {Period.DAY: "daily ", Period.MONTH: "monthly ", Period.TOTAL: "total "}
+_SOON_S: Final = 1.0
 _UNITS: Final = {Unit.MONEY: "spending", Unit.TOKENS: "token"}
 
 
@@ -109,6 +110,9 @@ def _budget_message(budget: Budget, refusal: Refusal) -> str:
             f"Request too large: it could use more than the whole {name}. Shorten the prompt or lower max_tokens, "
             "or have the budget raised."
         )
+    if refusal.retry_after_s is not None and refusal.retry_after_s <= _SOON_S:
+        # Not spent: requests under way have reserved it, or the server that counts is away.
+        return f"The {name} has no room for this request at the moment. Try again in {_spell(refusal.retry_after_s)}."
     message = f"The {name} has no room left for this request."
     if refusal.retry_after_s is None:
         return f"{message} Have it raised."

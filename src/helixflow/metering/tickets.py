@@ -21,6 +21,7 @@ _DIALECT: Final = "openai"
 _AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
 _CANCELLED: Final = ErrorKind.CLIENT_CLOSED
 _NOT_GRANTED: Final = Grant()
+_MAX_CODE: Final = 64
 
 
 class Prices(Protocol):
@@ -84,8 +85,10 @@ class Book:
 
     def settle(self, ticket: "CallTicket", tokens: Tokens, cost: int, record: Settled) -> None:
         del self.tickets[ticket.call.call_id]
-        ticket.position = self.settled_to = self.journal.settle(record)
-        self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
+        try:
+            ticket.position = self.settled_to = self.journal.settle(record)
+        finally:
+            self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
 
     @staticmethod
     def _settlement(ticket: "CallTicket", tokens: int, cost: int) -> Settlement:
@@ -145,7 +148,7 @@ class CallTicket(Ticket):
 
     def fail(self, error: HelixError) -> None:
         if not self._done:
-            self._end(error.traits.http, "failed", error.code)
+            self._end(error.traits.http, "failed", error.code[:_MAX_CODE])
 
     def cancel(self) -> None:
         if not self._done:
@@ -154,9 +157,10 @@ class CallTicket(Ticket):
     def note_progress(self, now_ms: int) -> None:
         """Journals what it has used so far, if that has changed."""
         usage = self.call.progress.usage
-        if self._done or usage.completion_tokens == self._written:
+        used = usage.prompt_tokens + usage.completion_tokens
+        if self._done or used == self._written:
             return
-        self._written = usage.completion_tokens
+        self._written = used
         progress = self.call.progress
         tokens = self._tokens(progress)
         engine_ms = self._engine_ms(progress, time.perf_counter())
@@ -179,7 +183,7 @@ class CallTicket(Ticket):
         call = self.call
         progress = call.progress
         ended = time.perf_counter()
-        tokens = self._tokens(progress)
+        tokens = self._tokens(progress, left=outcome == "cancelled")
         engine_ms = self._engine_ms(progress, ended)
         cost, version = 0, ""
         if tokens.prompt or tokens.completion:
@@ -202,11 +206,13 @@ class CallTicket(Ticket):
         )
         self._book.settle(self, tokens, cost, record)
 
-    def _tokens(self, progress: Progress) -> Tokens:
+    def _tokens(self, progress: Progress, *, left: bool = False) -> Tokens:
+        """`left`: the client gave up. From then on the engine may not have stopped at once, and has read the prompt."""
         usage = progress.usage
         prompt = usage.prompt_tokens
-        if not prompt and progress.first_content_at is not None and not usage.reported:
-            # It has read the prompt and does not say how long that was.
+        was_read = progress.first_content_at is not None or (left and progress.engine_began_at is not None)
+        if not prompt and was_read and not usage.reported:
+            # It does not say how long the prompt was.
             prompt = estimate_prompt(self.call)
         return Tokens(prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported)
 

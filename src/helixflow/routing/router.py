@@ -1,7 +1,6 @@
 """From a public model name to the first deployment that answers."""
 
 import difflib
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +71,7 @@ class Router:
             breaker = target.breaker
             breaker.begin()
             progress.deployment = target.deployment
-            progress.engine_began_at = time.perf_counter()
+            progress.engine_began_at = None
             try:
                 stream = await target.engine.open(call)
             except HelixError as exc:

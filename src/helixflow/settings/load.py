@@ -116,4 +116,4 @@ def _describe(error: ErrorDetails, text: str, config: Path | None, origins: dict
         reason = 'a deployment needs engine = "llama_cpp" or engine = "openai"'
     elif error["type"] == "union_tag_invalid":
         reason = f"unknown engine {error['ctx']['tag']!r}; use one of {error['ctx']['expected_tags']}"
-    return f"{origin + ': ' if origin else ''}{dotted}: {reason}"
+    return ": ".join(part for part in (origin, dotted, reason) if part)

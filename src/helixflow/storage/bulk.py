@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,15 +36,14 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Rows) -> 
 async def add_to_rows(connection: AsyncConnection, table: Table, rows: Rows) -> None:
     """Adds the numbers of each row to those of the row with the same primary key, or inserts it.
 
-    All columns that are not of the primary key are such numbers. No key comes twice in `rows`.
+    All columns that are not of the primary key are such numbers; those of the key are numbers and text without NULs. No
+    key comes twice in `rows`.
     """
     if not rows:
         return
     if connection.dialect.name == _POSTGRESQL:
-        from helixflow.storage.copying import stage_rows
-
-        staged = await stage_rows(connection, table, rows)
-        await connection.exec_driver_sql(_adding(table, f"SELECT * FROM {staged}"))  # noqa: S608  (our own name)
+        # COPY cannot add: by way of a temporary table it takes twice as long, arrays one and a half times.
+        await connection.exec_driver_sql(_adding(table, _elements(table)), (msgspec.json.encode(rows).decode(),))
     else:
         await _send(connection, table, rows, _adding)
 
@@ -68,6 +68,13 @@ def _adding(table: Table, source: str) -> str:
 
 def _inserting(table: Table, source: str) -> str:
     return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) {source}"
+
+
+@lru_cache(maxsize=16)
+def _elements(table: Table) -> str:
+    """The rows of an array of arrays, as JSON."""
+    values = ", ".join(f"CAST(row ->> {index} AS {column.type})" for index, column in enumerate(table.columns))
+    return f"SELECT {values} FROM jsonb_array_elements($1) AS element (row)"  # noqa: S608  (our own names)
 
 
 @lru_cache(maxsize=16)

@@ -16,19 +16,6 @@ async def copy_rows(connection: AsyncConnection, table: Table, rows: Any) -> Non
         await driver.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
 
 
-async def stage_rows(connection: AsyncConnection, table: Table, rows: Any) -> str:
-    """Into a table of this session alone, whose name it gives: all that is in it until the transaction ends."""
-    name = f"staged_{table.name}"
-    async with _driver_of(connection) as driver:
-        # One message. The second statement finds something when the same transaction stages twice.
-        await driver.execute(
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} (LIKE {table.name}) ON COMMIT DELETE ROWS;"  # noqa: S608
-            f"DELETE FROM {name}"
-        )
-        await driver.copy_records_to_table(name, records=rows, columns=table.columns.keys())
-    return name
-
-
 @asynccontextmanager
 async def _driver_of(connection: AsyncConnection) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
     """Its failures come out as those of SQLAlchemy."""

@@ -6,7 +6,7 @@ are `noun.verb`. Never log prompts, answers, keys or tokens.
 
 import logging
 import sys
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -24,6 +24,7 @@ def configure_logging(
     """Sets up structlog and the standard library's logging for this process. Call once, in the entry point."""
     stream = stream if stream is not None else sys.stderr
     text = is_text(format, stream)
+    unfailing = UnfailingStream(stream)
 
     def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         event.setdefault("service", service)
@@ -48,10 +49,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, unfailing)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(cast(TextIO, unfailing))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -61,6 +62,28 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(LEVELS[level], logging.WARNING))
+
+
+class UnfailingStream:
+    """Writes to a stream what can be written. A full disk under the log must not end the process that it is about."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # Writes that failed, for whoever wants to tell.
+        self.lost = 0
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self.lost += 1
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self.lost += 1
 
 
 def is_text(format: Literal["auto", "text", "json"], stream: TextIO) -> bool:

@@ -23,7 +23,7 @@ from helixflow.metering.shipping.journal import Office
 from helixflow.metering.shipping.shipper import Shipper
 from helixflow.rpc.channels import target_of
 from tests.harness.journals import WrittenJournal, admitted, call_id, progressed, settled
-from tests.harness.scripted_ledger import Book, ScriptedLedger, serving
+from tests.harness.scripted_ledger import ScriptedLedger, serving
 
 NODE = "00112233aabbccdd"
 INTERVAL_S = 0.02

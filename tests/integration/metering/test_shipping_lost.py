@@ -1,4 +1,4 @@
-"""Journals whose folder is gone, closed in the real ledger: budgets can be loaded again, and what is known is charged."""
+"""Journals whose folder is gone, closed in the real ledger: budgets load again, and what is known is charged."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

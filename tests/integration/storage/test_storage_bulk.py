@@ -44,3 +44,16 @@ async def test_numbers_are_added_to_those_that_are_there(database: Database) -> 
         (*KEY, "d1", "o", 3, 1, 5, 0, 0, 0, 2**54),
         (*KEY, "d2", "o", 1, 1, 1, 1, 1, 1, 1),
     ]
+
+
+async def test_many_are_added_and_any_text_can_be_a_key(database: Database) -> None:
+    """More than go into one statement, new ones and others."""
+    key = ("org", 86_400, "p", 'k"\\\n', "Ä\U0001f600", "m")
+    rows = [(*key, f"d{number:03d}", "o", 1, 0, number, 0, 0, 0, 2**61) for number in range(150)]
+    async with database.writing() as connection:
+        await add_to_rows(connection, usage_daily, rows[::2])
+        await add_to_rows(connection, usage_daily, rows)
+    found = await database.fetch_all(select(usage_daily).order_by(usage_daily.c.deployment))
+    assert [tuple(row[:8]) for row in found] == [row[:8] for row in rows]
+    assert [row.cost for row in found] == [2**62, 2**61] * 75
+    assert [row.prompt_tokens for row in found] == [2 * number if number % 2 == 0 else number for number in range(150)]

@@ -20,7 +20,9 @@ Value = Annotated[int, Field(ge=1, le=MAX_VALUE, examples=[600])]
 Burst = Annotated[int, Field(ge=1, le=10 * MAX_VALUE, examples=[100])]
 SubjectFilter = Annotated[
     Identifier | None,
-    Query(description="Only what is on this; of a key also what is on keys that it was rotated from.", examples=_SUBJECT),
+    Query(
+        description="Only what is on this; of a key also what is on keys that it was rotated from.", examples=_SUBJECT
+    ),
 ]
 OrganisationFilter = Annotated[
     Identifier | None,

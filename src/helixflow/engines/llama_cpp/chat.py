@@ -69,7 +69,6 @@ class ChatStream:
         self._progress.first_content_at = time.perf_counter()
         # Known from the start, so that an answer that breaks off is not recorded without its prompt.
         self._progress.usage.prompt_tokens = source.prompt_tokens
-        self._progress.engine_began_at = source.began_at
         self._source = source
         self._first: tuple[int, list[bytes]] | None = first
         self._include_usage = call.include_usage

@@ -70,6 +70,7 @@ class Completions:
                 self._payload(call, params, prompt, choice, rank=best_of > params.choices),
                 token_limit=params.max_tokens or DEFAULT_MAX_TOKENS,
                 deadline=call.deadline,
+                progress=call.progress,
             )
             for prompt in prompts
             for choice in range(best_of)
@@ -77,7 +78,6 @@ class Completions:
         source, first = await open_source(starts, self._slots, call.deadline)
         progress = call.progress
         progress.first_content_at = time.perf_counter()
-        progress.engine_began_at = source.began_at
         # Until it is reported: of one prompt of maybe several.
         progress.usage.prompt_tokens = source.prompt_tokens
         writer = CompletionWriter(

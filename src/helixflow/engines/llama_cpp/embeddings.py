@@ -48,6 +48,7 @@ class Embeddings:
         """Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED for too long an input, UNSUPPORTED for other `dimensions`."""
         replica = await self._slots.any_replica(call.deadline)
         tokens = await asyncio.to_thread(self._tokenise, params.inputs, replica)
+        call.progress.engine_began_at = time.perf_counter()
         vectors = [await self._embed(tokens[0], call.deadline)]
         if params.dimensions is not None and params.dimensions != len(vectors[0]):
             raise HelixError(

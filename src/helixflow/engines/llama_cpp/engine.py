@@ -70,6 +70,7 @@ class LlamaCppEngine:
                 chat_payload(call, params, choice, forced),
                 token_limit=params.token_limit,
                 deadline=call.deadline,
+                progress=call.progress,
             )
             for choice in range(params.choices)
         ]
@@ -85,7 +86,6 @@ class LlamaCppEngine:
         progress = call.progress
         progress.first_content_at = time.perf_counter()
         progress.usage.prompt_tokens = source.prompt_tokens
-        progress.engine_began_at = source.began_at
         assemblies = [ChatAssembly(params) for _ in starts]
         counted = [0] * len(starts)
         try:

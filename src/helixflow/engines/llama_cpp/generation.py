@@ -4,11 +4,13 @@ during prefill (llama.cpp notices only when it writes).
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from helixflow.core.call import Progress
 from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
@@ -57,15 +59,13 @@ EVENT = msgspec.json.Decoder(Event)
 class Generation:
     """A running generation. Create with `Generation.start`; `close` frees the slot."""
 
-    def __init__(self, response: HttpResponse, lease: Lease, began_at: float) -> None:
+    def __init__(self, response: HttpResponse, lease: Lease) -> None:
         self._response = response
         self._lease = lease
         self._splitter = EventSplitter()
         self._waiting: list[bytes] = []
         self.fingerprint = ""
         self.prompt_tokens = 0
-        # When it got its slot, on `time.perf_counter`'s clock.
-        self.began_at = began_at
         self.done = False
 
     @classmethod
@@ -78,6 +78,7 @@ class Generation:
         *,
         token_limit: int | None,
         deadline: float,
+        progress: Progress,
     ) -> "Generation":
         """Waits for a slot and for the first event that carries content.
 
@@ -86,14 +87,15 @@ class Generation:
         UPSTREAM_UNAVAILABLE when the replica fails, and what `Slots.acquire` raises.
         """
         lease = await slots.acquire(deadline)
-        began_at = time.perf_counter()
+        if progress.engine_began_at is None:
+            progress.engine_began_at = time.perf_counter()
         generation: Generation | None = None
         try:
             response = await request(client, lease.replica, path, msgspec.json.encode(payload), deadline)
-            generation = cls(response, lease, began_at)
+            generation = cls(response, lease)
             if response.status != 200:
                 raise await refusal(response)
-            await generation._read_to_content(lease.replica, token_limit)
+            await generation._read_to_content(lease.replica, token_limit, progress)
         except BaseException as exc:
             if isinstance(exc, HelixError) and exc.kind is ErrorKind.CONTEXT_LENGTH_EXCEEDED:
                 exc.param = "prompt" if path == "/v1/completions" else "messages"
@@ -152,7 +154,7 @@ class Generation:
                 payloads.append(payload)
         return payloads
 
-    async def _read_to_content(self, replica: Replica, token_limit: int | None) -> None:
+    async def _read_to_content(self, replica: Replica, token_limit: int | None, progress: Progress) -> None:
         checked = False
         while not self._waiting:
             data = await self._receive()
@@ -173,6 +175,8 @@ class Generation:
                     if not checked:
                         check_context(decoded.prompt_progress.total, token_limit, replica.context)
                         checked = True
+                        # A client that leaves now leaves this to be paid.
+                        progress.usage.prompt_tokens = progress.usage.prompt_tokens or self.prompt_tokens
                 elif _has_content(decoded) or self._waiting:
                     self._waiting.append(payload)
 
@@ -185,14 +189,18 @@ async def start_generation(
     *,
     token_limit: int | None,
     deadline: float,
+    progress: Progress,
 ) -> Generation:
     """`Generation.start`, once more on another replica where the first one failed: the client has seen nothing yet."""
+    start = partial(
+        Generation.start, client, slots, path, payload, token_limit=token_limit, deadline=deadline, progress=progress
+    )
     try:
-        return await Generation.start(client, slots, path, payload, token_limit=token_limit, deadline=deadline)
+        return await start()
     except HelixError as exc:
         if not is_replica_fault(exc) or not slots.has_alternative():
             raise
-    return await Generation.start(client, slots, path, payload, token_limit=token_limit, deadline=deadline)
+    return await start()
 
 
 async def request(client: HttpClient, replica: Replica, path: str, body: bytes, deadline: float) -> HttpResponse:

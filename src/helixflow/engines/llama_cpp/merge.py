@@ -15,7 +15,6 @@ class Source(Protocol):
 
     fingerprint: str
     prompt_tokens: int
-    began_at: float
 
     async def read(self) -> tuple[int, list[bytes]]:
         """`(index, events)`; no events when that generation is complete; index -1 when all are.
@@ -34,7 +33,6 @@ class Single:
         self._generation = generation
         self.fingerprint = generation.fingerprint
         self.prompt_tokens = generation.prompt_tokens
-        self.began_at = generation.began_at
         self._ended = False
 
     async def read(self) -> tuple[int, list[bytes]]:
@@ -54,7 +52,6 @@ class Merged:
     def __init__(self, starts: Sequence[Start], at_once: int) -> None:
         self.fingerprint = ""
         self.prompt_tokens = 0
-        self.began_at = 0.0
         self._queue: asyncio.Queue[tuple[int, list[bytes] | Exception]] = asyncio.Queue(maxsize=len(starts))
         self._running = len(starts)
         self._turns = asyncio.Semaphore(at_once)
@@ -80,7 +77,6 @@ class Merged:
                 generation = await start()
                 self.fingerprint = generation.fingerprint
                 self.prompt_tokens = generation.prompt_tokens
-                self.began_at = self.began_at or generation.began_at
                 try:
                     while events := await generation.read():
                         await self._queue.put((index, events))

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -66,7 +66,7 @@ class RedisJournalCloser:
             if journal is None:
                 return []
             match await _answer(journal.connection.command(b"HGETALL", journal.key)):
-                case [*fields]:
+                case dict() as fields:
                     return _read_calls(journal_id, fields)
                 case _:
                     return []
@@ -115,9 +115,9 @@ class _Journal:
         return (*_words(settlement), _generation(settlement), keys)
 
 
-def _read_calls(journal_id: str, fields: Sequence[Reply]) -> list[LostCall]:
+def _read_calls(journal_id: str, fields: Mapping[Reply, Reply]) -> list[LostCall]:
     calls: list[LostCall] = []
-    for name, value in zip(fields[::2], fields[1::2], strict=True):
+    for name, value in fields.items():
         if not isinstance(name, bytes) or not isinstance(value, bytes) or not _CALL_ID.fullmatch(name):
             continue
         try:
