@@ -18,7 +18,7 @@ from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
 from helixflow.rpc.generated.auth_v1 import metering_pb2, usage_pb2
 from helixflow.storage.engine import Database
 from tests.harness.auth import ADMIN_SERVICE, USAGE_SERVICE, Installation, Person, Rehearsal
-from tests.harness.ledger import make_row, ship
+from tests.harness.ledger import NODE, OTHER_JOURNAL, make_row, ship
 
 # What decides here is not the database; the tests of the operations themselves run on both kinds.
 on_sqlite = pytest.mark.parametrize("database_settings", ["sqlite"], indirect=True)
@@ -48,6 +48,7 @@ class Scene:
     key: str
     limit: str
     budget: str
+    price: str
     # In the ledger, of that project.
     request: str
 
@@ -127,16 +128,20 @@ REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "SetPrice": lambda s: usage_pb2.SetPriceRequest(
         subject_kind="model", subject="another", rates=usage_pb2.Rates(input="1")
     ),
+    "EndPrice": lambda s: usage_pb2.EndPriceRequest(id=s.price),
     "CheckRating": lambda s: usage_pb2.CheckRatingRequest(),
     "QueryUsage": lambda s: usage_pb2.QueryUsageRequest(project_ids=[s.project]),
     "ListRequests": lambda s: usage_pb2.ListRequestsRequest(project_id=s.project),
     "DescribeRequest": lambda s: pb.GetRequest(id=s.request),
+    "ListJournals": lambda s: usage_pb2.ListJournalsRequest(),
+    "CloseJournal": lambda s: pb.GetRequest(id=OTHER_JOURNAL),
 }
 # They name nothing: the caller's own organisation is meant, whichever that is.
 UNNAMED = {
     *("CreateOrganisation", "ListOrganisations", "CreateProject", "ListProjects", "CreateUser", "ListInvitations"),
     *("ListUsers", "CreateRole", "ListRoles", "ListAuditRecords", "ExportAuditLog", "RotateSigningKey"),
     *("ListLimits", "ListBudgets", "ListPrices", "GetPrice", "SetPrice", "CheckRating"),
+    *("ListJournals", "CloseJournal"),
 }
 # Whoever has the permission somewhere may ask; what they may not see is not there.
 HIDDEN = {"DescribeRequest"}
@@ -170,6 +175,7 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     **{rpc: lambda s: ("limit", s.limit) for rpc in REQUESTS if rpc.endswith("Limit")},
     **{rpc: lambda s: ("budget", s.budget) for rpc in REQUESTS if rpc.endswith("Budget")},
     **{rpc: lambda s: ("price", "") for rpc in REQUESTS if rpc.endswith(("Price", "Prices"))},
+    "EndPrice": lambda s: ("price", s.price),
     "CreateLimit": lambda s: ("limit", ""),
     "CreateBudget": lambda s: ("budget", ""),
     "ListLimits": lambda s: ("limit", ""),
@@ -179,6 +185,8 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     "QueryUsage": lambda s: ("usage", ""),
     "ListRequests": lambda s: ("project", s.project),
     "DescribeRequest": lambda s: ("request", s.request),
+    "ListJournals": lambda s: ("journal", ""),
+    "CloseJournal": lambda s: ("journal", OTHER_JOURNAL),
 }
 
 
@@ -220,9 +228,11 @@ async def set_scene(stage: Installation) -> Scene:
     )
     operator = await stage.add_person(other, roles={"": "owner"}, operator=True)
     price = usage_pb2.SetPriceRequest(subject_kind="model", subject=MODEL, rates=usage_pb2.Rates(input="1"))
-    await stage.call(operator, "SetPrice", price)
+    priced = await stage.call(operator, "SetPrice", price)
     used = make_row(1, organisation_id=acme, project_id=project, admitted_at_ms=stage.now * 1000)
     await stage.metering.ledger.ship_records(ship([(1, used)]))
+    opening = metering_pb2.OpenJournalRequest(journal_id=OTHER_JOURNAL, node_id=NODE, opened_at_ms=stage.now * 1000)
+    await stage.metering.ledger.open_journal(opening)
     return Scene(
         organisation=acme,
         project=project,
@@ -235,6 +245,7 @@ async def set_scene(stage: Installation) -> Scene:
         key=key,
         limit=(await stage.call(owner, "CreateLimit", limit)).id,
         budget=(await stage.call(owner, "CreateBudget", budget)).id,
+        price=priced.id,
         request=used.call_id,
     )
 

@@ -9,7 +9,7 @@ import structlog
 from helixflow.auth import budgets, limits
 from helixflow.auth.chores import Chore
 from helixflow.auth.dispatch import Conversation, Flow, Operation
-from helixflow.auth.ledger import requests, usage
+from helixflow.auth.ledger import giving_up, requests, usage
 from helixflow.auth.ledger.ledger import Ledger
 from helixflow.auth.ledger.partitions import make_partitions
 from helixflow.auth.ledger.retention import ledger_chores
@@ -60,6 +60,7 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
             **price_operations(self._prices),
             **usage.OPERATIONS,
             **requests.OPERATIONS,
+            **giving_up.OPERATIONS,
         }
 
     def chores(self) -> Sequence[Chore]:

@@ -162,6 +162,7 @@ def _check_validity(request: pb.SetPriceRequest, now: int) -> tuple[int, int | N
 
 def _visible(found: SetPrice) -> dict[str, Any]:
     return {
+        "id": found.id,
         "subject_kind": found.kind,
         "price_version": found.price.version,
         "rates": MessageToDict(show_rates(found.price), preserving_proto_field_name=True),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from helixflow.cli.administration import Json, administer, cell
+from helixflow.cli.journals import CLOSE_EPILOG, JOURNALS_EPILOG, close_journal_command, journals_command
 from helixflow.cli.output import print_json, print_lines, print_table
 from helixflow.cli.rerate import EPILOG as RERATE_EPILOG
 from helixflow.cli.rerate import rerate_command
@@ -122,6 +123,8 @@ def export_command(
 
 
 app.command("rerate", epilog=RERATE_EPILOG)(rerate_command)
+app.command("journals", epilog=JOURNALS_EPILOG)(journals_command)
+app.command("close-journal", epilog=CLOSE_EPILOG)(close_journal_command)
 
 
 def _filters(

@@ -58,6 +58,7 @@ class Permission(StrEnum):
     METRICS_READ = "metrics:read"
     LIMITS_IMPOSE = "limits:impose"
     PRICES_UPDATE = "prices:update"
+    JOURNALS_CLOSE = "journals:close"
 
     __hash__ = str.__hash__  # Enum's own is Python, and on the hot path
 
@@ -72,6 +73,7 @@ INSTALLATION_PERMISSIONS: Final = frozenset(
         P.METRICS_READ,
         P.LIMITS_IMPOSE,
         P.PRICES_UPDATE,
+        P.JOURNALS_CLOSE,
     }
 )
 # Those of them that an operator may give to an API key, whoever it acts for.

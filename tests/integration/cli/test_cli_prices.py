@@ -1,6 +1,7 @@
-"""`helixflow prices` and `helixflow usage rerate` against a real node."""
+"""`helixflow prices`, `helixflow usage rerate` and `usage journals` against a real node."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,3 +110,19 @@ def test_the_ledger_is_rated_again_only_as_a_dry_run(at_node: Run) -> None:
     assert at_node("usage", "rerate", "--dry-run").out == "0 requests, 0 differ; recorded 0.00, rated 0.00 US dollars\n"
     backwards = at_node("usage", "rerate", "--dry-run", "--from", "1d", "--to", "2d")
     assert backwards.code == 1 and "ends after it has begun" in backwards.err
+
+
+def test_open_journals_are_listed_and_those_of_living_nodes_are_not_given_up(at_node: Run) -> None:
+    deadline = time.monotonic() + 10
+    while not (journals := shown(at_node, "usage", "journals")["journals"]) or not journals[0]["shipped_at"]:
+        assert time.monotonic() < deadline, journals
+        # Gateways announce them soon after they have begun to serve.
+        time.sleep(0.05)
+    (journal, *_) = journals
+    assert journal["node_id"]
+    table = at_node("usage", "journals").out
+    assert table.startswith("id ") and journal["id"] in table
+    living = at_node("usage", "close-journal", journal["id"])
+    assert (living.code, living.out) == (1, "") and "its node is there" in living.err
+    unknown = at_node("usage", "close-journal", "f" * 24)
+    assert unknown.code == 1 and "There is no journal" in unknown.err

@@ -1136,3 +1136,86 @@ class RequestDetails(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestDetails: _TypeAlias = RequestDetails  # noqa: Y015
+
+@_typing.final
+class ListJournalsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    cursor: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJournalsRequest: _TypeAlias = ListJournalsRequest  # noqa: Y015
+
+@_typing.final
+class Journal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    SHIPPED_AT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    node_id: _builtins.str
+    """Empty once it was given up."""
+    opened_at: _builtins.int
+    shipped_at: _builtins.int
+    """When it brought something last; 0: nothing yet."""
+    position: _builtins.int
+    """Up to where the ledger has it."""
+    age_s: _builtins.int
+    """Seconds since it was opened."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        opened_at: _builtins.int = ...,
+        shipped_at: _builtins.int = ...,
+        position: _builtins.int = ...,
+        age_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "id", b"id", "node_id", b"node_id", "opened_at", b"opened_at", "position", b"position", "shipped_at", b"shipped_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Journal: _TypeAlias = Journal  # noqa: Y015
+
+@_typing.final
+class ListJournalsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNALS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    @_builtins.property
+    def journals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Journal]: ...
+    def __init__(
+        self,
+        *,
+        journals: _abc.Iterable[Global___Journal] | None = ...,
+        next_cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journals", b"journals", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJournalsResponse: _TypeAlias = ListJournalsResponse  # noqa: Y015

@@ -130,6 +130,16 @@ class UsageServiceStub:
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.RequestDetails.FromString,
                 _registered_method=True)
+        self.ListJournals = channel.unary_unary(
+                '/helixflow.auth.v1.UsageService/ListJournals',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsResponse.FromString,
+                _registered_method=True)
+        self.CloseJournal = channel.unary_unary(
+                '/helixflow.auth.v1.UsageService/CloseJournal',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.Journal.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -261,6 +271,21 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJournals(self, request, context):
+        """Journals of gateways that may still bring requests, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseJournal(self, request, context):
+        """Gives up the journal of a node that never comes back: within a minute some other node closes it, and what its calls
+        are known to hold is charged. 409 when it has brought something in the last minute, or was closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -358,6 +383,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.DescribeRequest,
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.RequestDetails.SerializeToString,
+            ),
+            'ListJournals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJournals,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsResponse.SerializeToString,
+            ),
+            'CloseJournal': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseJournal,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.Journal.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -873,6 +908,60 @@ class UsageService:
             '/helixflow.auth.v1.UsageService/DescribeRequest',
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.RequestDetails.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJournals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.auth.v1.UsageService/ListJournals',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.ListJournalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseJournal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.auth.v1.UsageService/CloseJournal',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.GetRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_usage__pb2.Journal.FromString,
             options,
             channel_credentials,
             insecure,

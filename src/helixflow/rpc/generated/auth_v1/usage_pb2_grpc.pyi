@@ -69,6 +69,12 @@ class UsageServiceStub:
     """Single requests, newest first."""
     DescribeRequest: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _usage_pb2.RequestDetails]
     """By call id or by the id that the client saw (`x-request-id`)."""
+    ListJournals: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListJournalsRequest, _usage_pb2.ListJournalsResponse]
+    """Journals of gateways that may still bring requests, the oldest first."""
+    CloseJournal: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _usage_pb2.Journal]
+    """Gives up the journal of a node that never comes back: within a minute some other node closes it, and what its calls
+    are known to hold is charged. 409 when it has brought something in the last minute, or was closed.
+    """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -107,6 +113,12 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Single requests, newest first."""
     DescribeRequest: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _usage_pb2.RequestDetails]  # type: ignore[assignment]
     """By call id or by the id that the client saw (`x-request-id`)."""
+    ListJournals: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListJournalsRequest, _usage_pb2.ListJournalsResponse]  # type: ignore[assignment]
+    """Journals of gateways that may still bring requests, the oldest first."""
+    CloseJournal: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _usage_pb2.Journal]  # type: ignore[assignment]
+    """Gives up the journal of a node that never comes back: within a minute some other node closes it, and what its calls
+    are known to hold is charged. 409 when it has brought something in the last minute, or was closed.
+    """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -256,5 +268,23 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.RequestDetails, _abc.Awaitable[_usage_pb2.RequestDetails]]:
         """By call id or by the id that the client saw (`x-request-id`)."""
+
+    @_abc_1.abstractmethod
+    def ListJournals(
+        self,
+        request: _usage_pb2.ListJournalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.ListJournalsResponse, _abc.Awaitable[_usage_pb2.ListJournalsResponse]]:
+        """Journals of gateways that may still bring requests, the oldest first."""
+
+    @_abc_1.abstractmethod
+    def CloseJournal(
+        self,
+        request: _admin_pb2.GetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.Journal, _abc.Awaitable[_usage_pb2.Journal]]:
+        """Gives up the journal of a node that never comes back: within a minute some other node closes it, and what its calls
+        are known to hold is charged. 409 when it has brought something in the last minute, or was closed.
+        """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
