@@ -47,7 +47,14 @@ def run(options: Options) -> list[Result]:
 
 
 async def _measure(server: RedisServer, calls: int, rounds: int) -> list[Result]:
-    limiter = RedisLimiter(server.settings(), _Ledger(), SystemClock(), journal_id="0" * 24, position=lambda: 0)
+    limiter = RedisLimiter(
+        server.settings(),
+        _Ledger(),
+        SystemClock(),
+        journal_id="0" * 24,
+        position=lambda: 0,
+        acknowledge=lambda _: None,
+    )
     client = redis.asyncio.Redis(port=server.port, password=server.password, max_connections=CALLERS)
     link = RedisLink(server.settings(), "bench")
     connection, _ = await link.connect(_ignore, _ignore_loss)

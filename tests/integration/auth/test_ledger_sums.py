@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.ledger.ledger import Ledger
 from helixflow.core.clock import FakeClock
@@ -16,8 +17,8 @@ from helixflow.metering.rows import RequestRow
 from helixflow.rpc.generated.auth_v1 import metering_pb2 as pb
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database, open_database
-from helixflow.storage.schema import metadata, usage_daily_tags
-from tests.harness.ledger import NOW_MS, OTHER_JOURNAL, check_sums, make_row, ship
+from helixflow.storage.schema import api_keys, metadata, organisations, projects, usage_daily_tags
+from tests.harness.ledger import NOW, NOW_MS, OTHER_JOURNAL, check_sums, make_row, ship
 
 LEDGER_TABLES = ("journals", "requests", "usage_hourly", "usage_daily", "usage_daily_tags")
 DAY = NOW_MS // DAY_MS
@@ -57,6 +58,7 @@ async def _check(database_settings: Settings, made: list[RequestRow], pieces: li
         async with database.writing() as connection:
             for name in LEDGER_TABLES:
                 await connection.execute(delete(metadata.tables[name]))
+            await _add_key(connection)
         ledger = Ledger(database, FakeClock())
         numbered = list(enumerate(made, 1))
         # In order: what comes repeats what was shipped, or goes on where that ended or earlier.
@@ -73,6 +75,18 @@ async def _check(database_settings: Settings, made: list[RequestRow], pieces: li
         await _compare(ledger, database, made)
     finally:
         await database.close()
+
+
+async def _add_key(connection: AsyncConnection) -> None:
+    """The key that is asked for: what it was rotated to counts as well, so that it is looked up."""
+    if (await connection.execute(select(api_keys.c.id))).first() is not None:
+        return
+    common = {"name": "n", "created_at": NOW, "updated_at": NOW, "version": 1}
+    await connection.execute(insert(organisations).values(id="org_1", audit_retention_days=1, **common))
+    await connection.execute(insert(projects).values(id="proj_1", organisation_id="org_1", **common))
+    key = {"id": "key_2", "hash": b"", "hint": "", "organisation_id": "org_1", "project_id": "proj_1", "owner_id": ""}
+    rest: dict[str, Any] = {"scopes": [], "models": [], "networks": [], "superseded": False, "bootstrap": False}
+    await connection.execute(insert(api_keys).values(created_by="", **key, **rest, **common))
 
 
 async def _compare(ledger: Ledger, database: Database, made: list[RequestRow]) -> None:

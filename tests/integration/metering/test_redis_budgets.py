@@ -335,6 +335,29 @@ async def test_while_the_ledger_is_down_known_budgets_go_on_and_others_wait(serv
         await spender.admit(budget(name="b2"), cost=BOUND)
 
 
+async def test_the_end_waits_for_redis_no_longer_than_its_timeout(server: RedisServer) -> None:
+    async with gateways(server, Ledger(), 1, timeout_s=0.5) as [spender]:
+        call_id = await spender.admit(budget(), cost=BOUND)
+        server.pause()
+        spender.settle(call_id)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await spender.limiter.close()
+        assert loop.time() - began < 1.5
+        assert spender.limiter.figures.unsent == 1
+        server.resume()
+        await joined([spender], 2)
+        await acknowledged([spender])
+        # Without `run` there is nobody to send anything.
+        call_id = await spender.admit(budget(), cost=BOUND)
+        await spender.die()
+        spender.settle(call_id)
+        began = loop.time()
+        await spender.limiter.close()
+        assert loop.time() - began < 0.25
+        assert spender.limiter.figures.unsent == 1
+
+
 async def test_a_server_that_starts_again_with_its_data_is_not_trusted(server: RedisServer) -> None:
     """It has saved most of it, and not the newest."""
     ledger = Ledger()

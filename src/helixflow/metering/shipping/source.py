@@ -117,7 +117,7 @@ class JournalSource:
         count = self._joiner.expired - self._expired
         self._expired += count
         if count:
-            log.error("calls.expired", journal=self._journal_id, calls=count, advice="they count as interrupted")
+            log.error("calls.unsettled", journal=self._journal_id, calls=count, advice="they count as interrupted")
         return count
 
     def _report_orphans(self) -> int:
