@@ -79,7 +79,7 @@ class StreamEditor:
         if self._template is not None and not self.done and self._splitter.is_empty:
             data = data[self._edit_contents(data, edited) :]
             if not data:
-                return edited[0]
+                return b"".join(edited)
         events = self._splitter.feed(data)
         try:
             self._edit_events(events, edited)
