@@ -28,8 +28,13 @@ def event(delta: dict[str, str], finish: str | None = None) -> bytes:
 
 
 SILENT_STREAM = event_stream(
-    [event({"role": "assistant"}), event({"content": "Fi"}), event({"content": "ne"}), event({}, "stop")]
-    + [b"data: [DONE]\n\n"]
+    [
+        event({"role": "assistant"}),
+        event({"content": "Fi"}),
+        event({"content": "ne"}),
+        event({}, "stop"),
+        b"data: [DONE]\n\n",
+    ]
 )
 
 
