@@ -58,6 +58,7 @@ class Metered:
         self._limiter = limiter
         self._progress_interval_s = progress_interval_s
         self._now = clock.now
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._book = Book(prices, limiter, journal)
         # Refused calls by the metric or unit that refused them.
         self.refused: Counter[str] = Counter()
@@ -140,7 +141,9 @@ class Metered:
         bounds = self._estimator.bounds(call) if policies else NO_BOUNDS
         cost_bound = 0
         if policies.have_money:
-            left_s = call.deadline - asyncio.get_running_loop().time()
+            if self._loop is None:  # asked for once: each asking is a system call (getpid)
+                self._loop = asyncio.get_running_loop()
+            left_s = call.deadline - self._loop.time()
             cost_bound = self._book.prices.dearest_bound(
                 self._estimator.plan(call.model).deployments,
                 ticket.admitted_at_ms,
