@@ -103,6 +103,7 @@ class CallTicket(Ticket):
 
     __slots__ = (
         "_book",
+        "_deadline",
         "_done",
         "_started",
         "_written",
@@ -118,6 +119,7 @@ class CallTicket(Ticket):
 
     def __init__(self, book: Book, call: Call, admitted_at_ms: int) -> None:
         self.call = call
+        self._deadline = call.deadline
         self.admitted_at_ms = admitted_at_ms
         self.grant = _NOT_GRANTED
         self.requests: Meter | None = None
@@ -144,7 +146,7 @@ class CallTicket(Ticket):
     def durable(self) -> Awaitable[None] | None:
         """None, or to be awaited until its last record is as safe as the settings want it; until its deadline."""
         wait = self._book.journal.durable(self.position)
-        return None if wait is None else _until_durable(wait, self.call.deadline)
+        return None if wait is None else _until_durable(wait, self._deadline)
 
     def fail(self, error: HelixError) -> None:
         if not self._done:
@@ -156,12 +158,13 @@ class CallTicket(Ticket):
 
     def note_progress(self, now_ms: int) -> None:
         """Journals what it has used so far, if that has changed."""
-        usage = self.call.progress.usage
-        used = usage.prompt_tokens + usage.completion_tokens
-        if self._done or used == self._written:
+        if self._done:
+            return
+        progress = self.call.progress
+        used = progress.usage.prompt_tokens + progress.usage.completion_tokens
+        if used == self._written:
             return
         self._written = used
-        progress = self.call.progress
         tokens = self._tokens(progress)
         engine_ms = self._engine_ms(progress, time.perf_counter())
         price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
@@ -205,6 +208,9 @@ class CallTicket(Ticket):
             progress.attempts,
         )
         self._book.settle(self, tokens, cost, record)
+        # The call has the ticket, and would be kept until the next collection: its memory is wanted for the next one,
+        # while it is in the processor's cache.
+        del self.call
 
     def _tokens(self, progress: Progress, *, left: bool = False) -> Tokens:
         """`left`: the client gave up. From then on the engine may not have stopped at once, and has read the prompt."""
