@@ -82,7 +82,9 @@ async def _messages(stream: Any) -> AsyncGenerator[Any, None]:
     """The messages of a call; the first must come soon. Raises `HelixError`; the call is ended in any case."""
     try:
         iterator = stream.__aiter__()
-        first = await asyncio.wait_for(anext(iterator, None), FIRST_MESSAGE_TIMEOUT_S)
+        # Not `wait_for`: until Python 3.12 it loses a cancellation that comes together with an error.
+        async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
+            first = await anext(iterator, None)
         if first is None:
             raise HelixError(ErrorKind.UNAVAILABLE, "The stream ended before it began.")
         yield first
