@@ -81,11 +81,11 @@ def test_what_is_known_is_left_out_of_rows_and_sums() -> None:
     assert batch.after(9) is batch
     rest = batch.after(20)
     assert [row.request_id for row in rest.rows] == ["req_3", "req_4", "req_5"]
-    assert rest.daily[0][7:] == (3, 0, 21, 6, 9, 3, 33)
+    assert rest.daily[0][8:] == (3, 0, 21, 6, 9, 3, 33)
     assert len(batch.after(50)) == 0
     known = {(row.call_id, row.admitted_at_ms) for row in batch.rows[:4]}
     assert [row.request_id for row in batch.without(known).rows] == ["req_5"]
-    assert batch.without(known).hourly[0][7:] == (1, 0, 7, 2, 3, 1, 11)
+    assert batch.without(known).hourly[0][8:] == (1, 0, 7, 2, 3, 1, 11)
 
 
 def test_months_begin_at_midnight_utc_and_follow_each_other() -> None:
