@@ -20,8 +20,8 @@ Every error of the API has OpenAI's form. `param` and `code` are always present 
 
 `message` says what to do and is meant for people; it may change. `code` and the status are stable: test for those.
 The plainest kind, `invalid_request`, has no code in OpenAI's reference and is sent with `"code": null`. A provider's
-own code for a request that it refused is passed on. Answers with status 429 and 503 carry `Retry-After` (seconds),
-those with 401 `WWW-Authenticate: Bearer`, those with 405 `Allow`.
+own code for a request that it refused is passed on. Answers with status 503, and with 429 where
+waiting helps, carry `Retry-After` (seconds), those with 401 `WWW-Authenticate: Bearer`, those with 405 `Allow`.
 
 After the first byte of a stream the status cannot change any more. The error is then sent as one last event,
 `data: {"error": {…}}`, and the stream ends without `data: [DONE]`.

@@ -1,7 +1,7 @@
 """Finished requests as they travel from a journal to the ledger."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -133,8 +133,3 @@ def decode_rows(data: bytes) -> list[Positioned]:
 
 
 COLUMNS: Final = RequestRow.__struct_fields__
-
-
-def row_values(row: RequestRow) -> dict[str, Any]:
-    """For an INSERT of single rows; in bulk use `msgspec.structs.astuple`."""
-    return msgspec.structs.asdict(row)

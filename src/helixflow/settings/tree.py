@@ -216,7 +216,7 @@ class MeteringSettings(Section):
         256, ge=0, description="Charged to token limits until it is known, for requests without `max_tokens`."
     )
     media_tokens: int = Field(
-        8192, ge=0, description="Most prompt tokens of an image given by its address; budgets reserve so much."
+        8192, ge=0, description="Most prompt tokens of one image, sound or file; budgets reserve so much for each."
     )
     unpriced_input: Amount = Field(
         "10", description="Dollars for a million prompt tokens of a provider's model that has no known price."
