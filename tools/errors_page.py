@@ -37,6 +37,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.INVALID_JSON: "The body is not UTF-8, not JSON, or not a JSON object.",
     ErrorKind.INVALID_VALUE: "A field is missing, of a wrong type or out of range; `param` names it.",
     ErrorKind.UNSUPPORTED: "This model or engine cannot do what the field asks for.",
+    ErrorKind.CONTENT_FILTERED: "The provider's content filter refused the prompt or the answer.",
     ErrorKind.CONTEXT_LENGTH_EXCEEDED: "Prompt and answer do not fit the model's context; the message has the numbers.",
     ErrorKind.INVALID_API_KEY: "No key, or one that is malformed, unknown, expired or revoked.",
     ErrorKind.INVALID_TOKEN: "An access, refresh or one-time token that is malformed, forged, expired or revoked.",

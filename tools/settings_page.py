@@ -9,8 +9,11 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import IPvAnyNetwork
 from pydantic.fields import FieldInfo
 
+from helixflow.settings.deployments import Launched, Provider
 from helixflow.settings.load import ENV_PREFIX
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Section, Settings
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.section import Section
+from helixflow.settings.tree import Settings
 
 PAGE = Path("docs/reference/settings.md")
 
@@ -41,7 +44,7 @@ def render_settings() -> str:
     """The whole page as Markdown."""
     parts = [_INTRO, *_section("Top level", Settings, "")]
     parts += _section("`[[models]]`", ModelSettings, None)
-    for deployment in (LlamaCppDeployment, OpenAIDeployment):
+    for deployment in (*get_args(Launched), *get_args(Provider)):
         engine = get_args(deployment.model_fields["engine"].annotation)[0]
         parts += _section(f'`[[models.deployments]]` with `engine = "{engine}"`', deployment, None)
     return "\n".join(parts)

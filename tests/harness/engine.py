@@ -16,7 +16,7 @@ import msgspec
 
 from helixflow.core.capacity import Replica
 from helixflow.engines.llama_cpp.command import build
-from helixflow.settings.tree import LlamaCppDeployment
+from helixflow.settings.deployments import LlamaCppDeployment
 
 READY_S = 30.0
 

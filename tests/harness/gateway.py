@@ -22,15 +22,9 @@ from helixflow.pki.contexts import ServerContext
 from helixflow.pki.files import PkiFolder
 from helixflow.pki.issuing import ensure_pki
 from helixflow.rpc.generated.auth_v1 import identity_pb2
-from helixflow.settings.tree import (
-    GatewaySettings,
-    LlamaCppDeployment,
-    LogSettings,
-    MeteringSettings,
-    ModelSettings,
-    OpenAIDeployment,
-    Settings,
-)
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import GatewaySettings, LogSettings, MeteringSettings, Settings
 from tests.harness.tokens import TokenMint, snapshot
 from tests.harness.wire import Answer, Wire, request
 

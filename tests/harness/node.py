@@ -182,7 +182,7 @@ class Node:
         identity = ServiceIdentity.open(Settings(data_dir=self.data_dir), "gateway")
         with create_blocking_channel(self.data_dir / "run" / "pool.sock", identity, "control") as channel:
             stub = pool_pb2_grpc.PoolServiceStub(channel)
-            answer = stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=WAIT_S)
+            answer = stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S)
         (replica,) = next(d.replicas for d in answer.deployments if d.deployment.startswith(f"{model}/"))
         known = Replica(replica.replica_id, replica.host, replica.port, replica.api_key, replica.slots, replica.context)
         return RunningEngine(known, self.process)

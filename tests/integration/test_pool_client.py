@@ -27,14 +27,14 @@ class ScriptedPool(pool_pb2_grpc.PoolServiceServicer):
         self.script: asyncio.Queue[list[pool_pb2.DeploymentStatus] | Exception] = asyncio.Queue()
         self.loads: list[str] = []
 
-    async def ListDeployments(self, request: Any, context: Any) -> pool_pb2.ListDeploymentsResponse:
+    async def ListModels(self, request: Any, context: Any) -> pool_pb2.ListModelsResponse:
         raise KeyError("hfk_secret in a bug")
 
-    async def LoadDeployment(self, request: Any, context: Any) -> pool_pb2.LoadDeploymentResponse:
+    async def LoadModel(self, request: Any, context: Any) -> pool_pb2.LoadModelResponse:
         if request.deployment != "m/llama_cpp-0":
             raise HelixError(ErrorKind.MODEL_NOT_FOUND, "There is no such deployment.", param="deployment")
         self.loads.append(request.deployment)
-        return pool_pb2.LoadDeploymentResponse()
+        return pool_pb2.LoadModelResponse()
 
     async def WatchReplicas(self, request: Any, context: Any) -> AsyncIterator[pool_pb2.WatchReplicasResponse]:
         while True:
@@ -118,7 +118,7 @@ async def test_an_unknown_exception_does_not_travel(pki: Pki, path: Path) -> Non
     async with pool_running(pki, path, ScriptedPool()), channel:
         stub = pool_pb2_grpc.PoolServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.ListDeployments(pool_pb2.ListDeploymentsRequest(), timeout=5)
+            await stub.ListModels(pool_pb2.ListModelsRequest(), timeout=5)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "hfk_secret" not in str(caught.value)
         assert from_rpc_error(caught.value).kind is ErrorKind.INTERNAL

@@ -11,7 +11,10 @@ from typer.main import get_command
 
 from helixflow.cli.main import app
 from helixflow.core.errors import ERRORS, ErrorKind
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Section, Settings
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.section import Section
+from helixflow.settings.tree import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "helixflow"

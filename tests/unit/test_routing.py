@@ -34,10 +34,17 @@ class ScriptedEngine:
 
 class Asking:
     model = "m"
+    deadline = 0.0
     progress = Progress()
 
 
 CALL = cast(Call, Asking())
+
+
+def asking(deadline: float) -> Call:
+    call = Asking()
+    call.deadline = deadline
+    return cast(Call, call)
 
 
 def router(*engines: ScriptedEngine, clock: FakeClock | None = None) -> Router:
@@ -157,11 +164,11 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_slots_are_never_exceeded_and_go_to_who_waited_longest() -> None:
     slots = make_slots()
     slots.update(view("ready", replica(slots=2)))
-    leases = [await slots.acquire(soon()), await slots.acquire(soon())]
+    leases = [await slots.acquire(asking(soon())), await slots.acquire(asking(soon()))]
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        lease = await slots.acquire(soon())
+        lease = await slots.acquire(asking(soon()))
         order.append(number)
         lease.release()
 
@@ -181,9 +188,9 @@ async def test_slots_are_never_exceeded_and_go_to_who_waited_longest() -> None:
 async def test_a_full_queue_is_refused_with_a_time_to_come_back() -> None:
     slots = make_slots(max_queue=0)
     slots.update(view("ready", replica()))
-    await slots.acquire(soon())
+    await slots.acquire(asking(soon()))
     with pytest.raises(HelixError) as caught:
-        await slots.acquire(soon())
+        await slots.acquire(asking(soon()))
     assert caught.value.kind is ErrorKind.OVERLOADED
     assert caught.value.retry_after_s
 
@@ -191,13 +198,13 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_back() -> None:
 async def test_a_wait_ends_at_its_deadline_and_leaks_no_slot() -> None:
     slots = make_slots()
     slots.update(view("ready", replica()))
-    lease = await slots.acquire(soon())
+    lease = await slots.acquire(asking(soon()))
     with pytest.raises(HelixError) as caught:
-        await slots.acquire(asyncio.get_running_loop().time() + 0.001)
+        await slots.acquire(asking(asyncio.get_running_loop().time() + 0.001))
     assert caught.value.kind is ErrorKind.OVERLOADED
     assert slots.queued == 0
     lease.release()
-    (await slots.acquire(soon())).release()
+    (await slots.acquire(asking(soon()))).release()
     assert slots.in_flight == 0
 
 
@@ -205,9 +212,9 @@ async def test_a_wait_ends_at_its_deadline_and_leaks_no_slot() -> None:
 async def test_a_client_that_leaves_while_it_is_granted_a_slot_leaks_none(release_first: bool) -> None:
     slots = make_slots()
     slots.update(view("ready", replica()))
-    lease = await slots.acquire(soon())
-    first = asyncio.create_task(slots.acquire(soon()))
-    second = asyncio.create_task(slots.acquire(soon()))
+    lease = await slots.acquire(asking(soon()))
+    first = asyncio.create_task(slots.acquire(asking(soon())))
+    second = asyncio.create_task(slots.acquire(asking(soon())))
     await until(lambda: slots.queued == 2)
     for step in (lease.release, first.cancel) if release_first else (first.cancel, lease.release):
         step()
@@ -222,8 +229,8 @@ async def test_those_who_wait_outlive_their_replica() -> None:
     asked: list[str] = []
     slots = make_slots(asked=asked)
     slots.update(view("ready", replica()))
-    lease = await slots.acquire(soon())
-    waiting = asyncio.create_task(slots.acquire(soon()))
+    lease = await slots.acquire(asking(soon()))
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
     await until(lambda: slots.queued == 1)
     slots.update(view("idle"))
     await until(lambda: asked == ["d"])
@@ -238,8 +245,8 @@ async def test_those_who_wait_outlive_their_replica() -> None:
 async def test_those_who_wait_learn_that_the_deployment_failed() -> None:
     slots = make_slots()
     slots.update(view("ready", replica()))
-    await slots.acquire(soon())
-    waiting = asyncio.create_task(slots.acquire(soon()))
+    await slots.acquire(asking(soon()))
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
     await until(lambda: slots.queued == 1)
     slots.update(view("failed"))
     with pytest.raises(HelixError) as caught:
@@ -252,7 +259,7 @@ async def test_an_idle_deployment_is_loaded_once_and_loading_has_a_limit() -> No
     slots = make_slots(asked=asked, load_wait_s=0.001)
     slots.update(view("idle"))
     with pytest.raises(HelixError) as caught:
-        await slots.acquire(soon())
+        await slots.acquire(asking(soon()))
     assert caught.value.kind is ErrorKind.LOADING
     assert caught.value.retry_after_s
     assert asked == ["d"]
@@ -261,17 +268,17 @@ async def test_an_idle_deployment_is_loaded_once_and_loading_has_a_limit() -> No
 async def test_a_replica_that_failed_is_avoided_while_another_is_free() -> None:
     slots = make_slots()
     slots.update(view("ready", replica("r1", 2), replica("r2", 2)))
-    first = await slots.acquire(soon())
+    first = await slots.acquire(asking(soon()))
     first.release(failed=True)
-    names = {(await slots.acquire(soon())).replica.replica_id for _ in range(2)}
+    names = {(await slots.acquire(asking(soon()))).replica.replica_id for _ in range(2)}
     assert names == {"r1", "r2"} - {first.replica.replica_id}
 
 
 async def test_the_only_replica_is_not_asked_again_until_its_probation_is_over() -> None:
     slots = make_slots(probation_s=0.02)
     slots.update(view("ready", replica("r1", 2)))
-    (await slots.acquire(soon())).release(failed=True)
-    waiting = asyncio.create_task(slots.acquire(soon()))
+    (await slots.acquire(asking(soon()))).release(failed=True)
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
     await asyncio.sleep(0)
     assert slots.queued == 1
     assert (await waiting).replica.replica_id == "r1"
@@ -280,8 +287,8 @@ async def test_the_only_replica_is_not_asked_again_until_its_probation_is_over()
 async def test_a_request_after_a_crash_gets_the_next_replica() -> None:
     slots = make_slots(probation_s=60)
     slots.update(view("ready", replica("r1", 2)))
-    (await slots.acquire(soon())).release(failed=True)
-    waiting = asyncio.create_task(slots.acquire(soon()))
+    (await slots.acquire(asking(soon()))).release(failed=True)
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
     await asyncio.sleep(0)
     slots.update(view("backoff"))
     await asyncio.sleep(0)

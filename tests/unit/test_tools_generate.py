@@ -1,17 +1,18 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from helixflow.settings.deployments import Launched, Provider
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.serving import PoolSettings, RoutingSettings
 from helixflow.settings.tree import (
     AuthSettings,
     CorsSettings,
     DatabaseSettings,
     GatewaySettings,
-    LlamaCppDeployment,
     LogSettings,
     MeteringSettings,
-    ModelSettings,
-    OpenAIDeployment,
     PkiSettings,
     RedisSettings,
     Settings,
@@ -30,8 +31,10 @@ SECTIONS = [
     LogSettings,
     MeteringSettings,
     ModelSettings,
-    LlamaCppDeployment,
-    OpenAIDeployment,
+    *get_args(Launched),
+    *get_args(Provider),
+    RoutingSettings,
+    PoolSettings,
 ]
 
 

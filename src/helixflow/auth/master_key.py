@@ -22,7 +22,8 @@ from helixflow.auth.master_key_file import (
 )
 from helixflow.auth.sealing import Sealer
 from helixflow.core.errors import ExitCode, UserError
-from helixflow.settings.tree import SecretRef, Settings
+from helixflow.settings.section import SecretRef
+from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import installation
 

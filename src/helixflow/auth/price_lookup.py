@@ -18,7 +18,8 @@ from helixflow.metering.deployments import deployment_refs
 from helixflow.metering.money import parse_dollars
 from helixflow.metering.prices import Price, PricePeriod, decode_price, encode_price
 from helixflow.rpc.generated.auth_v1 import metering_pb2
-from helixflow.settings.tree import MeteringSettings, ModelSettings
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import MeteringSettings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import price_versions, prices
 

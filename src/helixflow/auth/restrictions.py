@@ -19,7 +19,7 @@ from helixflow.core.permissions import (
 )
 from helixflow.rpc.access import Level, declared_access
 from helixflow.rpc.generated.auth_v1 import admin_pb2, usage_pb2
-from helixflow.settings.tree import Name
+from helixflow.settings.section import Name
 
 MAX_ENTRIES: Final = 100
 # The end of the year 9999: later dates cannot be written in ISO 8601.

@@ -157,7 +157,7 @@ def _known_names(settings: "Settings", catalogue: "Catalogue", store: "ModelStor
 
 def _describe(name: str, settings: "Settings", catalogue: "Catalogue", store: "ModelStore") -> dict[str, Any]:
     """All that is known of a name; `where` is `store`, `file`, `provider` or `nowhere` (not fetched yet)."""
-    from helixflow.settings.tree import LlamaCppDeployment
+    from helixflow.settings.deployments import LaunchedDeployment, ProviderDeployment
 
     configured = next((model for model in settings.models if model.name == name), None)
     spec = _configured_spec(name, settings, catalogue) or catalogue.find(name)
@@ -179,9 +179,9 @@ def _describe(name: str, settings: "Settings", catalogue: "Catalogue", store: "M
         "path": "",
         "pulled_at": 0,
     }
-    if first is not None and not isinstance(first, LlamaCppDeployment):
+    if isinstance(first, ProviderDeployment):
         row.update(where="provider", source=first.base_url)
-    elif isinstance(first, LlamaCppDeployment) and "context" in first.model_fields_set:
+    elif isinstance(first, LaunchedDeployment) and "context" in first.model_fields_set:
         row["context"] = first.context
     if stored is not None:
         inside = stored.path.is_relative_to(settings.models_dir)

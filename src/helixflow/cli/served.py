@@ -20,7 +20,7 @@ def served_models(settings: "Settings") -> list[ServedModel]:
     """All configured models, in order. Raises `UserError` (CONFIG) for one that the catalogue does not know."""
     from helixflow.pool.catalogue import Catalogue
     from helixflow.pool.plan import fill_from_catalogue
-    from helixflow.settings.tree import LlamaCppDeployment
+    from helixflow.settings.deployments import LlamaCppDeployment
 
     served = []
     for model in fill_from_catalogue(settings, Catalogue.load()).models:

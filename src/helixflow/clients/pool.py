@@ -44,9 +44,9 @@ class PoolWatch:
 
     async def load(self, deployment: str) -> None:
         """Asks the pool to load a deployment and does not wait for it. Raises `HelixError`."""
-        request = pool_pb2.LoadDeploymentRequest(deployment=deployment)
+        request = pool_pb2.LoadModelRequest(deployment=deployment)
         try:
-            await self._stub.LoadDeployment(request, timeout=LOAD_TIMEOUT_S)
+            await self._stub.LoadModel(request, timeout=LOAD_TIMEOUT_S)
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
 

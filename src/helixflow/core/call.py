@@ -36,7 +36,8 @@ class Progress(msgspec.Struct):
 
     `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta, and so
     is `engine_began_at`, when the deployment began to work on it: what is before is waiting. `complete` once all of a
-    streamed answer has been read.
+    streamed answer has been read. `resumed` counts the replicas that were lost under the stream and replaced.
+    `side_usage` is what other deployments charge for the same call beside `usage`: the losers of hedging.
     """
 
     deployment: str = ""
@@ -46,6 +47,23 @@ class Progress(msgspec.Struct):
     engine_began_at: float | None = None
     complete: bool = False
     attempts: tuple[tuple[str, str], ...] = ()
+    resumed: int = 0
+    side_usage: tuple[tuple[str, Usage], ...] = ()
+
+
+class Hints(msgspec.Struct, frozen=True, gc=False):
+    """What a request says about where it should be served; empty strings for nothing.
+
+    Requests of one `session` go to the same replica while it lives, those of one `user` the same way of a split.
+    `residency` is the only region that may serve it, beside those that its model and its caller demand.
+    """
+
+    session: str = ""
+    user: str = ""
+    residency: str = ""
+
+
+NO_HINTS = Hints()
 
 
 class Meter(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +120,7 @@ class Call(msgspec.Struct):
     body_bytes: int = 0
     progress: Progress = msgspec.field(default_factory=Progress)
     ticket: Ticket | None = None
+    hints: Hints = NO_HINTS
 
 
 class Stream(Protocol):

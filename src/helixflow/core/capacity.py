@@ -1,7 +1,10 @@
 """Who may use an engine now: leases on the slots of replicas."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
+
+from helixflow.core.call import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +12,12 @@ class Replica:
     """One running engine process: where it listens and the random key it wants. `slots` generations fit at once.
 
     `context` is the most tokens (prompt + answer) one request may use; `supports_tools` says whether the model's own
-    chat template knows tools; `vocabulary` is its number of token ids, 0 when unknown.
+    chat template knows tools; `vocabulary` is its number of token ids, 0 when unknown. `model_digest` is equal for
+    replicas that make the same tokens of the same prompt; empty when that is not known. `tokenizer_path` is that of the
+    model's tokenizer.json on the gateway's own node, empty without one.
+
+    On another node (`server_name` not empty) `host` and `port` are the data port of the pool there: TLS with the
+    gateway's identity, where the server name says which replica is meant.
     """
 
     replica_id: str
@@ -21,6 +29,9 @@ class Replica:
     supports_tools: bool = False
     vocabulary: int = 0
     tokenizer_path: str = ""
+    model_digest: str = ""
+    server_name: str = ""
+    pool: str = ""
 
 
 class Lease(Protocol):
@@ -28,6 +39,10 @@ class Lease(Protocol):
 
     @property
     def replica(self) -> Replica: ...
+
+    def charge(self, tokens: int) -> None:
+        """Counts tokens against the tenant's share, as they happen: the prompt once it is read, each token made."""
+        ...
 
     def release(self, *, failed: bool = False) -> None:
         """Gives the slot back; `failed` counts against the replica's health. Idempotent; never raises."""
@@ -45,10 +60,11 @@ class Slots(Protocol):
         """Whether a replica serves on which nothing has failed just now."""
         ...
 
-    async def acquire(self, deadline: float) -> Lease:
-        """Waits for a free slot until `deadline` (event-loop clock, seconds).
+    async def acquire(self, call: Call, *, avoid: Collection[str] = ()) -> Lease:
+        """Waits for a free slot until the call's deadline, in the order that is fair to its tenant.
 
-        Raises `HelixError`: `LOADING` when no replica became ready in time, `OVERLOADED` when the queue is full or
-        the wait too long, `UPSTREAM_UNAVAILABLE` when the deployment's replicas keep failing.
+        Replicas whose ids are in `avoid` are not used. Raises `HelixError`: `LOADING` when no replica became ready in
+        time, `OVERLOADED` when the queue is full or the wait would be too long, `UPSTREAM_UNAVAILABLE` when the
+        deployment's replicas keep failing.
         """
         ...

@@ -16,6 +16,7 @@ class ErrorKind(Enum):
     INVALID_VALUE = "invalid_value"
     UNSUPPORTED = "unsupported_parameter"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    CONTENT_FILTERED = "content_filter"
     INVALID_API_KEY = "invalid_api_key"
     INVALID_TOKEN = "invalid_token"  # noqa: S105  (no secret)
     INVALID_CREDENTIALS = "invalid_credentials"
@@ -68,6 +69,7 @@ ERRORS: Final[dict[ErrorKind, ErrorTraits]] = {
     ErrorKind.INVALID_VALUE: ErrorTraits(400, *_INVALID),
     ErrorKind.UNSUPPORTED: ErrorTraits(400, *_INVALID),
     ErrorKind.CONTEXT_LENGTH_EXCEEDED: ErrorTraits(400, *_INVALID),
+    ErrorKind.CONTENT_FILTERED: ErrorTraits(400, *_INVALID),
     ErrorKind.INVALID_API_KEY: ErrorTraits(401, *_UNAUTHENTICATED),
     ErrorKind.INVALID_TOKEN: ErrorTraits(401, *_UNAUTHENTICATED),
     ErrorKind.INVALID_CREDENTIALS: ErrorTraits(401, *_UNAUTHENTICATED),

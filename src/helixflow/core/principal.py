@@ -23,7 +23,9 @@ class Principal:
     `id` is the key's or the account's; `owner_id` the account or service account that a key acts for, empty for a key
     of the project itself. `project_id` is empty for a token that is for no project. `permissions` hold in that project
     (without one: in the organisation); those of the installation hold in it. `models` and `networks` are restrictions,
-    None for none.
+    None for none. Waiting requests are served by `priority` (higher first), then in proportion to
+    `organisation_weight` and, within an organisation, `weight`. `residency` is the only region that may serve its
+    calls, empty for any.
     """
 
     kind: PrincipalKind
@@ -36,6 +38,10 @@ class Principal:
     permissions: frozenset[Permission] = frozenset()
     models: frozenset[str] | None = None
     networks: tuple[Network, ...] | None = None
+    priority: int = 0
+    weight: int = 100
+    organisation_weight: int = 100
+    residency: str = ""
 
     def may(self, permission: Permission) -> bool:
         return permission in self.permissions

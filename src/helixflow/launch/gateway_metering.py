@@ -26,7 +26,8 @@ from helixflow.metering.policy_cache import PolicyCache
 from helixflow.metering.price_book import PriceBook
 from helixflow.metering.redis.redis_limiter import RedisLimiter
 from helixflow.process.backoff import Backoff
-from helixflow.settings.tree import ModelSettings, Settings
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 
 _UNREGISTERED_S: Final = 10.0
 
@@ -167,7 +168,7 @@ def plan_models(models: Sequence[ModelSettings]) -> Mapping[str, ModelPlan]:
     """What demands are estimated by."""
     return {
         model.name: ModelPlan(
-            tuple(f"{model.name}/{deployment.engine}-{index}" for index, deployment in enumerate(model.deployments)),
+            tuple(name for name, _ in model.named_deployments()),
             max((deployment.context for deployment in model.deployments), default=0),
         )
         for model in models

@@ -24,6 +24,7 @@ class State(Enum):
     READY = 4
     BACKOFF = 5
     FAILED = 6
+    UNLOADING = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,15 @@ class CrashHistory:
 
 
 # The best that any seat offers is what the deployment offers.
-_ORDER: Final = (State.READY, State.LOADING, State.PULLING, State.BACKOFF, State.FAILED, State.IDLE)
+_ORDER: Final = (
+    State.READY,
+    State.UNLOADING,
+    State.LOADING,
+    State.PULLING,
+    State.BACKOFF,
+    State.FAILED,
+    State.IDLE,
+)
 
 
 def combine(name: str, seats: Sequence[SeatView], *, restarts: int, now: float) -> DeploymentView:

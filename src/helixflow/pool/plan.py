@@ -7,7 +7,9 @@ import msgspec
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, Settings
+from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,8 @@ def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedD
 
 def _plan_model(model: ModelSettings, catalogue: Catalogue) -> list[PlannedDeployment]:
     planned = []
-    for index, deployment in enumerate(model.deployments):
+    for name, deployment in model.named_deployments():
         if isinstance(deployment, LlamaCppDeployment):
-            name = f"{model.name}/llama_cpp-{index}"
             spec = catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task)
             _check_tokenizer(name, deployment, spec)
             planned.append(PlannedDeployment(name, model.name, deployment, spec))

@@ -12,12 +12,11 @@ import structlog
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
-from helixflow.engines.llama_cpp.command import HOST, build
+from helixflow.engines.launching import HOST, EngineKind, LaunchSpec
 from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
 from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
 from helixflow.pool.manifest import StoredModel
 from helixflow.pool.plan import PlannedDeployment
-from helixflow.pool.probe import Probe
 
 _END_TIMEOUT_S: Final = 10.0
 log = structlog.get_logger("helixflow.pool")
@@ -46,11 +45,11 @@ class ReplicaLives:
     """Starts engines for one deployment and stays with each until its end."""
 
     def __init__(
-        self, planned: PlannedDeployment, engines: Engines, probe: Probe, policy: HealthPolicy, clock: Clock
+        self, planned: PlannedDeployment, engines: Engines, kind: EngineKind, policy: HealthPolicy, clock: Clock
     ) -> None:
         self._planned = planned
         self._engines = engines
-        self._probe = probe
+        self._kind = kind
         self._policy = policy
         self._clock = clock
 
@@ -59,9 +58,7 @@ class ReplicaLives:
         planned = self._planned
         port, key = _free_port(), secrets.token_urlsafe(32)
         name = f"{planned.name}#{seat}-{secrets.token_hex(3)}"
-        engine_command = build(
-            planned.settings, model_path=model.path, port=port, key=key, public_name=planned.public_name
-        )
+        command = self._kind.command(LaunchSpec(planned.settings, planned.public_name, model.path, port, key))
         meta: dict[str, Any] = {
             "deployment": planned.name,
             "fingerprint": planned.fingerprint,
@@ -71,9 +68,7 @@ class ReplicaLives:
             "context": model.context,
             "tokenizer_path": str(planned.settings.tokenizer or model.tokenizer_path or ""),
         }
-        return await self._engines.start(
-            name, engine_command.argv, env=engine_command.env, stdin=engine_command.stdin, meta=meta
-        )
+        return await self._engines.start(name, command.argv, env=command.env, stdin=command.stdin, meta=meta)
 
     async def stay_with(
         self, engine: RunningEngine, on_ready: Callable[[ServingReplica], None], on_gone: Callable[[], None]
@@ -110,7 +105,7 @@ class ReplicaLives:
             if (exit_ := await _exit_within(engine, policy.ready_interval_s)) is not None:
                 return None, cause_of_exit(exit_.status, exit_.tail, was_ready=False)
             try:
-                healthy = await self._probe.is_healthy(port, key, policy.deadline_s)
+                healthy = await self._kind.is_healthy(port, key, policy.deadline_s)
             except HelixError:
                 continue  # nobody listens yet
             if healthy:
@@ -118,7 +113,7 @@ class ReplicaLives:
         return None, f"did not become ready within {policy.load_timeout_s:g} s"
 
     async def _describe(self, engine: RunningEngine, port: int, key: str) -> ServingReplica:
-        properties = await self._probe.read_properties(port, key, self._policy.deadline_s)
+        properties = await self._kind.read_properties(self._planned.settings, port, key, self._policy.deadline_s)
         bounds = (self._planned.settings.context, properties.context, engine.meta.get("context") or 0)
         replica = Replica(
             replica_id=engine.name,
@@ -142,7 +137,7 @@ class ReplicaLives:
             if (exit_ := await _exit_within(engine, policy.interval_s)) is not None:
                 return cause_of_exit(exit_.status, exit_.tail, was_ready=True)
             try:
-                healthy = await self._probe.is_healthy(port, key, policy.deadline_s)
+                healthy = await self._kind.is_healthy(port, key, policy.deadline_s)
             except HelixError:
                 healthy = False
             failures = 0 if healthy else failures + 1

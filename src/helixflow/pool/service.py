@@ -5,11 +5,11 @@ from typing import Any
 
 import grpc
 
+from helixflow.engines.llama_cpp.probe import LlamaCppKind
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.launcher_client import Engines
 from helixflow.pool.lifecycle import DeploymentView, ServingReplica
 from helixflow.pool.plan import plan_deployments
-from helixflow.pool.probe import Probe
 from helixflow.pool.store import ModelStore
 from helixflow.pool.supervisor import Supervisor
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
@@ -26,16 +26,12 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
-    async def ListDeployments(
-        self, request: pool_pb2.ListDeploymentsRequest, context: _Context
-    ) -> pool_pb2.ListDeploymentsResponse:
-        return pool_pb2.ListDeploymentsResponse(deployments=self._snapshot())
+    async def ListModels(self, request: pool_pb2.ListModelsRequest, context: _Context) -> pool_pb2.ListModelsResponse:
+        return pool_pb2.ListModelsResponse(deployments=self._snapshot())
 
-    async def LoadDeployment(
-        self, request: pool_pb2.LoadDeploymentRequest, context: _Context
-    ) -> pool_pb2.LoadDeploymentResponse:
+    async def LoadModel(self, request: pool_pb2.LoadModelRequest, context: _Context) -> pool_pb2.LoadModelResponse:
         self._supervisor.load(request.deployment)
-        return pool_pb2.LoadDeploymentResponse()
+        return pool_pb2.LoadModelResponse()
 
     async def WatchReplicas(
         self, request: pool_pb2.WatchReplicasRequest, context: _Context
@@ -79,7 +75,7 @@ def create_pool(settings: Settings, engines: Engines) -> PoolServices:
     planned = plan_deployments(settings, Catalogue.load())
     client = HttpClient(max_connections=8)
     store = ModelStore(settings.models_dir)
-    return PoolServices(Supervisor(planned, engines, Probe(client), store.pull), client)
+    return PoolServices(Supervisor(planned, engines, {"llama_cpp": LlamaCppKind(client)}, store.pull), client)
 
 
 def _to_status(view: DeploymentView) -> pool_pb2.DeploymentStatus:

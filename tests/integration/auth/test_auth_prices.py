@@ -15,7 +15,9 @@ from helixflow.metering.prices import Price, decode_price
 from helixflow.rpc.generated.auth_v1 import metering_pb2
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_PRICES
-from helixflow.settings.tree import LlamaCppDeployment, MeteringSettings, ModelSettings, OpenAIDeployment, Settings
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import MeteringSettings, Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import price_versions, prices
 from tests.harness.auth import Installation, Person, refused

@@ -14,7 +14,9 @@ from helixflow.metering.prices import Price, Tier, decode_price
 from helixflow.metering.rows import RequestRow
 from helixflow.rpc.generated.auth_v1 import metering_pb2
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Settings
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 from tests.harness.auth import Installation, Person, refused
 from tests.harness.ledger import JOURNAL, NODE, make_row, ship

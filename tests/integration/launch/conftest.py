@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from helixflow.settings.tree import GatewaySettings, LogSettings, ModelSettings, Settings
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import GatewaySettings, LogSettings, Settings
 
 MARK = "HFTEST_MARK"
 WAIT_S = 20.0

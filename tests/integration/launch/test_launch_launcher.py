@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from helixflow.core.errors import ExitCode
-from helixflow.settings.tree import ModelSettings, OpenAIDeployment
+from helixflow.settings.deployments import OpenAIDeployment
+from helixflow.settings.models import ModelSettings
 from tests.integration.launch.conftest import Running, until
 
 SLEEP = "import time; time.sleep(3600)"

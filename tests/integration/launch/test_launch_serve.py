@@ -16,7 +16,9 @@ import pytest
 
 from helixflow.core.errors import ExitCode
 from helixflow.pool.manifest import StoredModel
-from helixflow.settings.tree import GatewaySettings, LlamaCppDeployment, LogSettings, ModelSettings, Settings
+from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import GatewaySettings, LogSettings, Settings
 from tests.integration.launch.conftest import marked, until
 
 SERVE = """

@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.engines.llama_cpp.probe import LlamaCppKind
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.pool.lifecycle import DeploymentView, State
 from helixflow.pool.manifest import StoredModel
 from helixflow.pool.plan import plan_deployments
-from helixflow.pool.probe import Probe
 from helixflow.pool.replica import HealthPolicy
 from helixflow.pool.service import PoolServices
 from helixflow.pool.supervisor import Supervisor
@@ -29,7 +29,9 @@ from helixflow.process.backoff import Backoff
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.rpc.servers import create_server, listen
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, Settings
+from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 from helixflow.transport.client import HttpClient
 from tests.harness.pki import Pki, allow
 from tests.integration.launch.conftest import Running
@@ -92,7 +94,7 @@ async def supervised(launcher: Running, model: StoredModel, **settings: Any) -> 
         supervisor = Supervisor(
             plan_deployments(tree, Catalogue([])),
             engines,
-            Probe(client),
+            {"llama_cpp": LlamaCppKind(client)},
             lambda _spec, _report: model,
             policy=POLICY,
             make_backoff=lambda: Backoff(initial_s=0.05, maximum_s=0.1),
@@ -208,9 +210,9 @@ async def test_watchers_follow_over_grpc(launcher: Running, chat_model: StoredMo
             first = await watch.read()
             assert first.deployments[0].state == pool_pb2.DEPLOYMENT_STATE_IDLE
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stub.LoadDeployment(pool_pb2.LoadDeploymentRequest(deployment="nobody"))
+                await stub.LoadModel(pool_pb2.LoadModelRequest(deployment="nobody"))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-            await stub.LoadDeployment(pool_pb2.LoadDeploymentRequest(deployment="m/llama_cpp-0"))
+            await stub.LoadModel(pool_pb2.LoadModelRequest(deployment="m/llama_cpp-0"))
             while (status := (await watch.read()).deployments[0]).state != pool_pb2.DEPLOYMENT_STATE_READY:
                 assert not status.replicas
             (replica,) = status.replicas

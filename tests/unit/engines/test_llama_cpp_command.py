@@ -4,9 +4,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from helixflow.engines.launching import EngineCommand
 from helixflow.engines.llama_cpp.child import ChildParameters
-from helixflow.engines.llama_cpp.command import EngineCommand, build, default_threads
-from helixflow.settings.tree import LlamaCppDeployment
+from helixflow.engines.llama_cpp.command import build, default_threads
+from helixflow.settings.deployments import LlamaCppDeployment
 
 
 def make(**settings: object) -> EngineCommand:

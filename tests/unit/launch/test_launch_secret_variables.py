@@ -3,14 +3,9 @@
 import json
 
 from helixflow.launch.launcher import find_secret_variables
-from helixflow.settings.tree import (
-    AuthSettings,
-    DatabaseSettings,
-    ModelSettings,
-    OpenAIDeployment,
-    RedisSettings,
-    Settings,
-)
+from helixflow.settings.deployments import OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import AuthSettings, DatabaseSettings, RedisSettings, Settings
 
 
 def test_every_variable_that_the_settings_name_is_kept_from_engines() -> None:

@@ -7,7 +7,9 @@ from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.plan import fill_from_catalogue, plan_deployments
 from helixflow.pool.store import ModelStore
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, OpenAIDeployment, Settings
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 
 CATALOGUE = Catalogue(
     [

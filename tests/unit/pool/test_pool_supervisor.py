@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
+from helixflow.engines.launching import EngineCommand, EngineProperties, LaunchSpec
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.launcher_client import EngineExit, RunningEngine
 from helixflow.pool.lifecycle import DeploymentView, State
 from helixflow.pool.manifest import StoredModel
 from helixflow.pool.plan import PlannedDeployment, plan_deployments
-from helixflow.pool.probe import EngineProperties
 from helixflow.pool.progress import PullProgress, Report
 from helixflow.pool.replica import HealthPolicy
 from helixflow.pool.supervisor import Supervisor
 from helixflow.process.backoff import Backoff
-from helixflow.settings.tree import LlamaCppDeployment, ModelSettings, Settings
+from helixflow.settings.deployments import Launched, LlamaCppDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.tree import Settings
 
 MODEL = StoredModel("m", "file:/m.gguf", "a" * 64, Path("/m.gguf"), 1, "", 4096, "chat", None, 0.0)
 POLICY = HealthPolicy(ready_interval_s=0, interval_s=0, deadline_s=1, failures=3)
@@ -56,7 +58,7 @@ class FakeEngines:
         self.running.pop(name).exited.set_result(EngineExit(status, tail))
 
 
-class FakeProbe:
+class FakeKind:
     def __init__(self) -> None:
         self.answer: Callable[[], bool] = lambda: True
         self.properties = EngineProperties(slots=4, context=8192, supports_tools=True)
@@ -65,8 +67,14 @@ class FakeProbe:
         await asyncio.sleep(0)
         return self.answer()
 
-    async def read_properties(self, port: int, key: str, deadline_s: float) -> EngineProperties:
+    async def read_properties(self, deployment: Launched, port: int, key: str, deadline_s: float) -> EngineProperties:
         return self.properties
+
+    async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
+        return 0
+
+    def command(self, spec: LaunchSpec) -> EngineCommand:
+        return EngineCommand(("engine", spec.key))
 
 
 def plan(**settings: Any) -> PlannedDeployment:
@@ -82,11 +90,11 @@ class Pool:
         self, planned: PlannedDeployment, engines: FakeEngines, pull: Callable[[ModelSpec, Report], StoredModel]
     ) -> None:
         self.engines = engines
-        self.probe = FakeProbe()
+        self.probe = FakeKind()
         self.supervisor = Supervisor(
             [planned],
             engines,
-            self.probe,  # type: ignore[arg-type]
+            {"llama_cpp": self.probe},
             pull,
             policy=POLICY,
             make_backoff=lambda: Backoff(initial_s=0, maximum_s=0),

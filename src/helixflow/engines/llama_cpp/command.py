@@ -1,29 +1,18 @@
 """How to start llama.cpp for a deployment: the built-in wheel, or a `llama-server` of the user's own."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from helixflow.engines.launching import HOST, EngineCommand
 from helixflow.engines.llama_cpp.child import ChildParameters
 from helixflow.process.cores import usable_cores
-from helixflow.settings.tree import LlamaCppDeployment
+from helixflow.settings.deployments import LlamaCppDeployment
 
-HOST: Final = "127.0.0.1"
 _ALL_LAYERS: Final = 9999
 _PREFILL_UBATCH: Final = 512
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCommand:
-    """What the launcher starts. The engine's key travels in `env` or `stdin`, never in `argv`: that is public."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    stdin: str = ""
 
 
 def build(deployment: LlamaCppDeployment, *, model_path: Path, port: int, key: str, public_name: str) -> EngineCommand:

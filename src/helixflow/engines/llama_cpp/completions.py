@@ -69,8 +69,7 @@ class Completions:
                 "/v1/completions",
                 self._payload(call, params, prompt, choice, rank=best_of > params.choices),
                 token_limit=params.max_tokens or DEFAULT_MAX_TOKENS,
-                deadline=call.deadline,
-                progress=call.progress,
+                call=call,
             )
             for prompt in prompts
             for choice in range(best_of)

@@ -49,14 +49,14 @@ class Embeddings:
         replica = await self._slots.any_replica(call.deadline)
         tokens = await asyncio.to_thread(self._tokenise, params.inputs, replica)
         call.progress.engine_began_at = time.perf_counter()
-        vectors = [await self._embed(tokens[0], call.deadline)]
+        vectors = [await self._embed(tokens[0], call)]
         if params.dimensions is not None and params.dimensions != len(vectors[0]):
             raise HelixError(
                 ErrorKind.UNSUPPORTED,
                 f"The model '{call.model}' always gives {len(vectors[0])} dimensions; leave out 'dimensions'.",
                 param="dimensions",
             )
-        vectors += await self._embed_all(tokens[1:], replica.slots, call.deadline)
+        vectors += await self._embed_all(tokens[1:], replica.slots, call)
         progress = call.progress
         progress.first_content_at = time.perf_counter()
         progress.usage.prompt_tokens = sum(map(len, tokens))
@@ -93,14 +93,14 @@ class Embeddings:
             tokens.append(ids)
         return tokens
 
-    async def _embed_all(self, tokens: list[list[int]], slots: int, deadline: float) -> list[list[float]]:
+    async def _embed_all(self, tokens: list[list[int]], slots: int, call: Call) -> list[list[float]]:
         """One vector an input, in order. A lease an input, so that what is in flight never exceeds the slots."""
         vectors: list[list[float]] = [[] for _ in tokens]
         positions = iter(range(len(tokens)))
 
         async def work() -> None:
             for position in positions:
-                vectors[position] = await self._embed(tokens[position], deadline)
+                vectors[position] = await self._embed(tokens[position], call)
 
         workers = [asyncio.create_task(work()) for _ in range(min(len(tokens), slots))]
         try:
@@ -110,12 +110,12 @@ class Embeddings:
                 worker.cancel()
         return vectors
 
-    async def _embed(self, tokens: list[int], deadline: float) -> list[float]:
-        lease = await self._slots.acquire(deadline)
+    async def _embed(self, tokens: list[int], call: Call) -> list[float]:
+        lease = await self._slots.acquire(call)
         failed = True
         try:
             body = msgspec.json.encode({"input": tokens, "encoding_format": "float"})
-            response = await request(self._client, lease.replica, "/v1/embeddings", body, deadline)
+            response = await request(self._client, lease.replica, "/v1/embeddings", body, call.deadline)
             try:
                 if response.status != 200:
                     raise await refusal(response)

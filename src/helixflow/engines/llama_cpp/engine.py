@@ -69,8 +69,7 @@ class LlamaCppEngine:
                 "/v1/chat/completions",
                 chat_payload(call, params, choice, forced),
                 token_limit=params.token_limit,
-                deadline=call.deadline,
-                progress=call.progress,
+                call=call,
             )
             for choice in range(params.choices)
         ]

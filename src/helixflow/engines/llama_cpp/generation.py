@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from helixflow.core.call import Progress
+from helixflow.core.call import Call, Progress
 from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
@@ -77,8 +77,7 @@ class Generation:
         payload: Mapping[str, Raw],
         *,
         token_limit: int | None,
-        deadline: float,
-        progress: Progress,
+        call: Call,
     ) -> "Generation":
         """Waits for a slot and for the first event that carries content.
 
@@ -86,12 +85,13 @@ class Generation:
         Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED with both numbers, INVALID_REQUEST for what the engine refuses,
         UPSTREAM_UNAVAILABLE when the replica fails, and what `Slots.acquire` raises.
         """
-        lease = await slots.acquire(deadline)
+        lease = await slots.acquire(call)
+        progress = call.progress
         if progress.engine_began_at is None:
             progress.engine_began_at = time.perf_counter()
         generation: Generation | None = None
         try:
-            response = await request(client, lease.replica, path, msgspec.json.encode(payload), deadline)
+            response = await request(client, lease.replica, path, msgspec.json.encode(payload), call.deadline)
             generation = cls(response, lease)
             if response.status != 200:
                 raise await refusal(response)
@@ -188,13 +188,10 @@ async def start_generation(
     payload: Mapping[str, Raw],
     *,
     token_limit: int | None,
-    deadline: float,
-    progress: Progress,
+    call: Call,
 ) -> Generation:
     """`Generation.start`, once more on another replica where the first one failed: the client has seen nothing yet."""
-    start = partial(
-        Generation.start, client, slots, path, payload, token_limit=token_limit, deadline=deadline, progress=progress
-    )
+    start = partial(Generation.start, client, slots, path, payload, token_limit=token_limit, call=call)
     try:
         return await start()
     except HelixError as exc:

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PoolServiceStub:
-    """Owns the engines of one node.
+    """Owns the engines of one node. Errors carry the error trailer of helixflow/rpc (kind, message, Retry-After).
     """
 
     def __init__(self, channel):
@@ -35,44 +35,155 @@ class PoolServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.ListDeployments = channel.unary_unary(
-                '/helixflow.pool.v1.PoolService/ListDeployments',
-                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsRequest.SerializeToString,
-                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsResponse.FromString,
+        self.ListModels = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/ListModels',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
-        self.LoadDeployment = channel.unary_unary(
-                '/helixflow.pool.v1.PoolService/LoadDeployment',
-                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentRequest.SerializeToString,
-                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentResponse.FromString,
+        self.PullModel = channel.unary_stream(
+                '/helixflow.pool.v1.PoolService/PullModel',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/LoadModel',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/UnloadModel',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/PinModel',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelResponse.FromString,
+                _registered_method=True)
+        self.ScaleModel = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/ScaleModel',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelResponse.FromString,
                 _registered_method=True)
         self.WatchReplicas = channel.unary_stream(
                 '/helixflow.pool.v1.PoolService/WatchReplicas',
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasResponse.FromString,
                 _registered_method=True)
+        self.LeaseSlots = channel.stream_stream(
+                '/helixflow.pool.v1.PoolService/LeaseSlots',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsResponse.FromString,
+                _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/helixflow.pool.v1.PoolService/Generate',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.GetCapacity = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/GetCapacity',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/helixflow.pool.v1.PoolService/Drain',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.ReadTokenizer = channel.unary_stream(
+                '/helixflow.pool.v1.PoolService/ReadTokenizer',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
-    """Owns the engines of one node.
+    """Owns the engines of one node. Errors carry the error trailer of helixflow/rpc (kind, message, Retry-After).
     """
 
-    def ListDeployments(self, request, context):
-        """All deployments that this pool is configured for, with their state.
+    def ListModels(self, request, context):
+        """All deployments of this node and all models of its store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def LoadDeployment(self, request, context):
-        """Starts pulling and loading a deployment that is not loaded yet and returns at once; progress is seen through
-        WatchReplicas. NOT_FOUND for an unknown deployment.
+    def PullModel(self, request, context):
+        """Fetches a model's file into the store and checks it. Joins a pull of the same model that is under way. Progress at
+        most ten times a second; the last message says PHASE_DONE. NOT_FOUND for an unknown deployment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Starts pulling and loading a deployment that is not loaded yet; returns at once, or with `wait` when it serves.
+        RESOURCE_EXHAUSTED with the numbers when it cannot fit, even if everything idle were evicted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Ends the engines of a deployment once their running generations have ended, at the latest after `grace_s`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinModel(self, request, context):
+        """Whether a deployment may be evicted to make room. Holds until it is changed or the deployment's settings are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleModel(self, request, context):
+        """How many replicas a deployment should have on this node. 0 is UnloadModel that also stops loading on request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchReplicas(self, request, context):
-        """A stream of complete snapshots: one at once, then one after every change. Never ends by itself.
+        """A stream of complete snapshots: one at once, then one after every change, and one a second with the load of now.
+        Never ends by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseSlots(self, request_iterator, context):
+        """A gateway's share of slots. Its broken stream returns what it holds, see slots.proto.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """One generation for a peer that speaks gRPC: the body of an OpenAI request in, the bytes of its answer out, as the
+        HTTP API would send them. Cancelling the call ends the generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCapacity(self, request, context):
+        """Memory, processors and devices of this node, and what of them is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """No new loads and no new slots; returns when nothing runs any more or the deadline passes. `resume` undoes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTokenizer(self, request, context):
+        """The tokenizer.json of a deployment, for gateways on other nodes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,20 +192,65 @@ class PoolServiceServicer:
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'ListDeployments': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListDeployments,
-                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsRequest.FromString,
-                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsResponse.SerializeToString,
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsResponse.SerializeToString,
             ),
-            'LoadDeployment': grpc.unary_unary_rpc_method_handler(
-                    servicer.LoadDeployment,
-                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentRequest.FromString,
-                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentResponse.SerializeToString,
+            'PullModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullModel,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelResponse.SerializeToString,
+            ),
+            'ScaleModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleModel,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelResponse.SerializeToString,
             ),
             'WatchReplicas': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchReplicas,
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasResponse.SerializeToString,
+            ),
+            'LeaseSlots': grpc.stream_stream_rpc_method_handler(
+                    servicer.LeaseSlots,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GetCapacity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCapacity,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainResponse.SerializeToString,
+            ),
+            'ReadTokenizer': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTokenizer,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -105,11 +261,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PoolService:
-    """Owns the engines of one node.
+    """Owns the engines of one node. Errors carry the error trailer of helixflow/rpc (kind, message, Retry-After).
     """
 
     @staticmethod
-    def ListDeployments(request,
+    def ListModels(request,
             target,
             options=(),
             channel_credentials=None,
@@ -122,9 +278,9 @@ class PoolService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/helixflow.pool.v1.PoolService/ListDeployments',
-            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsRequest.SerializeToString,
-            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListDeploymentsResponse.FromString,
+            '/helixflow.pool.v1.PoolService/ListModels',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -136,7 +292,34 @@ class PoolService:
             _registered_method=True)
 
     @staticmethod
-    def LoadDeployment(request,
+    def PullModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/PullModel',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PullModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -149,9 +332,90 @@ class PoolService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/helixflow.pool.v1.PoolService/LoadDeployment',
-            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentRequest.SerializeToString,
-            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadDeploymentResponse.FromString,
+            '/helixflow.pool.v1.PoolService/LoadModel',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/UnloadModel',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/PinModel',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.PinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/ScaleModel',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ScaleModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -179,6 +443,141 @@ class PoolService:
             '/helixflow.pool.v1.PoolService/WatchReplicas',
             helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.WatchReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseSlots(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/helixflow.pool.v1.PoolService/LeaseSlots',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.LeaseSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/Generate',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCapacity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/GetCapacity',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.GetCapacityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/Drain',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/helixflow.pool.v1.PoolService/ReadTokenizer',
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_pool__v1_dot_pool__pb2.ReadTokenizerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,88 @@
+"""Which class serves which kind of deployment, and what it is made of. The one place that knows all engine kinds."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from helixflow.core.call import Completer
+from helixflow.core.capacity import Slots
+from helixflow.core.errors import ExitCode, UserError
+from helixflow.engines.llama_cpp.engine import LlamaCppEngine
+from helixflow.engines.openai import OpenAIEngine
+from helixflow.settings.deployments import Deployment, LlamaCppDeployment, OpenAIDeployment, ProviderDeployment
+from helixflow.transport.client import HttpClient, Timeouts
+from helixflow.transport.tls import client_context
+
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_IDLE_EXPIRY_S: Final = 4.0
+# Engines hold a slot a generation: more connections than this to one replica would be a fault of ours.
+_ENGINE_CONNECTIONS: Final = 1024
+
+
+class EngineBuilder:
+    """Builds engines. Those on replicas share one HTTP client, which `close` closes; each provider has its own."""
+
+    def __init__(self) -> None:
+        self._replicas = HttpClient(max_connections=_ENGINE_CONNECTIONS, idle_expiry_s=_IDLE_EXPIRY_S)
+
+    def build(
+        self, name: str, public_model: str, deployment: Deployment, slots: Slots | None
+    ) -> tuple[Completer, HttpClient | None]:
+        """The engine, and the HTTP client to close when it is not needed any more, if it has one of its own.
+
+        `slots` are those of a deployment that a pool launches.
+
+        Raises `UserError` (CONFIG) for a deployment that cannot be built.
+        """
+        match deployment:
+            case LlamaCppDeployment():
+                assert slots is not None
+                return LlamaCppEngine(self._replicas, slots, deployment=name, task=deployment.task), None
+            case OpenAIDeployment():
+                try:
+                    client = _client_of(deployment)
+                    return _build_openai(client, name, public_model, deployment), client
+                except (ValueError, OSError) as exc:
+                    raise UserError(f"the deployment {name}: {exc}", ExitCode.CONFIG) from exc
+        raise UserError(f"the deployment {name}: no engine for {deployment.engine!r}", ExitCode.CONFIG)
+
+    async def close(self) -> None:
+        await self._replicas.close()
+
+
+def _client_of(deployment: ProviderDeployment) -> HttpClient:
+    context = client_context(deployment.ca_file) if deployment.ca_file is not None else None
+    return HttpClient(max_connections=deployment.max_connections, idle_expiry_s=_IDLE_EXPIRY_S, ssl_context=context)
+
+
+def _build_openai(client: HttpClient, name: str, public_model: str, deployment: OpenAIDeployment) -> OpenAIEngine:
+    return OpenAIEngine(
+        client,
+        deployment=name,
+        public_model=public_model,
+        base_url=deployment.base_url,
+        model=deployment.model or public_model,
+        api_key=deployment.api_key.read() if deployment.api_key is not None else None,
+        headers=expand_headers(deployment.headers),
+        timeouts=timeouts_of(deployment),
+    )
+
+
+def timeouts_of(deployment: ProviderDeployment) -> Timeouts:
+    return Timeouts(
+        connect_s=deployment.connect_timeout_s,
+        first_byte_s=deployment.first_byte_timeout_s,
+        idle_s=deployment.idle_timeout_s,
+    )
+
+
+def expand_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Values with `${NAME}` replaced by the environment. Raises `ValueError` for a variable that is not set."""
+    return {name: _VARIABLE.sub(_look_up, value) for name, value in headers.items()}
+
+
+def _look_up(match: re.Match[str]) -> str:
+    if match[1] not in os.environ:
+        raise ValueError(f"the environment variable {match[1]} is not set")
+    return os.environ[match[1]]
