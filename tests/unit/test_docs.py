@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from helixflow.cli.main import app
 from helixflow.core.errors import ERRORS, ErrorKind
-from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.deployments import Launched, Provider
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.section import Section
 from helixflow.settings.tree import Settings
@@ -52,7 +52,7 @@ def _sections(section: type[Section], path: str) -> list[tuple[str, str]]:
 
 def _deployment_keys() -> list[tuple[str, str]]:
     found = [("## `[[models]]`", name) for name in ModelSettings.model_fields]
-    for deployment in (LlamaCppDeployment, OpenAIDeployment):
+    for deployment in (*get_args(Launched), *get_args(Provider)):
         engine = get_args(deployment.model_fields["engine"].annotation)[0]
         heading = f'## `[[models.deployments]]` with `engine = "{engine}"`'
         found += [(heading, name) for name in deployment.model_fields]
@@ -81,7 +81,7 @@ def test_every_kind_of_deployment_has_a_section() -> None:
     deployments = ModelSettings.model_fields["deployments"].annotation
     assert get_origin(deployments) is tuple
     union = get_args(get_args(deployments)[0])[0]
-    assert set(get_args(union)) == {LlamaCppDeployment, OpenAIDeployment}
+    assert set(get_args(union)) == {*get_args(Launched), *get_args(Provider)}
 
 
 def test_every_command_is_on_the_page() -> None:
