@@ -92,7 +92,8 @@ def serve(models: str, *, data_dir: Path | None = None, pinned: bool = True) -> 
         home = data_dir if data_dir is not None else folder / "data"
         config, log, port, key = folder / "helixflow.toml", folder / "serve.log", free_port(), generate_key()
         config.write_text(
-            f'data_dir = "{home}"\n[gateway]\nhttp_port = {port}\nhttps_port = 0\n[auth]\nport = 0\n{models}'
+            f'data_dir = "{home}"\n[gateway]\nhttp_port = {port}\nhttps_port = 0\n[auth]\nport = 0\n'
+            f"[pool]\nport = 0\n{models}"
         )
         process = stack.enter_context(running(SERVE, environment=serve_environment(config, key), log=log, cwd=folder))
         try:

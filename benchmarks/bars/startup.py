@@ -36,7 +36,7 @@ def _time_to_first_token() -> float:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-")))
         port, key = free_port(), generate_key()
         config = folder / "helixflow.toml"
-        config.write_text(f'data_dir = "{DATA_DIR}"\n[gateway]\nhttp_port = {port}\n{MODELS}')
+        config.write_text(f'data_dir = "{DATA_DIR}"\n[gateway]\nhttp_port = {port}\n[pool]\nport = 0\n{MODELS}')
         started = time.monotonic()
         stack.enter_context(
             running(

@@ -161,7 +161,9 @@ class Installation:
 
     async def add_organisation(self, name: str = "Acme", *, organisation_id: str = "") -> str:
         organisation_id = organisation_id or _id("org")
-        await self._insert(organisation_rows, id=organisation_id, name=name, audit_retention_days=0, **self._stamps())
+        await self._insert(
+            organisation_rows, id=organisation_id, name=name, **organisations.NEW_ORGANISATION, **self._stamps()
+        )
         return organisation_id
 
     async def add_project(self, organisation_id: str, name: str = "Search", *, project_id: str = "") -> str:
@@ -269,6 +271,8 @@ class Installation:
             scopes=sorted(scopes),
             models=[],
             networks=[*networks],
+            priority=0,
+            weight=100,
             created_by="",
             superseded=False,
             bootstrap=bootstrap,

@@ -67,6 +67,8 @@ def environment(data_dir: Path, **more: str) -> dict[str, str]:
         "HELIXFLOW_GATEWAY__HTTP_PORT": "0",
         "HELIXFLOW_GATEWAY__HTTPS_PORT": "0",
         "HELIXFLOW_AUTH__PORT": "0",
+        "HELIXFLOW_POOL__PORT": "0",
+        "HELIXFLOW_POOL__DATA_PORT": "0",
         "HELIXFLOW_LOG__FORMAT": "json",
         **more,
     }

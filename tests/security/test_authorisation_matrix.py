@@ -57,6 +57,7 @@ class Scene:
 REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "CreateOrganisation": lambda s: pb.CreateOrganisationRequest(name="New", owner_email="o@example.com"),
     "InviteOwner": lambda s: pb.InviteOwnerRequest(organisation_id=s.organisation, owner_email="o@example.com"),
+    "SetShares": lambda s: pb.SetSharesRequest(organisation_id=s.organisation, share_weight=200),
     "ListOrganisations": lambda s: pb.ListRequest(),
     "GetOrganisation": lambda s: pb.GetRequest(id=s.organisation),
     "UpdateOrganisation": lambda s: pb.UpdateOrganisationRequest(id=s.organisation, name="New"),
@@ -160,6 +161,7 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     ),
     "RevokeInvitation": lambda s: ("invitation", s.invitation),
     "InviteOwner": lambda s: ("organisation", s.organisation),
+    "SetShares": lambda s: ("organisation", s.organisation),
     "CreateOrganisation": lambda s: ("organisation", ""),
     "ListOrganisations": lambda s: ("organisation", ""),
     "CreateProject": lambda s: ("project", ""),

@@ -62,6 +62,11 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
             permissions=sorted(permissions),
             models=row.models,
             networks=row.networks,
+            # What was allowed when it was given may not be so any more.
+            priority=min(row.priority, row.organisation_max_priority),
+            weight=row.weight,
+            organisation_weight=row.organisation_share_weight,
+            residency=row.organisation_residency,
         )
 
     async def WatchChanges(

@@ -25,12 +25,14 @@ from helixflow.auth.restrictions import (
     parse_networks,
     parse_scopes_given,
 )
+from helixflow.auth.shares import check_priority, check_weight
 from helixflow.auth.texts import check_name
 from helixflow.auth.unit import Unit
 from helixflow.auth.versions import check_version, revise
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
 from helixflow.core.permissions import DEFAULT_SCOPES, Permission
+from helixflow.core.principal import DEFAULT_WEIGHT
 from helixflow.rpc.generated.auth_v1 import admin_pb2
 from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_KEY
 from helixflow.storage.schema import api_keys
@@ -52,6 +54,10 @@ async def create_key(unit: Unit, request: admin_pb2.CreateKeyRequest) -> admin_p
         parse_models(request.models), parse_networks(request.networks), parse_expiry(request.expires_at, unit.now)
     )
     name = check_name(request.name)
+    share = (
+        await check_priority(unit.connection, unit.caller.organisation_id, request.priority),
+        check_weight(request.weight, "weight"),
+    )
     owner.check_caller(unit.caller, scopes)
     owner.check_scopes(scopes)
     (await limits_of_caller(unit)).check_covers(restrictions)
@@ -65,6 +71,7 @@ async def create_key(unit: Unit, request: admin_pb2.CreateKeyRequest) -> admin_p
         owner_id=owner.id,
         scopes=scopes,
         restrictions=restrictions,
+        share=share,
     )
     unit.record(_TARGET, row.id, after=describe(row))
     return admin_pb2.CreateKeyResponse(key=to_proto(row), secret=secret)
@@ -111,6 +118,10 @@ async def update_key(unit: Unit, request: admin_pb2.UpdateKeyRequest) -> admin_p
         values["networks"] = list(parse_networks(request.networks.values))
     if request.HasField("expires_at"):
         values["expires_at"] = parse_expiry(request.expires_at, unit.now)
+    if request.HasField("priority"):
+        values["priority"] = await check_priority(unit.connection, row.organisation_id, request.priority)
+    if request.HasField("weight"):
+        values["weight"] = check_weight(request.weight, "weight")
     changed = await change_key(unit, row, values)
     # What the key is afterwards counts, whoever restricted it.
     own_limits.check_covers(Restrictions.of(changed))
@@ -144,6 +155,7 @@ async def rotate_key(unit: Unit, request: admin_pb2.RotateKeyRequest) -> admin_p
         owner_id=row.owner_id,
         scopes=scopes,
         restrictions=Restrictions.of(row),
+        share=(row.priority, row.weight),
         rotated_from=row.id,
     )
     ends_at = unit.now + request.overlap_s
@@ -211,10 +223,11 @@ async def insert_key(
     owner_id: str = "",
     scopes: frozenset[Permission] = frozenset(),
     restrictions: Restrictions = Restrictions(),  # noqa: B008  (immutable)
+    share: tuple[int, int] = (0, DEFAULT_WEIGHT),
     rotated_from: str | None = None,
     bootstrap: bool = False,
 ) -> Row[Any]:
-    """Stores the hash of `secret` and what belongs to it; checks nothing."""
+    """Stores the hash of `secret` and what belongs to it; checks nothing. `share` is its priority and weight."""
     values = {
         "id": f"key_{secrets.token_hex(12)}",
         "hash": hash_key(secret),
@@ -226,6 +239,8 @@ async def insert_key(
         "scopes": sorted(scopes),
         "models": list(restrictions.models),
         "networks": list(restrictions.networks),
+        "priority": share[0],
+        "weight": share[1],
         "created_by": unit.caller.subject_id,
         "rotated_from": rotated_from,
         "created_at": unit.now,
@@ -254,6 +269,8 @@ def describe(row: Row[Any]) -> dict[str, Any]:
     """What the audit log says of a key: nothing that could be one."""
     shown = ("name", "project_id", "owner_id", "scopes", "models", "networks", "expires_at", "revoked_at")
     described = {name: getattr(row, name) for name in shown}
+    if (row.priority, row.weight) != (0, DEFAULT_WEIGHT):
+        described |= {"priority": row.priority, "weight": row.weight}
     if row.rotated_from is not None:
         described["rotated_from"] = row.rotated_from
     if row.bootstrap:
@@ -279,6 +296,8 @@ def to_proto(row: Row[Any]) -> admin_pb2.Key:
         bootstrap=row.bootstrap,
         version=row.version,
         created_by=row.created_by,
+        priority=row.priority,
+        weight=row.weight,
     )
 
 

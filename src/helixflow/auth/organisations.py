@@ -13,12 +13,15 @@ from helixflow.auth.dispatch import Operation
 from helixflow.auth.invitations import describe_invitation, invite, is_member
 from helixflow.auth.paging import read_page
 from helixflow.auth.projects import DEFAULT_PROJECT_ID, DEFAULT_PROJECT_NAME, insert_project
+from helixflow.auth.shares import check_max_priority, check_residency, check_weight
 from helixflow.auth.texts import check_email, check_name
 from helixflow.auth.unit import Unit
 from helixflow.auth.versions import check_version, revise
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import OWNER
+from helixflow.core.principal import DEFAULT_WEIGHT
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
+from helixflow.rpc.generated.auth_v1.identity_pb2 import CHANGE_KIND_ORGANISATION
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import organisations, projects
 
@@ -26,6 +29,12 @@ from helixflow.storage.schema import organisations, projects
 DEFAULT_ORGANISATION_ID: Final = "org_default"
 _DEFAULT_NAME: Final = "Default"
 _RETENTION_DAYS: Final = range(30, 3651)
+NEW_ORGANISATION: Final = {
+    "audit_retention_days": 0,
+    "residency": "",
+    "share_weight": DEFAULT_WEIGHT,
+    "max_priority": 0,
+}
 
 
 async def ensure_defaults(database: Database, now: int) -> None:
@@ -35,9 +44,7 @@ async def ensure_defaults(database: Database, now: int) -> None:
             return
         stamps = {"created_at": now, "updated_at": now, "version": 1}
         await connection.execute(
-            insert(organisations).values(
-                id=DEFAULT_ORGANISATION_ID, name=_DEFAULT_NAME, audit_retention_days=0, **stamps
-            )
+            insert(organisations).values(id=DEFAULT_ORGANISATION_ID, name=_DEFAULT_NAME, **NEW_ORGANISATION, **stamps)
         )
         await connection.execute(
             insert(projects).values(
@@ -56,7 +63,7 @@ async def create_organisation(
     statement = insert(organisations).values(
         id=f"org_{secrets.token_hex(12)}",
         name=name,
-        audit_retention_days=0,
+        **NEW_ORGANISATION,
         created_at=unit.now,
         updated_at=unit.now,
         version=1,
@@ -111,9 +118,35 @@ async def update_organisation(unit: Unit, request: pb.UpdateOrganisationRequest)
         values["name"] = check_name(request.name)
     if request.HasField("audit_retention_days"):
         values["audit_retention_days"] = _check_retention(request.audit_retention_days)
+    if request.HasField("residency"):
+        values["residency"] = check_residency(request.residency)
     after = await revise(unit, organisations, row, values)
     if after is not row:
         unit.record("organisation", row.id, before=describe_organisation(row), after=describe_organisation(after))
+        if after.residency != row.residency:
+            await unit.change(CHANGE_KIND_ORGANISATION, row.id, organisation_id=row.id)
+    return _message(after)
+
+
+async def set_shares(unit: Unit, request: pb.SetSharesRequest) -> pb.Organisation:
+    """Keys with a priority that is not allowed any more have the highest allowed one from now on."""
+    row = await _find(unit.connection, request.organisation_id)
+    if row is None or row.deleted_at is not None:
+        raise HelixError(
+            ErrorKind.NOT_FOUND, f"There is no organisation {request.organisation_id!r}.", param="organisation_id"
+        )
+    check_version(row.version, request.if_version)
+    values: dict[str, Any] = {}
+    if request.HasField("share_weight"):
+        values["share_weight"] = check_weight(request.share_weight, "share_weight")
+    if request.HasField("max_priority"):
+        values["max_priority"] = check_max_priority(request.max_priority)
+    after = await revise(unit, organisations, row, values)
+    if after is not row:
+        before, changed = describe_organisation(row), describe_organisation(after)
+        for chain in (INSTALLATION, row.id):
+            unit.record("organisation", row.id, before=before, after=changed, organisation_id=chain)
+        await unit.change(CHANGE_KIND_ORGANISATION, row.id, organisation_id=row.id)
     return _message(after)
 
 
@@ -140,7 +173,11 @@ def _check_retention(days: int) -> int:
 
 def describe_organisation(row: Row[Any]) -> dict[str, Any]:
     """What the audit log says of an organisation."""
-    return {"name": row.name, "audit_retention_days": row.audit_retention_days}
+    described = {"name": row.name, "audit_retention_days": row.audit_retention_days}
+    for name in ("residency", "share_weight", "max_priority"):
+        if getattr(row, name) != NEW_ORGANISATION[name]:
+            described[name] = getattr(row, name)
+    return described
 
 
 def _message(row: Row[Any]) -> pb.Organisation:
@@ -151,6 +188,9 @@ def _message(row: Row[Any]) -> pb.Organisation:
         updated_at=row.updated_at,
         version=row.version,
         audit_retention_days=row.audit_retention_days,
+        residency=row.residency,
+        share_weight=row.share_weight,
+        max_priority=row.max_priority,
     )
 
 
@@ -162,4 +202,5 @@ def operations(token_life_s: int) -> Mapping[str, Operation]:
         "ListOrganisations": Operation(list_organisations),
         "GetOrganisation": Operation(get_organisation),
         "UpdateOrganisation": Operation(update_organisation),
+        "SetShares": Operation(set_shares),
     }

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from helixflow.auth.shares import read_shares
 from helixflow.auth.signing_keys import SigningKeys
 from helixflow.auth.unit import Unit
 from helixflow.clients.access_tokens import read_access_token
@@ -63,6 +64,7 @@ class AccessTokens:
         Raises `HelixError` UNAVAILABLE.
         """
         kid, key = await self._keys.choose(unit.connection, unit.now)
+        shares = await read_shares(unit.connection, subject.organisation_id)
         claims = AccessClaims(
             iss=self._issuer,
             sub=subject.account_id,
@@ -78,6 +80,8 @@ class AccessTokens:
             sid=subject.session_id,
             rev=subject.revision,
             name=subject.name,
+            weight=shares.weight,
+            residency=shares.residency,
         )
         return UnsignedToken(claims, kid, key)
 

@@ -23,8 +23,6 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_HIDDEN = "…hidden…"
-
 
 @app.command("check", epilog="Example:\n\n$ helixflow --config helixflow.toml config check")
 def check_command(context: typer.Context, as_json: Json = False) -> None:
@@ -52,9 +50,10 @@ def show_command(context: typer.Context, as_json: Json = False) -> None:
     """Show the settings in force, as TOML or JSON, and where those come from that are no defaults. Never a secret."""
     invocation = invocation_of(context)
     settings = invocation.load_settings()
+    from helixflow.settings.masking import hide_secrets
     from helixflow.settings.origins import read_origins
 
-    tree = _without_secrets(settings.model_dump(mode="json", exclude_none=True))
+    tree = hide_secrets(settings.model_dump(mode="json", exclude_none=True))
     origins = read_origins(invocation.config)
     if invocation.data_dir is not None:
         origins[("data_dir",)] = "--data-dir"
@@ -109,21 +108,6 @@ def _value(value: Any) -> str:
         return f"[{', '.join(_value(child) for child in value)}]"
     # JSON's strings are TOML's basic strings, but for DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    """Header values that are no `${ENV}` may be credentials."""
-    for model in tree.get("models", ()):
-        for deployment in model.get("deployments", ()):
-            if "headers" in deployment:
-                deployment["headers"] = {
-                    name: value if value.startswith("${") and value.endswith("}") else _HIDDEN
-                    for name, value in deployment["headers"].items()
-                }
-            if "@" in deployment.get("base_url", ""):
-                scheme, _, rest = deployment["base_url"].partition("://")
-                deployment["base_url"] = f"{scheme}://{_HIDDEN}@{rest.rpartition('@')[2]}"
-    return tree
 
 
 def _problems(settings: "Settings", source: tuple[Path | None, str]) -> list[str]:

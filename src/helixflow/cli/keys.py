@@ -21,6 +21,12 @@ Models = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", hel
 Networks = Annotated[
     list[str] | None, typer.Option("--network", metavar="CIDR", help="Only from this network. Several times.")
 ]
+Priority = Annotated[
+    int | None, typer.Option("--priority", help="-10 to 10: waiting requests go before those of lower ones.")
+]
+Weight = Annotated[
+    int | None, typer.Option("--weight", help="1 to 10000, usually 100: share in the organisation when requests wait.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the key and nothing else.")]
 
 
@@ -46,6 +52,8 @@ def create_command(
     ] = None,
     models: Models = None,
     networks: Networks = None,
+    priority: Priority = None,
+    weight: Weight = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +67,8 @@ def create_command(
         models=models or None,
         networks=networks or None,
         expires_at=expires_at,
+        priority=priority,
+        weight=weight,
     )
     made = administer(context, lambda api: api.ask("POST", "/keys", body))
     _show_secret("Created", made, quiet, as_json)
@@ -102,6 +112,8 @@ def update_command(
     expires: Annotated[
         str | None, typer.Option("--expires", help="30d, 12h, 2w, a date (2027-01-31), a time in UTC, or never.")
     ] = None,
+    priority: Priority = None,
+    weight: Weight = None,
     as_json: Json = False,
 ) -> None:
     """Change a key, everywhere within a second. What is given replaces what was; the rest stays."""
@@ -112,6 +124,8 @@ def update_command(
         scopes=scopes or None,
         models=[] if all_models else models or None,
         networks=[] if all_networks else networks or None,
+        priority=priority,
+        weight=weight,
     )
     if expires is not None:
         never = expires.strip().lower() == "never"

@@ -76,11 +76,33 @@ def update_command(
         int | None,
         typer.Option("--audit-retention-days", metavar="DAYS", help="Keep audit records so long; 0: for ever."),
     ] = None,
+    residency: Annotated[
+        str | None,
+        typer.Option("--residency", metavar="REGION", help="Only deployments of this region serve it; '' for any."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Change an organisation."""
-    body = present(name=name, audit_retention_days=retention)
+    body = present(name=name, audit_retention_days=retention, residency=residency)
     _show(administer(context, lambda api: api.ask("PATCH", f"/organisations/{part(organisation_id)}", body)), as_json)
+
+
+@app.command("shares", epilog="Example:\n\n$ helixflow orgs shares org_abc123 --weight 200 --max-priority 5")
+def shares_command(
+    context: typer.Context,
+    organisation_id: OrganisationId,
+    weight: Annotated[
+        int | None, typer.Option("--weight", help="1 to 10000, usually 100: its share when requests wait.")
+    ] = None,
+    max_priority: Annotated[
+        int | None, typer.Option("--max-priority", help="0 to 10: the highest priority of its keys.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what an organisation gets of engines that are full; for operators of the installation."""
+    body = present(share_weight=weight, max_priority=max_priority)
+    path = f"/organisations/{part(organisation_id)}/shares"
+    _show(administer(context, lambda api: api.ask("PATCH", path, body)), as_json)
 
 
 def _show(organisation: dict[str, Any], as_json: bool) -> None:
@@ -93,5 +115,7 @@ def _show(organisation: dict[str, Any], as_json: bool) -> None:
         [
             ("created", cell(organisation["created_at"])),
             ("audit records", f"kept for {days} days" if days else "kept for ever"),
+            ("residency", organisation["residency"] or "any region"),
+            ("share", f"weight {organisation['share_weight']}, priorities to {organisation['max_priority']}"),
         ],
     )

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from helixflow.core.permissions import Permission, parse_permission
-from helixflow.core.principal import Network, Principal, PrincipalKind
+from helixflow.core.principal import DEFAULT_WEIGHT, Network, Principal, PrincipalKind
 from helixflow.rpc.generated.auth_v1 import identity_pb2
 
 _NONE: Final[frozenset[Permission]] = frozenset()
@@ -50,4 +50,9 @@ def principal_of_key(answer: identity_pb2.ResolveKeyResponse) -> Principal:
         permissions=parse_permissions(tuple(answer.permissions)),
         models=frozenset(answer.models) if answer.models else None,
         networks=networks,
+        priority=answer.priority,
+        # 0 comes from an auth service that is older than shares.
+        weight=answer.weight or DEFAULT_WEIGHT,
+        organisation_weight=answer.organisation_weight or DEFAULT_WEIGHT,
+        residency=answer.residency,
     )

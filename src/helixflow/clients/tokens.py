@@ -147,4 +147,6 @@ def _principal_of(claims: AccessClaims) -> Principal:
         project_id=claims.project,
         session_id=claims.sid,
         permissions=parse_permissions(tuple(claims.scope.split(" "))),
+        organisation_weight=claims.weight,
+        residency=claims.residency,
     )

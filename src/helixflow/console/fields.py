@@ -188,6 +188,12 @@ MomentMs = Annotated[
     Field(examples=["2026-11-23T09:30:00.125Z"]),
 ]
 OptionalMs = Annotated[int | None, BeforeValidator(lambda value: value if value is None or value >= 0 else None)]
+Weight = Annotated[int, Field(ge=1, le=10_000, examples=[100])]
+Region = Annotated[
+    str,
+    Field(max_length=63, examples=["eu"]),
+    Shape(r"^([a-z0-9]([a-z0-9._-]*[a-z0-9])?)?$", "must be a region such as 'eu', or empty"),
+]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 OptionalId = Annotated[OptionalText, Field(examples=["proj_37913d99a1ae28e3195d7a1f"])]
 Texts = Annotated[list[str], BeforeValidator(list)]

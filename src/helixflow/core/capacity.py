@@ -34,6 +34,21 @@ class Replica:
     pool: str = ""
 
 
+class ProviderLimits:
+    """What a provider last said of its own limits: filled in by an engine that reads it, heeded by routing.
+
+    Of requests and tokens: how many are left (-1: not said), how many come back in a second, and the moment of
+    `time.monotonic` at which that was so.
+    """
+
+    __slots__ = ("requests_at", "requests_a_second", "requests_left", "tokens_at", "tokens_a_second", "tokens_left")
+
+    def __init__(self) -> None:
+        self.requests_left = self.tokens_left = -1
+        self.requests_a_second = self.tokens_a_second = 0.0
+        self.requests_at = self.tokens_at = 0.0
+
+
 class Lease(Protocol):
     """The right to run one generation on one replica. Release exactly once."""
 

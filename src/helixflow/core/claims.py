@@ -18,7 +18,7 @@ class AccessClaims(msgspec.Struct, frozen=True, kw_only=True):
     `org` and `project` are ids, `project` empty for none; `roles` names of roles in the organisation;
     `scope` the permissions that hold in the project (without one: in the organisation), and an operator's in the
     installation, separated by spaces; `sid` the session; `rev` the revision of the directory that the claims were made
-    from: what changed later makes them void.
+    from: what changed later makes them void. `weight` and `residency` are the organisation's, see `Principal`.
     """
 
     iss: str
@@ -35,3 +35,5 @@ class AccessClaims(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     rev: int
     name: str = ""
+    weight: int = 100
+    residency: str = ""

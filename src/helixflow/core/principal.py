@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from helixflow.core.permissions import Permission
 
 Network = IPv4Network | IPv6Network
+# Of a key in its organisation, and of an organisation among all.
+DEFAULT_WEIGHT: Final = 100
 
 
 class PrincipalKind(Enum):
@@ -39,8 +42,8 @@ class Principal:
     models: frozenset[str] | None = None
     networks: tuple[Network, ...] | None = None
     priority: int = 0
-    weight: int = 100
-    organisation_weight: int = 100
+    weight: int = DEFAULT_WEIGHT
+    organisation_weight: int = DEFAULT_WEIGHT
     residency: str = ""
 
     def may(self, permission: Permission) -> bool:

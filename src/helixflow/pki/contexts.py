@@ -1,4 +1,4 @@
-"""TLS of the HTTPS listener: 1.3 only, and a certificate that changes under a running server."""
+"""TLS of the HTTPS listener, and between gateways and replicas: 1.3 only, with certificates that change meanwhile."""
 
 import asyncio
 import secrets
@@ -15,6 +15,7 @@ from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pki.certificates import KeyPair
 from helixflow.pki.files import PkiFolder, Version, read_public, read_secret, version_of
+from helixflow.pki.identity import Credential, ServiceIdentity
 from helixflow.pki.names import HTTPS
 from helixflow.settings.tree import Settings
 
@@ -103,6 +104,47 @@ class ServerContext:
         except ValueError as exc:
             raise UserError(f"{self._certificate_file}: {exc}; replace it", ExitCode.CONFIG) from exc
         return sealed
+
+
+class PeerContext:
+    """The `ssl.SSLContext` of one of our services towards another: mutual, with the newest certificate of `identity`.
+
+    `context` is replaced as a whole: ask for it with each connection. As a client it checks the name of the server.
+    """
+
+    def __init__(self, identity: ServiceIdentity, *, server_side: bool) -> None:
+        """Blocks for some milliseconds. Raises `UserError` (STORAGE) without room for a temporary file."""
+        self._identity = identity
+        self._server_side = server_side
+        self._version = identity.version
+        self.context = self._build(identity.credential)
+
+    async def follow(self) -> None:
+        """Takes over what the identity's own `follow` has found, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            version = self._identity.version
+            if version == self._version:
+                continue
+            try:
+                self.context = await asyncio.to_thread(self._build, self._identity.credential)
+            except UserError as exc:
+                # The present one stays good for a third of its life; it is tried again.
+                log.error("peer_context.refused", peer=self._identity.service, reason=exc.message)
+                continue
+            self._version = version
+
+    def _build(self, credential: Credential) -> ssl.SSLContext:
+        kind = ssl.PROTOCOL_TLS_SERVER if self._server_side else ssl.PROTOCOL_TLS_CLIENT
+        context = ssl.SSLContext(kind)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=credential.roots.decode())
+        _load(context, _seal(KeyPair.parse(credential.key, credential.chain)))
+        if self._server_side:
+            # Nobody resumes a session here, whose certificate could have been revoked meanwhile.
+            context.num_tickets = 0
+        return context
 
 
 def _create_context() -> ssl.SSLContext:

@@ -1,5 +1,6 @@
 """The names in certificates: `spiffe://<trust domain>/<service>` for who a peer is, DNS names for who answers."""
 
+import hashlib
 import ipaddress
 import re
 import socket
@@ -17,6 +18,8 @@ SERVICES: Final = ("gateway", "control", "auth", "pool", "console", "monitoring"
 HTTPS: Final = "https"
 
 _ROLES: Final[dict[str, tuple[str, ...]]] = {"control": ("auth", "pool")}
+# Below it every replica has a name of its own, which says on a pool's data port which one is meant.
+_REPLICAS: Final = "replica"
 _DNS_NAME: Final = re.compile(
     r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 )
@@ -55,10 +58,20 @@ def server_name(trust_domain: str, service: str) -> str:
     return f"{service}.{trust_domain}"
 
 
+def replica_server_name(trust_domain: str, replica_id: str) -> str:
+    """The DNS name that means a replica on the data port of its pool, and that a gateway checks there."""
+    digest = hashlib.sha256(replica_id.encode()).hexdigest()[:32]
+    return server_name(trust_domain, f"{digest}.{_REPLICAS}")
+
+
 def service_names(trust_domain: str, service: str) -> Names:
-    """The names of a service's certificate. A process that plays several services answers to all their DNS names."""
+    """The names of a service's certificate. A process that plays several services answers to all their DNS names, and
+    a pool to those of all its replicas.
+    """
     answers_to = (service, *_ROLES.get(service, ()))
     dns = {server_name(trust_domain, one) for one in answers_to} | {"localhost"}
+    if service == "pool":
+        dns.add(server_name(trust_domain, f"*.{_REPLICAS}"))
     return Names(uris=frozenset({spiffe_id(trust_domain, service)}), dns=frozenset(dns))
 
 

@@ -21,7 +21,8 @@ from helixflow.pki.certificates import names_of
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.names import parse_spiffe_id
 
-# Full name of a gRPC service → the services that may call it.
+# Full name of a gRPC service, or of one of its methods (`package.Service/Method`), which is then ruled by that alone →
+# the services that may call it.
 Policy = Mapping[str, frozenset[str]]
 
 _OPEN_TO_ALL_PEERS: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
@@ -116,8 +117,10 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         # grpcio 1.85 tells; where it did not, nothing is known and the handshake has decided.
         if any(version != _TLS for version in context.auth_context().get("ssl_tls_version", ())):
             return "it does not speak TLS 1.3"
-        called = method.rpartition("/")[0].removeprefix("/")
-        if called not in _OPEN_TO_ALL_PEERS and peer.service not in self._policy.get(called, frozenset()):
+        called = method.removeprefix("/")
+        service = called.partition("/")[0]
+        allowed = self._policy.get(called, self._policy.get(service, frozenset()))
+        if service not in _OPEN_TO_ALL_PEERS and peer.service not in allowed:
             return "it has no permission"
         return None
 

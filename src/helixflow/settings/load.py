@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.settings.lines import line_of
+from helixflow.settings.problems import Problem, problems_of
 from helixflow.settings.tree import Settings
 
 ENV_PREFIX = "HELIXFLOW_"
@@ -48,7 +48,7 @@ def load_settings(
     try:
         return Settings.model_validate(tree)
     except ValidationError as exc:
-        problems = [_describe(error, text, config, origins) for error in exc.errors()]
+        problems = [_describe(problem, text, config, origins) for problem in problems_of(exc)]
         raise UserError("\n".join(problems), ExitCode.CONFIG) from exc
 
 
@@ -97,23 +97,10 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, origin: str) -
     node[path[-1]] = value
 
 
-def _describe(error: ErrorDetails, text: str, config: Path | None, origins: dict[tuple[str, ...], str]) -> str:
-    location = tuple(part for part in error["loc"] if part not in ("llama_cpp", "openai"))
-    dotted = ""
-    for part in location:
-        dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
-    if error["type"] == "union_tag_invalid":
-        location, dotted = (*location, "engine"), f"{dotted}.engine"
-    names = tuple(str(part) for part in location)
+def _describe(problem: Problem, text: str, config: Path | None, origins: dict[tuple[str, ...], str]) -> str:
+    names = tuple(str(part) for part in problem.location)
     origin = next((origins[names[:i]] for i in range(len(names), 0, -1) if names[:i] in origins), None)
     if origin is None and config is not None:
-        line = line_of(text, location)
+        line = line_of(text, problem.location)
         origin = f"{config}:{line}" if line else str(config)
-    reason = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        reason = "unknown key; see docs/reference/settings.md for the known ones"
-    elif error["type"] == "union_tag_not_found":
-        reason = 'a deployment needs engine = "llama_cpp" or engine = "openai"'
-    elif error["type"] == "union_tag_invalid":
-        reason = f"unknown engine {error['ctx']['tag']!r}; use one of {error['ctx']['expected_tags']}"
-    return ": ".join(part for part in (origin, dotted, reason) if part)
+    return f"{origin}: {problem}" if origin else str(problem)

@@ -45,6 +45,11 @@ organisations = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False),
     Column("audit_retention_days", Integer, nullable=False),
+    # What it gets of engines that are full, set by operators: its share, and the highest priority of its keys.
+    Column("share_weight", Integer, nullable=False),
+    Column("max_priority", Integer, nullable=False),
+    # The only region that may serve its calls; '' for any.
+    Column("residency", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("deleted_at", BigInteger),
@@ -160,6 +165,8 @@ api_keys = Table(
     Column("scopes", JSON, nullable=False),
     Column("models", JSON, nullable=False),
     Column("networks", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("weight", Integer, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("rotated_from", Text),
     Column("created_at", BigInteger, nullable=False),
@@ -551,4 +558,20 @@ usage_daily = _roll_up("usage_daily")
 # Of tagged requests only, once for each of their tags.
 usage_daily_tags = _roll_up(
     "usage_daily_tags", Column("tag", Text, primary_key=True), Column("tag_value", Text, primary_key=True)
+)
+
+# Every version of the serving configuration, the newest in force. Rows are never changed.
+serving_configurations = Table(
+    "serving_configurations",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("created_at", BigInteger, nullable=False),
+    # '' for the installation itself: a file that was edited.
+    Column("actor_id", Text, nullable=False),
+    Column("actor_name", Text, nullable=False),
+    # file, apply, api, rollback.
+    Column("origin", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    # JSON, sealed with the master key: values of headers may be secrets.
+    Column("document", LargeBinary, nullable=False),
 )

@@ -6,6 +6,7 @@ one coarse timer per client, so they fire up to `SWEEP_S` late.
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 from helixflow.core.errors import ErrorKind, HelixError
@@ -33,7 +34,8 @@ class HttpClient:
     `idle_expiry_s` bounds how long an idle connection is kept, 0 keeps none; a server's `Keep-Alive: timeout`
     shortens it.
     `max_buffer` is how many unread bytes of a response stop the reading of its socket (one more read may come).
-    Without `ssl_context` the system's certificate authorities are trusted, loaded with the first https request.
+    Without `ssl_context` the system's certificate authorities are trusted, loaded with the first https request. One
+    that changes is given as a function, which is asked with each connection.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class HttpClient:
         *,
         max_connections: int = 1024,
         idle_expiry_s: float = 4.0,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         max_buffer: int = 64 * 1024,
     ) -> None:
         self._max_connections = max_connections
@@ -200,16 +202,21 @@ class HttpClient:
         try:
             if self._closed:
                 raise HelixError(ErrorKind.SHUTTING_DOWN, _CLOSED)
+            server_name: str | None = None
             if origin.scheme == "https":
                 if self._ssl_context is None:
                     self._ssl_context = client_context()
-                context = self._ssl_context
+                known = self._ssl_context
+                context = known if isinstance(known, ssl.SSLContext) else known()
+                server_name = origin.server_name or None
             self._connecting.add(timeout)
             async with timeout:
                 if origin.scheme == "unix":
                     await loop.create_unix_connection(lambda: connection, origin.host)
                 else:
-                    await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=context)
+                    await loop.create_connection(
+                        lambda: connection, origin.host, origin.port, ssl=context, server_hostname=server_name
+                    )
             if self._closed:
                 raise HelixError(ErrorKind.SHUTTING_DOWN, _CLOSED)
         except BaseException as exc:

@@ -12,12 +12,14 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 class Origin:
     """Scheme, host and port. `host` is lower case, an IPv6 address is without brackets.
 
-    With the scheme `unix` (plain HTTP) `host` is the path of a Unix socket, and `port` 0.
+    With the scheme `unix` (plain HTTP) `host` is the path of a Unix socket, and `port` 0. With `https` the server must
+    show a certificate for `server_name`, if that is not empty, instead of `host`.
     """
 
     scheme: str
     host: str
     port: int
+    server_name: str = ""
 
     @classmethod
     def parse(cls, url: str) -> tuple["Origin", str]:

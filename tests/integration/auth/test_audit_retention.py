@@ -12,6 +12,7 @@ from helixflow.auth.audit.export import BATCH
 from helixflow.auth.audit.retention import DAY_S, prune
 from helixflow.auth.audit.verify import Verified, verify
 from helixflow.auth.caller import Caller, CallerKind
+from helixflow.auth.organisations import NEW_ORGANISATION
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import audit_checkpoints, audit_records, organisations
@@ -23,7 +24,7 @@ OPERATOR = Caller(CallerKind.ACCOUNT, "user_op", "Op", ORGANISATION, operator=Tr
 
 async def make_organisation(database: Database, *, days: int = DAYS, organisation_id: str = ORGANISATION) -> None:
     async with database.writing() as connection:
-        values = {"id": organisation_id, "name": "One", "audit_retention_days": days}
+        values = {**NEW_ORGANISATION, "id": organisation_id, "name": "One", "audit_retention_days": days}
         await connection.execute(insert(organisations).values(**values, created_at=0, updated_at=0, version=1))
 
 

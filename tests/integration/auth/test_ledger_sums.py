@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from helixflow.auth.ledger.ledger import Ledger
+from helixflow.auth.organisations import NEW_ORGANISATION
 from helixflow.core.clock import FakeClock
 from helixflow.metering.policies import DAY_MS
 from helixflow.metering.rows import RequestRow
@@ -82,11 +83,11 @@ async def _add_key(connection: AsyncConnection) -> None:
     if (await connection.execute(select(api_keys.c.id))).first() is not None:
         return
     common = {"name": "n", "created_at": NOW, "updated_at": NOW, "version": 1}
-    await connection.execute(insert(organisations).values(id="org_1", audit_retention_days=1, **common))
+    await connection.execute(insert(organisations).values(id="org_1", **NEW_ORGANISATION, **common))
     await connection.execute(insert(projects).values(id="proj_1", organisation_id="org_1", **common))
     key = {"id": "key_2", "hash": b"", "hint": "", "organisation_id": "org_1", "project_id": "proj_1", "owner_id": ""}
     rest: dict[str, Any] = {"scopes": [], "models": [], "networks": [], "superseded": False, "bootstrap": False}
-    await connection.execute(insert(api_keys).values(created_by="", **key, **rest, **common))
+    await connection.execute(insert(api_keys).values(created_by="", **key, **rest, priority=0, weight=100, **common))
 
 
 async def _compare(ledger: Ledger, database: Database, made: list[RequestRow]) -> None:

@@ -10,12 +10,13 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from helixflow.auth.organisations import NEW_ORGANISATION
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database, open_database
 from helixflow.storage.schema import api_keys, changes, installation, organisations, projects
 
-ORGANISATION = {"name": "n", "audit_retention_days": 0, "created_at": 1, "updated_at": 1, "version": 1}
+ORGANISATION = {**NEW_ORGANISATION, "name": "n", "created_at": 1, "updated_at": 1, "version": 1}
 NUMBER = select(installation.c.number).where(installation.c.name == "revision")
 
 
@@ -172,6 +173,8 @@ async def test_text_comes_back_exactly_as_given(database: Database, name: str) -
                 scopes=[name],
                 models=[],
                 networks=[name, name],
+                priority=-1,
+                weight=1,
                 created_by=name,
                 created_at=2**62,
                 updated_at=1,

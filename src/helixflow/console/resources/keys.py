@@ -20,6 +20,7 @@ from helixflow.console.fields import (
     OptionalText,
     ScopeName,
     Texts,
+    Weight,
 )
 from helixflow.console.models import Changes, Given, Page, Shown, absent
 from helixflow.rpc.generated.auth_v1 import admin_pb2
@@ -31,6 +32,8 @@ Expiry = Annotated[GivenMoment | None, Field(examples=["2027-01-31T00:00:00Z"])]
 Scopes = Annotated[list[ScopeName], Field(max_length=MAX_LIST, examples=[["models:read", "models:use"]])]
 Models = Annotated[list[ModelName], Field(max_length=MAX_LIST, examples=[["smollm2-135m-instruct"]])]
 Networks = Annotated[list[Network], Field(max_length=MAX_LIST, examples=[["203.0.113.0/24"]])]
+
+Priority = Annotated[int, Field(ge=-10, le=10, examples=[0])]
 
 
 class Key(Shown):
@@ -58,6 +61,8 @@ class Key(Shown):
         description="The key that it replaced.", examples=["key_7902699be42c8a8e46fbbb45"]
     )
     bootstrap: bool = Field(description="Whether it is the first key of the installation.", examples=[False])
+    priority: int = Field(description="Its waiting requests go before those of lower ones.", examples=[0])
+    weight: int = Field(description="Its share among the organisation's keys when requests wait.", examples=[100])
     created_by: str = Field(description="Id of who made it.", examples=["user_6b86b273ff34fce19d6b804e"])
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
 
@@ -82,6 +87,8 @@ class NewKey(Given):
     models: Models = Field([], description="Models that it may use; empty: all.")
     networks: Networks = Field([], description="Networks that it may be used from; empty: all.")
     expires_at: Expiry = Field(None, description="Until when it works; null: for good.")
+    priority: Priority = Field(0, description="Its waiting requests go before those of lower ones.")
+    weight: Weight = Field(100, description="Its share among the organisation's keys when requests wait.")
 
 
 class KeyChanges(Changes):
@@ -92,6 +99,8 @@ class KeyChanges(Changes):
     models: Models = absent("Models that it may use; empty: all.")
     networks: Networks = absent("Networks that it may be used from; empty: all.")
     expires_at: Expiry = absent("Until when it works; null: for good.")
+    priority: Priority = absent("Its waiting requests go before those of lower ones.")
+    weight: Weight = absent("Its share among the organisation's keys when requests wait.")
 
 
 class Rotation(Given):

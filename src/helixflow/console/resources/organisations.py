@@ -6,7 +6,7 @@ from fastapi import Path
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from helixflow.console.endpoint import ADMIN, endpoint
-from helixflow.console.fields import Email, Identifier, Moment, Name
+from helixflow.console.fields import Email, Identifier, Moment, Name, Region, Weight
 from helixflow.console.models import Changes, Given, Page, Shown, absent
 from helixflow.console.resources.invitations import CreatedInvitation, Invitation
 from helixflow.rpc.generated.auth_v1 import admin_pb2
@@ -34,6 +34,9 @@ class Organisation(Shown):
     id: str = Field(description="Its id.", examples=_ID)
     name: str = Field(description="Its name.", examples=["Example Ltd"])
     audit_retention_days: int = Field(description="Days that audit records are kept; 0: for ever.", examples=[365])
+    residency: str = Field(description="The only region that may serve its calls; empty: any.", examples=["eu"])
+    share_weight: int = Field(description="Its share among organisations when requests wait.", examples=[100])
+    max_priority: int = Field(description="The highest priority that its keys can have.", examples=[0])
     created_at: Moment = Field(description="When it was made.")
     updated_at: Moment = Field(description="When it was last changed.")
     version: int = Field(description="Counts its changes; the `ETag`.", examples=[1])
@@ -61,6 +64,14 @@ class OrganisationChanges(Changes):
 
     name: Name = absent("Its name.")
     audit_retention_days: Retention = absent("Days that audit records are kept: 30 to 3650, or 0 for ever.")
+    residency: Region = absent("The only region that may serve its calls; empty: any.")
+
+
+class Shares(Changes):
+    """What an organisation gets of engines that are full; the rest stays."""
+
+    share_weight: Weight = absent("Its share among organisations when requests wait.")
+    max_priority: Annotated[int, Field(ge=0, le=10, examples=[0])] = absent("The highest priority of its keys.")
 
 
 class CreatedOrganisation(Shown):
@@ -113,6 +124,12 @@ def update_organisation(id: Id, body: OrganisationChanges) -> admin_pb2.UpdateOr
     return admin_pb2.UpdateOrganisationRequest(id=id, **body.present())
 
 
+@endpoint("PATCH", "/organisations/{id}/shares", ADMIN["SetShares"], Organisation)
+def set_shares(id: Id, body: Shares) -> admin_pb2.SetSharesRequest:
+    """Says what an organisation gets of engines that are full, for operators; effective within a second."""
+    return admin_pb2.SetSharesRequest(organisation_id=id, **body.present())
+
+
 @endpoint("DELETE", "/organisations/{id}", ADMIN["DeleteOrganisation"])
 def delete_organisation(id: Id) -> admin_pb2.DeleteRequest:
     """Ends everything in it: keys, sessions, projects. The audit log stays. The first one cannot be deleted."""
@@ -125,5 +142,6 @@ ENDPOINTS = (
     invite_owner,
     get_organisation,
     update_organisation,
+    set_shares,
     delete_organisation,
 )

@@ -14,8 +14,8 @@ from helixflow.core.call import Call, Progress
 from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
+from helixflow.engines.addressing import origin_of
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
-from helixflow.transport.origin import Origin
 from helixflow.transport.sse import EventSplitter, data_of
 
 # Fields of llama.cpp's own that steer the engine rather than the sampling, or change the form of its answers.
@@ -202,7 +202,7 @@ async def start_generation(
 
 async def request(client: HttpClient, replica: Replica, path: str, body: bytes, deadline: float) -> HttpResponse:
     """POSTs JSON to a replica. Raises `HelixError` UPSTREAM_UNAVAILABLE when it cannot be reached."""
-    origin = Origin("http", replica.host, replica.port)
+    origin = origin_of(replica)
     head = build_head(
         "POST",
         path,

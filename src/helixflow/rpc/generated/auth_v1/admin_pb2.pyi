@@ -188,6 +188,9 @@ class Organisation(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     AUDIT_RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
+    SHARE_WEIGHT_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     created_at: _builtins.int
@@ -195,6 +198,12 @@ class Organisation(_message.Message):
     version: _builtins.int
     audit_retention_days: _builtins.int
     """Days that audit records are kept; 0: for ever."""
+    residency: _builtins.str
+    """The only region whose deployments serve its calls; empty: any."""
+    share_weight: _builtins.int
+    """Its share among organisations when requests wait, 1 to 10000; 100 unless an operator says otherwise."""
+    max_priority: _builtins.int
+    """The highest priority that its keys can have, 0 to 10."""
     def __init__(
         self,
         *,
@@ -204,14 +213,52 @@ class Organisation(_message.Message):
         updated_at: _builtins.int = ...,
         version: _builtins.int = ...,
         audit_retention_days: _builtins.int = ...,
+        residency: _builtins.str = ...,
+        share_weight: _builtins.int = ...,
+        max_priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_retention_days", b"audit_retention_days", "created_at", b"created_at", "id", b"id", "name", b"name", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_retention_days", b"audit_retention_days", "created_at", b"created_at", "id", b"id", "max_priority", b"max_priority", "name", b"name", "residency", b"residency", "share_weight", b"share_weight", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Organisation: _TypeAlias = Organisation  # noqa: Y015
+
+@_typing.final
+class SetSharesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANISATION_ID_FIELD_NUMBER: _builtins.int
+    IF_VERSION_FIELD_NUMBER: _builtins.int
+    SHARE_WEIGHT_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
+    organisation_id: _builtins.str
+    if_version: _builtins.int
+    share_weight: _builtins.int
+    max_priority: _builtins.int
+    def __init__(
+        self,
+        *,
+        organisation_id: _builtins.str = ...,
+        if_version: _builtins.int = ...,
+        share_weight: _builtins.int | None = ...,
+        max_priority: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_priority", b"_max_priority", "_share_weight", b"_share_weight", "max_priority", b"max_priority", "share_weight", b"share_weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_priority", b"_max_priority", "_share_weight", b"_share_weight", "if_version", b"if_version", "max_priority", b"max_priority", "organisation_id", b"organisation_id", "share_weight", b"share_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_priority: _TypeAlias = _typing.Literal["max_priority"]  # noqa: Y015
+    _WhichOneofArgType__max_priority: _TypeAlias = _typing.Literal["_max_priority", b"_max_priority"]  # noqa: Y015
+    _WhichOneofReturnType__share_weight: _TypeAlias = _typing.Literal["share_weight"]  # noqa: Y015
+    _WhichOneofArgType__share_weight: _TypeAlias = _typing.Literal["_share_weight", b"_share_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_priority) -> _WhichOneofReturnType__max_priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share_weight) -> _WhichOneofReturnType__share_weight | None: ...
+
+Global___SetSharesRequest: _TypeAlias = SetSharesRequest  # noqa: Y015
 
 @_typing.final
 class CreateOrganisationRequest(_message.Message):
@@ -317,11 +364,13 @@ class UpdateOrganisationRequest(_message.Message):
     IF_VERSION_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     AUDIT_RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     if_version: _builtins.int
     name: _builtins.str
     audit_retention_days: _builtins.int
     """0, or 30 to 3650."""
+    residency: _builtins.str
     def __init__(
         self,
         *,
@@ -329,19 +378,24 @@ class UpdateOrganisationRequest(_message.Message):
         if_version: _builtins.int = ...,
         name: _builtins.str | None = ...,
         audit_retention_days: _builtins.int | None = ...,
+        residency: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_audit_retention_days", b"_audit_retention_days", "_name", b"_name", "audit_retention_days", b"audit_retention_days", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_audit_retention_days", b"_audit_retention_days", "_name", b"_name", "_residency", b"_residency", "audit_retention_days", b"audit_retention_days", "name", b"name", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audit_retention_days", b"_audit_retention_days", "_name", b"_name", "audit_retention_days", b"audit_retention_days", "id", b"id", "if_version", b"if_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audit_retention_days", b"_audit_retention_days", "_name", b"_name", "_residency", b"_residency", "audit_retention_days", b"audit_retention_days", "id", b"id", "if_version", b"if_version", "name", b"name", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__audit_retention_days: _TypeAlias = _typing.Literal["audit_retention_days"]  # noqa: Y015
     _WhichOneofArgType__audit_retention_days: _TypeAlias = _typing.Literal["_audit_retention_days", b"_audit_retention_days"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__residency: _TypeAlias = _typing.Literal["residency"]  # noqa: Y015
+    _WhichOneofArgType__residency: _TypeAlias = _typing.Literal["_residency", b"_residency"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__audit_retention_days) -> _WhichOneofReturnType__audit_retention_days | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__residency) -> _WhichOneofReturnType__residency | None: ...
 
 Global___UpdateOrganisationRequest: _TypeAlias = UpdateOrganisationRequest  # noqa: Y015
 
@@ -1268,6 +1322,8 @@ class Key(_message.Message):
     BOOTSTRAP_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     hint: _builtins.str
@@ -1286,6 +1342,10 @@ class Key(_message.Message):
     version: _builtins.int
     created_by: _builtins.str
     """Who made it."""
+    priority: _builtins.int
+    """Its waiting requests are served before those of a lower priority: -10 to 10, not above its organisation's."""
+    weight: _builtins.int
+    """Its share among the organisation's keys when requests wait, 1 to 10000."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it may be used for, out of what its owner may do: `noun:verb`, sorted."""
@@ -1317,10 +1377,12 @@ class Key(_message.Message):
         bootstrap: _builtins.bool = ...,
         version: _builtins.int = ...,
         created_by: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "created_at", b"created_at", "created_by", b"created_by", "expires_at", b"expires_at", "hint", b"hint", "id", b"id", "models", b"models", "name", b"name", "networks", b"networks", "owner_id", b"owner_id", "project_id", b"project_id", "revoked_at", b"revoked_at", "rotated_from", b"rotated_from", "scopes", b"scopes", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "created_at", b"created_at", "created_by", b"created_by", "expires_at", b"expires_at", "hint", b"hint", "id", b"id", "models", b"models", "name", b"name", "networks", b"networks", "owner_id", b"owner_id", "priority", b"priority", "project_id", b"project_id", "revoked_at", b"revoked_at", "rotated_from", b"rotated_from", "scopes", b"scopes", "updated_at", b"updated_at", "version", b"version", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1337,12 +1399,17 @@ class CreateKeyRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     project_id: _builtins.str
     """Empty: the project of the caller's credential."""
     owner_id: _builtins.str
     """The caller's own id, or a service account; empty: a key of the project itself."""
     expires_at: _builtins.int
+    priority: _builtins.int
+    weight: _builtins.int
+    """0: 100."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: `models:read` and `models:use`. Not more than the caller and the owner may do."""
@@ -1361,10 +1428,12 @@ class CreateKeyRequest(_message.Message):
         models: _abc.Iterable[_builtins.str] | None = ...,
         networks: _abc.Iterable[_builtins.str] | None = ...,
         expires_at: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "models", b"models", "name", b"name", "networks", b"networks", "owner_id", b"owner_id", "project_id", b"project_id", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "models", b"models", "name", b"name", "networks", b"networks", "owner_id", b"owner_id", "priority", b"priority", "project_id", b"project_id", "scopes", b"scopes", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1434,10 +1503,14 @@ class UpdateKeyRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     if_version: _builtins.int
     name: _builtins.str
     expires_at: _builtins.int
+    priority: _builtins.int
+    weight: _builtins.int
     @_builtins.property
     def scopes(self) -> Global___StringList: ...
     @_builtins.property
@@ -1454,19 +1527,29 @@ class UpdateKeyRequest(_message.Message):
         models: Global___StringList | None = ...,
         networks: Global___StringList | None = ...,
         expires_at: _builtins.int | None = ...,
+        priority: _builtins.int | None = ...,
+        weight: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "expires_at", b"expires_at", "models", b"models", "name", b"name", "networks", b"networks", "scopes", b"scopes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_priority", b"_priority", "_weight", b"_weight", "expires_at", b"expires_at", "models", b"models", "name", b"name", "networks", b"networks", "priority", b"priority", "scopes", b"scopes", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "expires_at", b"expires_at", "id", b"id", "if_version", b"if_version", "models", b"models", "name", b"name", "networks", b"networks", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_priority", b"_priority", "_weight", b"_weight", "expires_at", b"expires_at", "id", b"id", "if_version", b"if_version", "models", b"models", "name", b"name", "networks", b"networks", "priority", b"priority", "scopes", b"scopes", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___UpdateKeyRequest: _TypeAlias = UpdateKeyRequest  # noqa: Y015
 

@@ -47,6 +47,11 @@ class AdminServiceStub:
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.FromString,
                 _registered_method=True)
+        self.SetShares = channel.unary_unary(
+                '/helixflow.auth.v1.AdminService/SetShares',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.SetSharesRequest.SerializeToString,
+                response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.Organisation.FromString,
+                _registered_method=True)
         self.ListOrganisations = channel.unary_unary(
                 '/helixflow.auth.v1.AdminService/ListOrganisations',
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.ListRequest.SerializeToString,
@@ -283,6 +288,13 @@ class AdminServiceServicer:
 
     def InviteOwner(self, request, context):
         """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShares(self, request, context):
+        """What an organisation gets of engines that are full: its share, and the highest priority of its keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -601,6 +613,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.SerializeToString,
             ),
+            'SetShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShares,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.SetSharesRequest.FromString,
+                    response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.Organisation.SerializeToString,
+            ),
             'ListOrganisations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrganisations,
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.ListRequest.FromString,
@@ -878,6 +895,33 @@ class AdminService:
             '/helixflow.auth.v1.AdminService/InviteOwner',
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteOwnerRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.InviteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/helixflow.auth.v1.AdminService/SetShares',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.SetSharesRequest.SerializeToString,
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_admin__pb2.Organisation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class AdminServiceStub:
     """With its first owner, who gets an invitation."""
     InviteOwner: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InviteOwnerRequest, _admin_pb2.InviteUserResponse]
     """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
+    SetShares: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSharesRequest, _admin_pb2.Organisation]
+    """What an organisation gets of engines that are full: its share, and the highest priority of its keys."""
     ListOrganisations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRequest, _admin_pb2.ListOrganisationsResponse]
     """All of the installation, by name."""
     GetOrganisation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _admin_pb2.Organisation]
@@ -138,6 +140,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """With its first owner, who gets an invitation."""
     InviteOwner: _aio.UnaryUnaryMultiCallable[_admin_pb2.InviteOwnerRequest, _admin_pb2.InviteUserResponse]  # type: ignore[assignment]
     """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
+    SetShares: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSharesRequest, _admin_pb2.Organisation]  # type: ignore[assignment]
+    """What an organisation gets of engines that are full: its share, and the highest priority of its keys."""
     ListOrganisations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRequest, _admin_pb2.ListOrganisationsResponse]  # type: ignore[assignment]
     """All of the installation, by name."""
     GetOrganisation: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRequest, _admin_pb2.Organisation]  # type: ignore[assignment]
@@ -237,6 +241,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.InviteUserResponse, _abc.Awaitable[_admin_pb2.InviteUserResponse]]:
         """One more owner, for an organisation whose owners cannot sign in any more. CONFLICT for an e-mail that is a member."""
+
+    @_abc_1.abstractmethod
+    def SetShares(
+        self,
+        request: _admin_pb2.SetSharesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Organisation, _abc.Awaitable[_admin_pb2.Organisation]]:
+        """What an organisation gets of engines that are full: its share, and the highest priority of its keys."""
 
     @_abc_1.abstractmethod
     def ListOrganisations(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from helixflow.rpc.generated.auth_v1 import access_pb2 as helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.helixflow/rpc/generated/auth_v1/identity.proto\x12\x11helixflow.auth.v1\x1a,helixflow/rpc/generated/auth_v1/access.proto\"%\n\x11ResolveKeyRequest\x12\x10\n\x08key_hash\x18\x01 \x01(\x0c\"\xc0\x01\n\x12ResolveKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x08key_name\x18\x02 \x01(\t\x12\x17\n\x0forganisation_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x12\n\nexpires_at\x18\x05 \x01(\x03\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x13\n\x0bpermissions\x18\x07 \x03(\t\x12\x0e\n\x06models\x18\x08 \x03(\t\x12\x10\n\x08networks\x18\t \x03(\t\"\x15\n\x13WatchChangesRequest\"\xb9\x01\n\x14WatchChangesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12*\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x19.helixflow.auth.v1.Change\x12\x33\n\x0csigning_keys\x18\x03 \x03(\x0b\x32\x1d.helixflow.auth.v1.SigningKey\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x10\n\x08\x61udience\x18\x06 \x01(\t\"\x86\x01\n\x06\x43hange\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.helixflow.auth.v1.ChangeKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\x10\n\x08key_hash\x18\x03 \x01(\x0c\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x17\n\x0forganisation_id\x18\x05 \x01(\t\"<\n\nSigningKey\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0f\n\x07modulus\x18\x02 \x01(\x0c\x12\x10\n\x08\x65xponent\x18\x03 \x01(\x0c*\xf5\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_KIND_KEY\x10\x01\x12\x17\n\x13\x43HANGE_KIND_SESSION\x10\x02\x12\x15\n\x11\x43HANGE_KIND_OWNER\x10\x03\x12\x17\n\x13\x43HANGE_KIND_PROJECT\x10\x04\x12\x1c\n\x18\x43HANGE_KIND_ORGANISATION\x10\x05\x12\x1c\n\x18\x43HANGE_KIND_SIGNING_KEYS\x10\x06\x12\x18\n\x14\x43HANGE_KIND_POLICIES\x10\x07\x12\x16\n\x12\x43HANGE_KIND_PRICES\x10\x08\x32\xdf\x01\n\x0fIdentityService\x12\x61\n\nResolveKey\x12$.helixflow.auth.v1.ResolveKeyRequest\x1a%.helixflow.auth.v1.ResolveKeyResponse\"\x06\xda\xe7\x18\x02\x08\x06\x12i\n\x0cWatchChanges\x12&.helixflow.auth.v1.WatchChangesRequest\x1a\'.helixflow.auth.v1.WatchChangesResponse\"\x06\xda\xe7\x18\x02\x08\x06\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.helixflow/rpc/generated/auth_v1/identity.proto\x12\x11helixflow.auth.v1\x1a,helixflow/rpc/generated/auth_v1/access.proto\"%\n\x11ResolveKeyRequest\x12\x10\n\x08key_hash\x18\x01 \x01(\x0c\"\x92\x02\n\x12ResolveKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x08key_name\x18\x02 \x01(\t\x12\x17\n\x0forganisation_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x12\n\nexpires_at\x18\x05 \x01(\x03\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x13\n\x0bpermissions\x18\x07 \x03(\t\x12\x0e\n\x06models\x18\x08 \x03(\t\x12\x10\n\x08networks\x18\t \x03(\t\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x0e\n\x06weight\x18\x0b \x01(\x05\x12\x1b\n\x13organisation_weight\x18\x0c \x01(\x05\x12\x11\n\tresidency\x18\r \x01(\t\"\x15\n\x13WatchChangesRequest\"\xb9\x01\n\x14WatchChangesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12*\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x19.helixflow.auth.v1.Change\x12\x33\n\x0csigning_keys\x18\x03 \x03(\x0b\x32\x1d.helixflow.auth.v1.SigningKey\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x10\n\x08\x61udience\x18\x06 \x01(\t\"\x86\x01\n\x06\x43hange\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.helixflow.auth.v1.ChangeKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\x10\n\x08key_hash\x18\x03 \x01(\x0c\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x17\n\x0forganisation_id\x18\x05 \x01(\t\"<\n\nSigningKey\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0f\n\x07modulus\x18\x02 \x01(\x0c\x12\x10\n\x08\x65xponent\x18\x03 \x01(\x0c*\xf5\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_KIND_KEY\x10\x01\x12\x17\n\x13\x43HANGE_KIND_SESSION\x10\x02\x12\x15\n\x11\x43HANGE_KIND_OWNER\x10\x03\x12\x17\n\x13\x43HANGE_KIND_PROJECT\x10\x04\x12\x1c\n\x18\x43HANGE_KIND_ORGANISATION\x10\x05\x12\x1c\n\x18\x43HANGE_KIND_SIGNING_KEYS\x10\x06\x12\x18\n\x14\x43HANGE_KIND_POLICIES\x10\x07\x12\x16\n\x12\x43HANGE_KIND_PRICES\x10\x08\x32\xdf\x01\n\x0fIdentityService\x12\x61\n\nResolveKey\x12$.helixflow.auth.v1.ResolveKeyRequest\x1a%.helixflow.auth.v1.ResolveKeyResponse\"\x06\xda\xe7\x18\x02\x08\x06\x12i\n\x0cWatchChanges\x12&.helixflow.auth.v1.WatchChangesRequest\x1a\'.helixflow.auth.v1.WatchChangesResponse\"\x06\xda\xe7\x18\x02\x08\x06\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITYSERVICE'].methods_by_name['ResolveKey']._serialized_options = b'\332\347\030\002\010\006'
   _globals['_IDENTITYSERVICE'].methods_by_name['WatchChanges']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['WatchChanges']._serialized_options = b'\332\347\030\002\010\006'
-  _globals['_CHANGEKIND']._serialized_start=760
-  _globals['_CHANGEKIND']._serialized_end=1005
+  _globals['_CHANGEKIND']._serialized_start=842
+  _globals['_CHANGEKIND']._serialized_end=1087
   _globals['_RESOLVEKEYREQUEST']._serialized_start=115
   _globals['_RESOLVEKEYREQUEST']._serialized_end=152
   _globals['_RESOLVEKEYRESPONSE']._serialized_start=155
-  _globals['_RESOLVEKEYRESPONSE']._serialized_end=347
-  _globals['_WATCHCHANGESREQUEST']._serialized_start=349
-  _globals['_WATCHCHANGESREQUEST']._serialized_end=370
-  _globals['_WATCHCHANGESRESPONSE']._serialized_start=373
-  _globals['_WATCHCHANGESRESPONSE']._serialized_end=558
-  _globals['_CHANGE']._serialized_start=561
-  _globals['_CHANGE']._serialized_end=695
-  _globals['_SIGNINGKEY']._serialized_start=697
-  _globals['_SIGNINGKEY']._serialized_end=757
-  _globals['_IDENTITYSERVICE']._serialized_start=1008
-  _globals['_IDENTITYSERVICE']._serialized_end=1231
+  _globals['_RESOLVEKEYRESPONSE']._serialized_end=429
+  _globals['_WATCHCHANGESREQUEST']._serialized_start=431
+  _globals['_WATCHCHANGESREQUEST']._serialized_end=452
+  _globals['_WATCHCHANGESRESPONSE']._serialized_start=455
+  _globals['_WATCHCHANGESRESPONSE']._serialized_end=640
+  _globals['_CHANGE']._serialized_start=643
+  _globals['_CHANGE']._serialized_end=777
+  _globals['_SIGNINGKEY']._serialized_start=779
+  _globals['_SIGNINGKEY']._serialized_end=839
+  _globals['_IDENTITYSERVICE']._serialized_start=1090
+  _globals['_IDENTITYSERVICE']._serialized_end=1313
 # @@protoc_insertion_point(module_scope)

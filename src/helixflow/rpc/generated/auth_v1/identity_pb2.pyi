@@ -101,6 +101,10 @@ class ResolveKeyResponse(_message.Message):
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    ORGANISATION_WEIGHT_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     key_name: _builtins.str
     organisation_id: _builtins.str
@@ -109,6 +113,12 @@ class ResolveKeyResponse(_message.Message):
     """Seconds since the epoch; 0 when the key does not expire."""
     owner_id: _builtins.str
     """The account or service account that the key acts for; empty for a key of the project itself."""
+    priority: _builtins.int
+    """When requests wait: served by priority, then by weight among organisations, then by weight among keys."""
+    weight: _builtins.int
+    organisation_weight: _builtins.int
+    residency: _builtins.str
+    """The only region that may serve its calls; empty: any."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the key may do in its project, after all restrictions: `noun:verb`, sorted."""
@@ -133,10 +143,14 @@ class ResolveKeyResponse(_message.Message):
         permissions: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         networks: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
+        weight: _builtins.int = ...,
+        organisation_weight: _builtins.int = ...,
+        residency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "key_id", b"key_id", "key_name", b"key_name", "models", b"models", "networks", b"networks", "organisation_id", b"organisation_id", "owner_id", b"owner_id", "permissions", b"permissions", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "key_id", b"key_id", "key_name", b"key_name", "models", b"models", "networks", b"networks", "organisation_id", b"organisation_id", "organisation_weight", b"organisation_weight", "owner_id", b"owner_id", "permissions", b"permissions", "priority", b"priority", "project_id", b"project_id", "residency", b"residency", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,113 @@
+"""Which seat probably still has the beginning of a prompt in its cache: a bounded memory of where beginnings went."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, repeat
+from typing import Final
+
+from helixflow.core.call import Call, Operation
+
+# The first blocks are small, later ones double: what long prompts share is found too, for a bounded number of hashes.
+_FIRST_BLOCKS: Final = 32
+_BLOCKS_OF_A_SIZE: Final = 16
+_DOUBLINGS: Final = 3
+_FIELDS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt"}
+
+
+class _Place:
+    """A seat, for as long as something is remembered of it. `entries` is 0 once it is forgotten."""
+
+    __slots__ = ("entries", "seat_id")
+
+    def __init__(self, seat_id: str) -> None:
+        self.seat_id = seat_id
+        self.entries = 0
+
+
+class PrefixTable:
+    """Hashes of beginnings and the seat that each went to last; the least recently used ones are dropped.
+
+    Beginnings compare as the bytes that the client sent, in blocks of `block_bytes`; what comes after 256 blocks' worth
+    of them does not count. They are kept apart by organisation: llama.cpp's cache is shared by all that a replica
+    serves, and whoever is sent to where a prompt is cached could measure that somebody else has sent it.
+
+    Python's own hash is used: it is keyed by a secret of this process, so that nobody can make beginnings collide; and
+    a collision would only cost a cache miss.
+    """
+
+    def __init__(self, *, entries: int, block_bytes: int) -> None:
+        self._most = entries
+        sizes = chain(repeat(1, _FIRST_BLOCKS), *(repeat(2**n, _BLOCKS_OF_A_SIZE) for n in range(1, _DOUBLINGS + 1)))
+        ends = list(accumulate(size * block_bytes for size in sizes))
+        self._blocks = tuple(zip([0, *ends], ends, strict=False))
+        self._block_bytes = block_bytes
+        self._places: dict[str, _Place] = {}
+        self._entries: OrderedDict[int, _Place] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._entries)
+
+    def chain(self, scope: str, call: Call) -> Sequence[int]:
+        """The hashes of the beginnings of the call's prompt, shortest first; none for a short one."""
+        field = _FIELDS.get(call.operation)
+        raw = call.fields.get(field) if field is not None and self._most else None
+        if raw is None:
+            return ()
+        text = bytes(raw)
+        size = len(text)
+        if size < self._block_bytes:
+            return ()
+        # Templates put the tools before the messages.
+        tools = call.fields.get("tools")
+        known = hash((scope, call.principal.organisation_id, bytes(tools) if tools is not None else None))
+        hashes = []
+        for begin, end in self._blocks:
+            if end > size:
+                break
+            known = hash((known, text[begin:end]))
+            hashes.append(known)
+        return hashes
+
+    def find(self, hashes: Sequence[int]) -> tuple[str, int]:
+        """The seat of the longest beginning that is known, and how many of `hashes` that is; `("", 0)` for none."""
+        entries = self._entries
+        for matched in range(len(hashes), 0, -1):
+            place = entries.get(hashes[matched - 1])
+            if place is not None and place.entries:
+                return place.seat_id, matched
+        return "", 0
+
+    def remember(self, hashes: Sequence[int], seat_id: str) -> None:
+        """All these beginnings are now at that seat."""
+        if not self._most:
+            return
+        place = self._places.get(seat_id)
+        if place is None:
+            place = self._places[seat_id] = _Place(seat_id)
+        entries = self._entries
+        # Longest first: they are dropped in this order, and without the shorter ones they would not be found.
+        for known in reversed(hashes):
+            before = entries.get(known)
+            if before is not place:
+                entries[known] = place
+                place.entries += 1
+                if before is not None:
+                    self._leave(before)
+            entries.move_to_end(known)
+        while len(entries) > self._most:
+            self._leave(entries.popitem(last=False)[1])
+
+    def forget(self, seat_id: str) -> None:
+        """Nothing of it is found any more; its entries go as they grow old."""
+        place = self._places.pop(seat_id, None)
+        if place is not None:
+            place.entries = 0
+
+    def _leave(self, place: _Place) -> None:
+        if place.entries:  # else it is forgotten already
+            place.entries -= 1
+            if not place.entries:
+                del self._places[place.seat_id]

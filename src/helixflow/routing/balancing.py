@@ -1,0 +1,149 @@
+"""Which one of several gets a call: decided without I/O, for the deployments of a tier and for the replicas of a
+deployment alike.
+"""
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
+
+from helixflow.core.call import Call
+from helixflow.routing.affinity import PrefixTable
+from helixflow.routing.rendezvous import pick_sticky
+
+# How far latencies count: who is still unmeasured, or was slow for another reason, is neither flooded nor starved.
+_MOST_LATENCY_RATIO: Final = 4.0
+# Of seats with unequal weights the one that was drawn keeps the call, unless it is so much busier than its share.
+_SHARE_SLACK: Final = 2.0
+
+
+class Seat(Protocol):
+    """Something that calls can be given to.
+
+    `in_flight` calls are with it now, of `capacity` that it can take well (never 0). `latency_s` is how long its
+    answers lately took to begin, 0.0 while that is not known.
+    """
+
+    @property
+    def seat_id(self) -> str: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    def latency_s(self, now: float) -> float: ...
+
+
+AnySeat = TypeVar("AnySeat", bound=Seat)
+
+
+class Balancer:
+    """Affinity where a seat probably has the beginning of the prompt in its cache, or the session's; else the power of
+    two choices.
+
+    Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the least
+    loaded one, and one call where there is much to gain. `monotonic` is the clock of `Seat.latency_s`, `random` gives
+    floats from 0 to below 1.
+    """
+
+    def __init__(
+        self,
+        prefixes: PrefixTable,
+        *,
+        load_guard: float,
+        monotonic: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._prefixes = prefixes
+        self._load_guard = load_guard
+        self._now = monotonic
+        self._random = random
+
+    def choose(
+        self,
+        seats: Sequence[AnySeat],
+        call: Call,
+        scope: str,
+        *,
+        affinity: bool = True,
+        shares: Sequence[float] | None = None,
+    ) -> AnySeat:
+        """One of `seats`, which are those that may have the call now: at least one.
+
+        `scope` names what they are the seats of: beginnings are remembered by it. `shares` are the running sums of the
+        seats' weights; None when all weigh the same. Not to be asked where there is only ever one seat: what it
+        remembers would be of no use.
+        """
+        if session := call.hints.session:
+            # Apart for each organisation, so that nobody finds out where another one's sessions go.
+            seat = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
+            return seat if self._may_have(seat, seats, 1) else self._spread(seats, shares)
+        if not affinity:
+            return self._spread(seats, shares)
+        prefixes = self._prefixes
+        chain = prefixes.chain(scope, call)
+        if not chain:
+            return self._spread(seats, shares)
+        seat_id, matched = prefixes.find(chain)
+        chosen: AnySeat | None = None
+        if matched:
+            for seat in seats:
+                if seat.seat_id == seat_id:
+                    if self._may_have(seat, seats, matched * 2 >= len(chain)):
+                        chosen = seat
+                    break
+        if chosen is None:
+            chosen = self._spread(seats, shares)
+        prefixes.remember(chain, chosen.seat_id)
+        return chosen
+
+    def forget(self, seat_id: str) -> None:
+        """It has ended, and its caches with it."""
+        self._prefixes.forget(seat_id)
+
+    def _may_have(self, seat: Seat, seats: Sequence[Seat], slack: int) -> bool:
+        """The load guard."""
+        in_flight = seat.in_flight
+        if in_flight <= slack:
+            return True
+        least = min([other.in_flight / other.capacity for other in seats])
+        return in_flight <= least * self._load_guard * seat.capacity + slack
+
+    def _spread(self, seats: Sequence[AnySeat], shares: Sequence[float] | None) -> AnySeat:
+        """Two are drawn by weight, and the one with less to do is taken."""
+        count = len(seats)
+        if count == 1:
+            return seats[0]
+        random = self._random
+        if shares is None:
+            first = int(random() * count)
+            second = int(random() * (count - 1))
+            one, other = seats[first], seats[second if second < first else second + 1]
+            return one if self._load_ratio(one, other) <= 1 else other
+        whole = shares[-1]
+        first = bisect(shares, random() * whole, hi=count - 1)
+        second = bisect(shares, random() * whole, hi=count - 1)
+        if first == second:
+            return seats[first]
+        # Weights are kept but for who is much busier than by its share: one call more or less says nothing.
+        flying = sum([seat.in_flight for seat in seats])
+        one, other = seats[first], seats[second]
+        expected = flying * _share(shares, first) + 1
+        expected_other = flying * _share(shares, second) + 1
+        busier = (one.in_flight + 1) * expected_other / ((other.in_flight + 1) * expected)
+        return other if busier > _SHARE_SLACK else one
+
+    def _load_ratio(self, one: Seat, other: Seat) -> float:
+        """How much longer a call would wait for `one` than for `other`, as far as that can be told."""
+        ratio = (one.in_flight + 1) * other.capacity / ((other.in_flight + 1) * one.capacity)
+        now = self._now()
+        latency, latency_of_other = one.latency_s(now), other.latency_s(now)
+        if latency and latency_of_other:
+            ratio *= min(max(latency / latency_of_other, 1 / _MOST_LATENCY_RATIO), _MOST_LATENCY_RATIO)
+        return ratio
+
+
+def _share(shares: Sequence[float], index: int) -> float:
+    before = shares[index - 1] if index else 0.0
+    return (shares[index] - before) / shares[-1]
