@@ -80,6 +80,8 @@ class Registration:
     async def _stay(self) -> None:
         """Registers and sends heartbeats. Raises `HelixError` when the stream ends."""
         call: Any = self._stub.Register(timeout=STREAM_DEADLINE_S)
+        # Only one reads, and is not cancelled before the call's end: that would be the call's end.
+        reading: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
                 await call.write(registry_pb2.RegisterRequest(pool=self._pool))
@@ -87,7 +89,12 @@ class Registration:
             if answer is grpc.aio.EOF:
                 raise HelixError(ErrorKind.UNAVAILABLE, "The registry ended the stream.")
             self._begin()
-            await self._send_heartbeats(call, max(answer.heartbeat_s, _LEAST_HEARTBEAT_S))
+            reading = asyncio.create_task(_read_to_end(call), name="registration")
+            pause_s = max(answer.heartbeat_s, _LEAST_HEARTBEAT_S)
+            while not (await asyncio.wait({reading}, timeout=pause_s))[0]:
+                await call.write(registry_pb2.RegisterRequest())
+            reading.result()
+            raise HelixError(ErrorKind.UNAVAILABLE, "The registry ended the stream.")
         except TimeoutError as exc:
             raise HelixError(ErrorKind.DEADLINE, "The registry did not answer in time.") from exc
         except grpc.RpcError as exc:
@@ -98,21 +105,13 @@ class Registration:
         except asyncio.InvalidStateError as exc:  # grpc's way to say that one writes to an ended call
             raise HelixError(ErrorKind.UNAVAILABLE, "The registry ended the stream.") from exc
         except asyncio.CancelledError:
-            await _say_goodbye(call)
+            if reading is not None:
+                await _say_goodbye(call, reading)
             raise
         finally:
             call.cancel()
-
-    async def _send_heartbeats(self, call: Any, interval_s: float) -> None:
-        ended = asyncio.ensure_future(call.read())
-        try:
-            while not (await asyncio.wait({ended}, timeout=interval_s))[0]:
-                await call.write(registry_pb2.RegisterRequest())
-            ended.result()
-        finally:
-            ended.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
-        raise HelixError(ErrorKind.UNAVAILABLE, "The registry ended the stream.")
+            if reading is not None:
+                await asyncio.gather(reading, return_exceptions=True)
 
     def _begin(self) -> None:
         self._backoff.reset()
@@ -120,10 +119,13 @@ class Registration:
         log.info("pool.registered", pool=self._pool.name)
 
 
-async def _say_goodbye(call: Any) -> None:
+async def _read_to_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def _say_goodbye(call: Any, reading: "asyncio.Task[None]") -> None:
     """Ends the stream as its pool wants it to end, so that gateways know at once."""
-    with contextlib.suppress(grpc.RpcError, TimeoutError, asyncio.InvalidStateError, asyncio.CancelledError):
-        async with asyncio.timeout(_GOODBYE_S):
-            await call.done_writing()
-            while await call.read() is not grpc.aio.EOF:
-                pass
+    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+        await call.done_writing()
+        await asyncio.wait({reading}, timeout=_GOODBYE_S)

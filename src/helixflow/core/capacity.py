@@ -1,5 +1,6 @@
 """Who may use an engine now: leases on the slots of replicas."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,16 +36,16 @@ class Replica:
 
 
 class ProviderLimits:
-    """What a provider last said of its own limits: filled in by an engine that reads it, heeded by routing.
+    """What a provider last said of its own limits: filled in by the engine that read it, heeded by routing.
 
-    Of requests and tokens: how many are left (-1: not said), how many come back in a second, and the moment of
-    `time.monotonic` at which that was so.
+    Of requests and of tokens: how many were left (infinite: it never said), how many come back in a second, and the
+    moment on `time.monotonic`'s clock at which that was so.
     """
 
-    __slots__ = ("requests_at", "requests_a_second", "requests_left", "tokens_at", "tokens_a_second", "tokens_left")
+    __slots__ = ("requests_a_second", "requests_at", "requests_left", "tokens_a_second", "tokens_at", "tokens_left")
 
     def __init__(self) -> None:
-        self.requests_left = self.tokens_left = -1
+        self.requests_left = self.tokens_left = math.inf
         self.requests_a_second = self.tokens_a_second = 0.0
         self.requests_at = self.tokens_at = 0.0
 

@@ -5,11 +5,15 @@ from typing import Final
 from helixflow.core.call import Call
 from helixflow.core.capacity import ProviderLimits
 from helixflow.core.clock import Clock
+from helixflow.dialects.openai_chat import ChatParams
+from helixflow.dialects.openai_completions import CompletionParams
 from helixflow.settings.deployments import RoutedDeployment
 
 WINDOW_S: Final = 60
-# A place that is taken is freed by the end of an answer: nobody knows when.
+# A place is freed by the end of an answer: nobody knows when.
 _PLACE_WAIT_S: Final = 0.5
+# A provider that has nothing left and does not say when it will have.
+_UNKNOWN_WAIT_S: Final = 1.0
 _BYTES_A_TOKEN: Final = 4
 # Of an answer whose request does not say how long it may be.
 _USUAL_ANSWER_TOKENS: Final = 256
@@ -18,55 +22,158 @@ _USUAL_ANSWER_TOKENS: Final = 256
 class Ceiling:
     """The ceilings of one deployment in one gateway: concurrency, requests and tokens a minute.
 
-    With several gateways each takes its share, `ceiling / gateways`, at least 1: together they may exceed a ceiling
-    that is smaller than their number, and one that has more to do than the others cannot use what they leave.
+    With several gateways each takes its share, `ceiling / gateways`, at least 1. So together they exceed a ceiling that
+    is smaller than their number, and a busy one cannot use what others leave.
 
-    In no 60 s are more requests begun, or tokens expected, than the ceiling says. What the provider itself says
-    (`limits`, filled in by the engine; `refuse` for a 429) holds too. Ask `wait_s`, then `enter`, in the same turn of
-    the loop; then `leave`, once. While `is_active` is False none of that is needed.
+    Within no 60 s are more requests begun, or more tokens expected, than the ceiling says. What the provider says
+    itself holds too: `limits`, filled in by its engine, and `refuse`. Ask `wait_s`, then `enter`, in the same turn of
+    the loop; then `leave`, once. None of that is needed while `is_active` is False.
     """
 
-    __slots__ = ("_clock", "_concurrency", "_in_flight", "_limits", "_refused_until", "_requests", "_tokens")
+    __slots__ = (
+        "_clock",
+        "_concurrency",
+        "_in_flight",
+        "_limits",
+        "_refused_until",
+        "_requests",
+        "_tokens",
+        "counts_tokens",
+        "is_active",
+    )
 
     def __init__(
         self, settings: RoutedDeployment, clock: Clock, *, gateways: int = 1, limits: ProviderLimits | None = None
     ) -> None:
         self._clock = clock
         self._concurrency = _share(settings.max_concurrency, gateways)
-        requests, tokens = (_share(n, gateways) for n in (settings.requests_per_minute, settings.tokens_per_minute))
+        requests = _share(settings.requests_per_minute, gateways)
+        tokens = _share(settings.tokens_per_minute, gateways)
         self._requests = _Window(requests) if requests is not None else None
         self._tokens = _Window(tokens) if tokens is not None else None
         self._limits = limits
         self._in_flight = 0
         self._refused_until = 0.0
-
-    @property
-    def is_active(self) -> bool:
-        """Whether there is, or may come to be, any ceiling."""
-        raise NotImplementedError
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether the tokens that are given matter; 0 will do otherwise (see `expected_tokens`)."""
-        raise NotImplementedError
+        # Whether there is any ceiling, or the provider may say that there is one.
+        self.is_active = not (self._concurrency is requests is tokens is limits is None)
+        # Whether it matters how many tokens a call brings: else 0 will do (see `expected_tokens`).
+        self.counts_tokens = tokens is not None or limits is not None
 
     def wait_s(self, tokens: int) -> float:
         """Seconds until a call of so many tokens, prompt and answer, may enter; 0.0: now."""
-        raise NotImplementedError
+        now = self._clock.monotonic()
+        wait = self._refused_until - now
+        if wait < 0.0:
+            wait = 0.0
+        if self._concurrency is not None and self._in_flight >= self._concurrency:
+            wait = max(wait, _PLACE_WAIT_S)
+        if self._requests is not None:
+            wait = max(wait, self._requests.wait_s(now, 1))
+        if self._tokens is not None:
+            wait = max(wait, self._tokens.wait_s(now, tokens))
+        if (limits := self._limits) is not None:
+            left = limits.requests_left + (now - limits.requests_at) * limits.requests_a_second
+            if left < 1:
+                wait = max(wait, _refill_s(1 - left, limits.requests_a_second))
+            left = limits.tokens_left + (now - limits.tokens_at) * limits.tokens_a_second
+            if left < tokens:
+                wait = max(wait, _refill_s(tokens - left, limits.tokens_a_second))
+        return wait
 
     def enter(self, tokens: int) -> int:
-        """Takes the place, whatever `wait_s` says. What it gives is for `leave`."""
-        raise NotImplementedError
+        """Takes what it needs, whatever `wait_s` says. What it gives is for `leave`."""
+        self._in_flight += 1
+        second = int(self._clock.monotonic())
+        if self._requests is not None:
+            self._requests.add(second, 1)
+        if self._tokens is not None:
+            self._tokens.add(second, tokens)
+        if (limits := self._limits) is not None:
+            # Until the provider says more.
+            limits.requests_left -= 1
+            limits.tokens_left -= tokens
+        return second
 
     def leave(self, entry: int, tokens: int, used: int | None = None) -> None:
-        """The call has ended, having `used` so many tokens of those that it entered with; None: nobody knows."""
-        raise NotImplementedError
+        """The call that entered with `tokens` has ended, having used so many; None: nobody knows."""
+        self._in_flight -= 1
+        if self._tokens is not None and used is not None and used != tokens:
+            second = int(self._clock.monotonic())
+            if used > tokens:
+                self._tokens.add(second, used - tokens)
+            else:
+                self._tokens.take_back(second, entry, tokens - used)
 
     def refuse(self, retry_after_s: float) -> None:
-        """The provider refused a call as one too many (429): nothing is sent before that time is over."""
-        raise NotImplementedError
+        """The provider refused a call as one too many (429): none is sent until that time is over."""
+        self.is_active = True
+        self._refused_until = max(self._refused_until, self._clock.monotonic() + retry_after_s)
 
 
 def expected_tokens(call: Call) -> int:
-    """Tokens that a call will use, prompt and answer: as providers estimate it, by what it says of its length."""
-    raise NotImplementedError
+    """Tokens that a call will use, prompt and answer, much as providers estimate it: by what it says of its length."""
+    prompt = call.body_bytes // _BYTES_A_TOKEN
+    params = call.params
+    if isinstance(params, ChatParams):
+        prompt = (call.body_bytes - params.media.inlined_bytes) // _BYTES_A_TOKEN
+    elif not isinstance(params, CompletionParams):
+        return prompt
+    limit = params.answer_limit
+    return prompt + (_USUAL_ANSWER_TOKENS if limit is None else limit)
+
+
+class _Window:
+    """What was added in the last `WINDOW_S` seconds, by whole ones: the one that the window begins in counts in full."""
+
+    __slots__ = ("_added", "_ceiling", "_second", "_sum")
+
+    def __init__(self, ceiling: int) -> None:
+        self._ceiling = ceiling
+        self._added = [0] * (WINDOW_S + 1)
+        self._sum = 0
+        self._second = 0
+
+    def wait_s(self, now: float, cost: int) -> float:
+        """Seconds until so much can be added; what is more than the ceiling fits when nothing else is there."""
+        second = int(now)
+        if second != self._second:
+            self._turn_to(second)
+        excess = self._sum + min(cost, self._ceiling) - self._ceiling
+        if excess <= 0:
+            return 0.0
+        size = len(self._added)
+        for oldest in range(second - WINDOW_S, second + 1):
+            excess -= self._added[oldest % size]
+            if excess <= 0:
+                return oldest + size - now
+        raise AssertionError("the sum is that of its parts")
+
+    def add(self, second: int, amount: int) -> None:
+        if second != self._second:
+            self._turn_to(second)
+        self._added[second % len(self._added)] += amount
+        self._sum += amount
+
+    def take_back(self, second: int, entry: int, amount: int) -> None:
+        """Of what was added in the second `entry`, should that still count."""
+        if second != self._second:
+            self._turn_to(second)
+        if entry >= second - WINDOW_S:
+            self._added[entry % len(self._added)] -= amount
+            self._sum -= amount
+
+    def _turn_to(self, second: int) -> None:
+        """Forgets the seconds that have left the window."""
+        size = len(self._added)
+        for gone in range(self._second + 1, min(second, self._second + size) + 1):
+            self._sum -= self._added[gone % size]
+            self._added[gone % size] = 0
+        self._second = second
+
+
+def _share(ceiling: int | None, gateways: int) -> int | None:
+    return None if ceiling is None else max(1, ceiling // gateways)
+
+
+def _refill_s(missing: float, a_second: float) -> float:
+    return missing / a_second if a_second > 0 else _UNKNOWN_WAIT_S

@@ -35,6 +35,7 @@ class Health:
         "_healed_at",
         "_open_until",
         "_random_unit",
+        "_rest_until",
         "_rounds",
         "_trial",
         "begun",
@@ -56,10 +57,11 @@ class Health:
         self._failures = 0
         self._broken = 0
         self._rounds = 0
-        self._open_until = _NEVER
+        # Until when it is left alone, and until when it asked for that itself.
+        self._open_until = self._rest_until = _NEVER
         self._healed_at = _NEVER
         self._trial = False
-        # What `outliers` and `probes` look at. `begun` only grows; the others are halved as they age.
+        # What `outliers` and `probes` look at. `begun` only grows; the others fade, see `age`.
         self.begun = 0
         self.succeeded = 0.0
         self.failed = 0.0
@@ -127,10 +129,12 @@ class Health:
 
     def break_off(self, turn: int) -> None:
         """The stream of a call that had succeeded was broken off by the target."""
+        # What took its turn while the target was ejected brought it back into service: the era after.
+        if (1 - turn if turn < 0 else turn + (turn & 1)) != self._era:
+            return
         self.failed += 1
         self._broken += 1
-        # Of a call on trial the era has gone on since: `_broken` is what still counts.
-        if self._broken >= self._ejection_failures and not self._era & 1 and abs(turn) >= self._era - 1:
+        if self._broken >= self._ejection_failures:
             self.eject()
 
     def finish(self) -> None:
@@ -150,9 +154,15 @@ class Health:
                     self.eject()
         elif not self._trial:
             if well:
-                self._open_until = min(self._open_until, self._clock.monotonic())
+                self._open_until = self._rest_until
             elif self._clock.monotonic() >= self._open_until:
                 self.eject()
+
+    def age(self, kept: float) -> None:
+        """Lets what was measured count for `kept` (0 to 1) of what it did."""
+        self.succeeded *= kept
+        self.failed *= kept
+        self.latency_sum_s *= kept
 
     def eject(self) -> None:
         """Takes it out of service (again)."""
@@ -161,7 +171,7 @@ class Health:
         if not era & 1 and now - self._healed_at >= self._ejection_max_s:
             self._rounds = 0
         pause_s = min(self._ejection_s * 2.0 ** min(self._rounds, 30), self._ejection_max_s)
-        self._open_until = now + pause_s * (1 + _JITTER * self._random_unit())
+        self._open_until = max(now + pause_s * (1 + _JITTER * self._random_unit()), self._rest_until)
         self._rounds += 1
         self._era = era + 2 if era & 1 else era + 1
         self._trial = False
@@ -172,8 +182,9 @@ class Health:
         self._era += 1
         self._trial = False
         self._failures = 0
-        self._open_until = _NEVER
+        self._open_until = self._rest_until = _NEVER
         self._healed_at = self._clock.monotonic()
 
     def _rest(self, seconds: float) -> None:
-        self._open_until = max(self._open_until, self._clock.monotonic() + seconds)
+        self._rest_until = max(self._rest_until, self._clock.monotonic() + seconds)
+        self._open_until = max(self._open_until, self._rest_until)

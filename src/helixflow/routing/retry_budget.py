@@ -14,11 +14,11 @@ class RetryBudget:
     Whoever asks first gets it: retries and hedges share it, over all models.
     """
 
-    __slots__ = ("_clock", "_part", "_requests", "_requests_sum", "_reserve", "_retries", "_retries_sum", "_second")
+    __slots__ = ("_clock", "_percent", "_requests", "_requests_sum", "_reserve", "_retries", "_retries_sum", "_second")
 
     def __init__(self, routing: RoutingSettings, clock: Clock) -> None:
         self._clock = clock
-        self._part = routing.retry_percent / 100
+        self._percent = routing.retry_percent
         self._reserve = routing.retry_reserve
         # By whole seconds.
         self._requests = [0] * WINDOW_S
@@ -40,7 +40,7 @@ class RetryBudget:
         second = int(self._clock.monotonic())
         if second != self._second:
             self._turn_to(second)
-        if self._retries_sum + 1 > self._part * self._requests_sum + self._reserve:
+        if 100 * (self._retries_sum + 1 - self._reserve) > self._percent * self._requests_sum:
             return False
         self._retries[second % WINDOW_S] += 1
         self._retries_sum += 1

@@ -19,6 +19,7 @@ from helixflow.engines.answers import WholeAnswer
 from helixflow.gateway.authorisation import require_inference, require_listing, require_model
 from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import ClientGone, Exchange
+from helixflow.gateway.hints import read_hints, read_timeout
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
 from helixflow.metering.refusals import render_header_lines, render_headers
@@ -76,6 +77,8 @@ class OpenAISurface:
             stream = bool(params.stream)
             include_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
         exchange.stream = stream
+        headers = exchange.headers
+        timeout_s = read_timeout(headers, settings.request_timeout_s)
         loop = self._loop
         if loop is None:  # asked for once: each asking is a system call (getpid)
             loop = self._loop = asyncio.get_running_loop()
@@ -89,8 +92,9 @@ class OpenAISurface:
             params,
             stream,
             include_usage,
-            loop.time() + settings.request_timeout_s,
+            loop.time() + timeout_s,
             len(body),
+            hints=read_hints(headers, params),
         )
         exchange.progress = call.progress
         if stream:
