@@ -6,7 +6,15 @@ from typing import Final
 
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLE_DESCRIPTIONS, ROLES, Permission
 from helixflow.rpc.access import Access, Level, declared_access
-from helixflow.rpc.generated.auth_v1 import admin_pb2, identity_pb2, metering_pb2, sessions_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import (
+    admin_pb2,
+    configuration_pb2,
+    fleet_pb2,
+    identity_pb2,
+    metering_pb2,
+    sessions_pb2,
+    usage_pb2,
+)
 
 PAGE: Final = Path("docs/reference/roles.md")
 
@@ -117,7 +125,7 @@ def _free_table() -> Iterator[str]:
 
 
 def _declared() -> Iterator[tuple[str, Access]]:
-    for file in (admin_pb2, usage_pb2, sessions_pb2, identity_pb2, metering_pb2):
+    for file in (admin_pb2, usage_pb2, fleet_pb2, configuration_pb2, sessions_pb2, identity_pb2, metering_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method, access in declared_access(service):
                 yield method.name, access

@@ -44,6 +44,7 @@ from helixflow.auth.authentication import Authentication
 from helixflow.auth.changes import ChangeFeed
 from helixflow.auth.common_passwords import CommonPasswords
 from helixflow.auth.dispatch import Dispatcher
+from helixflow.auth.fleet import Fleet, NoPools, Pools
 from helixflow.auth.idempotency import Idempotency
 from helixflow.auth.metering import MeteringService
 from helixflow.auth.password_rules import PasswordRules
@@ -59,7 +60,7 @@ from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
 from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, IDEMPOTENCY_KEY, REQUEST_ID
-from helixflow.rpc.generated.auth_v1 import admin_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, fleet_pb2, usage_pb2
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import (
@@ -75,6 +76,7 @@ from helixflow.storage.schema import projects as project_rows
 
 TOKEN_LIFE_S = 72 * 3600
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+FLEET_SERVICE = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 USAGE_SERVICE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
 # A real argon2id hash takes 25 ms; that there is one is all that matters to administration.
 SOME_HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAA"
@@ -104,6 +106,7 @@ class Installation:
         *,
         master_key: bytes = bytes(KEY_BYTES),
         settings: Settings | None = None,
+        pools: Pools | None = None,
     ) -> None:
         self.database = database
         self.clock = clock or FakeClock()
@@ -117,6 +120,7 @@ class Installation:
         self._handlers = {
             ADMIN_SERVICE: self.dispatcher.handler(ADMIN_SERVICE, self._operations()),
             USAGE_SERVICE: self.dispatcher.handler(USAGE_SERVICE, self.metering.operations()),
+            FLEET_SERVICE: self.dispatcher.handler(FLEET_SERVICE, Fleet(pools or NoPools()).operations()),
         }
 
     @property
@@ -136,7 +140,7 @@ class Installation:
         idempotency_key: str = "",
         address: str = "",
     ) -> Any:
-        """The answer to an RPC of AdminService or UsageService. `caller` is a person, a credential, or None for nobody.
+        """The answer to an RPC of one of its services. `caller` is a person, a credential, or None for nobody.
 
         Raises what the RPC does, `HelixError` for instance.
         """
@@ -148,10 +152,10 @@ class Installation:
             metadata.append((IDEMPOTENCY_KEY, idempotency_key))
         if address:
             metadata.append((CLIENT_ADDRESS, address))
-        service = USAGE_SERVICE if rpc in USAGE_SERVICE.methods_by_name else ADMIN_SERVICE
+        service = next(service for service in self._handlers if rpc in service.methods_by_name)
         details = _Details(f"/{service.full_name}/{rpc}", tuple(metadata))
         handler = self._handlers[service].service(cast(grpc.HandlerCallDetails, details))
-        assert handler is not None, f"{rpc} is no RPC of AdminService or UsageService"
+        assert handler is not None
         context = _Context(tuple(metadata))
         if handler.response_streaming:
             return [message async for message in handler.unary_stream(request, context)]  # type: ignore[misc]

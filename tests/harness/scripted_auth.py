@@ -13,12 +13,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from helixflow.rpc.channels import target_of
 from helixflow.rpc.errors import ErrorInterceptor
-from helixflow.rpc.generated.auth_v1 import admin_pb2, sessions_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, fleet_pb2, sessions_pb2, usage_pb2
 
 _SERVICES = (
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     sessions_pb2.DESCRIPTOR.services_by_name["SessionService"],
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+    fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
 )
 
 

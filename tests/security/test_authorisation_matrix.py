@@ -15,16 +15,19 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
 from helixflow.rpc.access import Access, Level, declared_access
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
-from helixflow.rpc.generated.auth_v1 import metering_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import fleet_pb2, metering_pb2, usage_pb2
 from helixflow.storage.engine import Database
-from tests.harness.auth import ADMIN_SERVICE, USAGE_SERVICE, Installation, Person, Rehearsal
+from tests.harness.auth import ADMIN_SERVICE, FLEET_SERVICE, USAGE_SERVICE, Installation, Person, Rehearsal
 from tests.harness.ledger import NODE, OTHER_JOURNAL, make_row, ship
+from tests.harness.recording_pools import RecordingPools
 
 # What decides here is not the database; the tests of the operations themselves run on both kinds.
 on_sqlite = pytest.mark.parametrize("database_settings", ["sqlite"], indirect=True)
 
 ACCESS = {
-    method.name: access for service in (ADMIN_SERVICE, USAGE_SERVICE) for method, access in declared_access(service)
+    method.name: access
+    for service in (ADMIN_SERVICE, USAGE_SERVICE, FLEET_SERVICE)
+    for method, access in declared_access(service)
 }
 MODEL = "smollm2-135m-instruct"
 # What somebody may do who has no role at all, beside those with one.
@@ -57,6 +60,12 @@ class Scene:
 REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "CreateOrganisation": lambda s: pb.CreateOrganisationRequest(name="New", owner_email="o@example.com"),
     "InviteOwner": lambda s: pb.InviteOwnerRequest(organisation_id=s.organisation, owner_email="o@example.com"),
+    "ListPools": lambda s: fleet_pb2.ListPoolsRequest(),
+    "LoadModel": lambda s: fleet_pb2.PoolDeploymentRequest(pool="a", deployment="m/x"),
+    "UnloadModel": lambda s: fleet_pb2.PoolDeploymentRequest(pool="a", deployment="m/x"),
+    "PinModel": lambda s: fleet_pb2.PinPoolModelRequest(pool="a", deployment="m/x", pinned=True),
+    "ScaleModel": lambda s: fleet_pb2.ScalePoolModelRequest(pool="a", deployment="m/x", replicas=2),
+    "DrainPool": lambda s: fleet_pb2.DrainPoolRequest(pool="a"),
     "SetShares": lambda s: pb.SetSharesRequest(organisation_id=s.organisation, share_weight=200),
     "ListOrganisations": lambda s: pb.ListRequest(),
     "GetOrganisation": lambda s: pb.GetRequest(id=s.organisation),
@@ -161,6 +170,9 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     ),
     "RevokeInvitation": lambda s: ("invitation", s.invitation),
     "InviteOwner": lambda s: ("organisation", s.organisation),
+    **{rpc: lambda s: ("model", "") for rpc in REQUESTS if rpc.endswith("Model")},
+    "ListPools": lambda s: ("pool", ""),
+    "DrainPool": lambda s: ("pool", ""),
     "SetShares": lambda s: ("organisation", s.organisation),
     "CreateOrganisation": lambda s: ("organisation", ""),
     "ListOrganisations": lambda s: ("organisation", ""),
@@ -194,7 +206,7 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
 
 @pytest.fixture
 async def auth(database: Database) -> AsyncIterator[Installation]:
-    installation = Installation(Rehearsal(database))
+    installation = Installation(Rehearsal(database), pools=RecordingPools())
     yield installation
     await installation.close()
 

@@ -10,6 +10,7 @@ from helixflow.auth import idempotency, second_factor, signing_keys
 from helixflow.auth.audit import checkpoints
 from helixflow.auth.audit.entry import INSTALLATION
 from helixflow.auth.caller import Caller, CallerKind
+from helixflow.auth.configuration import history
 from helixflow.auth.master_key import MasterKey, find_check, replace_check
 from helixflow.auth.one_time_tokens import Purpose, end_all
 from helixflow.auth.sealing import SealedColumn, Sealer
@@ -18,7 +19,7 @@ from helixflow.auth.unit import Unit, Units
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.rpc.access import Access, Level
 from helixflow.rpc.generated.auth_v1 import identity_pb2
-from helixflow.storage.schema import idempotency_keys, sign_in_attempts, sign_in_failures
+from helixflow.storage.schema import idempotency_keys, serving_configurations, sign_in_attempts, sign_in_failures
 from helixflow.storage.schema import signing_keys as signing_key_rows
 
 # All that is ever sealed, by the names under which it is counted.
@@ -27,6 +28,7 @@ SEALED: Final[Mapping[str, SealedColumn]] = {
     "audit_keys": checkpoints.SEALED,
     "second_factors": second_factor.SEALED,
     "remembered_answers": idempotency.SEALED,
+    "serving_configurations": history.SEALED,
 }
 _PAGE: Final = 500
 _ACTION: Final = "replace_master_key"
@@ -39,7 +41,7 @@ async def replace_master_key(units: Units, old: MasterKey | None, new: MasterKey
 
     With `old` everything is sealed anew and nobody notices. With None, for a key that is lost, what cannot be opened is
     given up: signing keys (new ones are made at the next start; public halves for the audit log stay), second factors
-    with their recovery codes, and remembered answers; all sessions end. Either way the counts of failed sign-ins begin
+    with their recovery codes, remembered answers, the history of the serving configuration; all sessions end. Either way the counts of failed sign-ins begin
     anew: they are kept under hashes that only the old key makes. No service may run on the database.
 
     Returns how many of each kind. Raises `UserError`: CONFIG when `old` is not the key, STORAGE when something cannot
@@ -114,11 +116,14 @@ async def _give_up(unit: Unit) -> dict[str, int]:
                 organisation_id=account.home_organisation_id,
             )
     answers = await unit.connection.execute(delete(idempotency_keys))
+    # The one in force is on the nodes, which begin the history anew.
+    versions = await unit.connection.execute(delete(serving_configurations))
     return {
         "token_keys": len(kids),
         "audit_keys": audit_keys.rowcount,
         "second_factors": len(accounts),
         "remembered_answers": answers.rowcount,
+        "serving_configurations": versions.rowcount,
         "sessions": ended,
     }
 
@@ -135,7 +140,7 @@ async def _verify(connection: AsyncConnection, sealer: Sealer, expected: Mapping
             raise HelixError(ErrorKind.INTERNAL, f"{name}: {count} values are sealed, not {expected[name]}.")
 
 
-async def _pages(connection: AsyncConnection, at: SealedColumn) -> AsyncIterator[list[tuple[Sequence[str], Any]]]:
+async def _pages(connection: AsyncConnection, at: SealedColumn) -> AsyncIterator[list[tuple[Sequence[Any], Any]]]:
     """The key and the sealed value of each row that has one."""
     key = _key(at)
     query = select(*key, at.column).where(at.only, at.column.is_not(None)).order_by(*key).limit(_PAGE)
@@ -145,11 +150,11 @@ async def _pages(connection: AsyncConnection, at: SealedColumn) -> AsyncIterator
         page = query.where(tuple_(*key) > tuple(rows[-1][:-1]))
 
 
-def _key(at: SealedColumn) -> Sequence[Column[str]]:
+def _key(at: SealedColumn) -> Sequence[Column[Any]]:
     return list(at.column.table.primary_key)
 
 
-def _open(at: SealedColumn, identity: Sequence[str], sealed: bytes, sealer: Sealer) -> bytes:
+def _open(at: SealedColumn, identity: Sequence[Any], sealed: bytes, sealer: Sealer) -> bytes:
     try:
         return sealer.open(at.purpose, sealed, _context(identity))
     except HelixError as exc:
@@ -160,5 +165,5 @@ def _open(at: SealedColumn, identity: Sequence[str], sealed: bytes, sealer: Seal
         ) from exc
 
 
-def _context(identity: Sequence[str]) -> str:
-    return "\0".join(identity)
+def _context(identity: Sequence[Any]) -> str:
+    return "\0".join(map(str, identity))

@@ -37,7 +37,7 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
 
     def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
         self._lookups = Lookups(database)
-        self._prices = PriceLookup(database, settings.metering, settings.models, clock)
+        self.prices = PriceLookup(database, settings.metering, settings.models, clock)
         self.thresholds = BudgetThresholds(database, clock)
         self.ledger = Ledger(database, clock, self.thresholds.note_spend)
         self._database = database
@@ -57,7 +57,7 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
         return {
             **limits.OPERATIONS,
             **budgets.OPERATIONS,
-            **price_operations(self._prices),
+            **price_operations(self.prices),
             **usage.OPERATIONS,
             **requests.OPERATIONS,
             **giving_up.OPERATIONS,
@@ -74,7 +74,7 @@ class MeteringService(metering_pb2_grpc.MeteringServiceServicer):
         return await resolve_policies(self._lookups, request)
 
     async def ResolvePrices(self, request: pb.ResolvePricesRequest, context: _Context) -> pb.ResolvePricesResponse:
-        return await self._prices.resolve(request)
+        return await self.prices.resolve(request)
 
     async def OpenJournal(self, request: pb.OpenJournalRequest, context: _Context) -> pb.OpenJournalResponse:
         return await self.ledger.open_journal(request)

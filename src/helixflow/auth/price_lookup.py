@@ -3,7 +3,7 @@
 A price set for a deployment goes before one set for its model. Where a set price ends, the next of them holds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,7 +110,7 @@ class Timeline:
 class PriceLookup:
     """Answers out of the database, always as it is now. What it tells anybody has been stored before.
 
-    `models` are those that this installation's configuration has. Raises `HelixError`s of `storage`.
+    `models` are those that this installation's configuration has at first. Raises `HelixError`s of `storage`.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class PriceLookup:
         known: KnownPrices | None = None,
     ) -> None:
         self.versions = PriceVersions(database)
-        self.configured = {ref.deployment: ref for ref in deployment_refs(models)}
+        self.configured: Mapping[str, metering_pb2.DeploymentRef] = {}
+        self.use_models(models)
         self._lookups = Lookups(database)
         self._known = known or KnownPrices()
         self._clock = clock
@@ -134,6 +135,10 @@ class PriceLookup:
             cached_input=unpriced_input,
             output=parse_dollars(metering.unpriced_output),
         ).sealed()
+
+    def use_models(self, models: Iterable[ModelSettings]) -> None:
+        """These are configured from now on."""
+        self.configured = {ref.deployment: ref for ref in deployment_refs(models)}
 
     def ref_of(self, deployment: str) -> metering_pb2.DeploymentRef:
         """A deployment by its name: as configured, or as far as its name tells."""

@@ -27,7 +27,10 @@ from helixflow.auth.bootstrap import ensure_bootstrap_key
 from helixflow.auth.changes import ChangeFeed, prune_changes
 from helixflow.auth.chores import Chore, Chores
 from helixflow.auth.common_passwords import CommonPasswords
+from helixflow.auth.configuration.rules import PLAIN, Rules
+from helixflow.auth.configuration.service import Found, ServingService
 from helixflow.auth.dispatch import Conversation, Dispatcher, Flow, Operation
+from helixflow.auth.fleet import Fleet, NoPools, Pools
 from helixflow.auth.housekeeping import SessionHousekeeping
 from helixflow.auth.idempotency import Idempotency, prune_idempotency_keys
 from helixflow.auth.identity_service import IdentityService
@@ -46,6 +49,9 @@ from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.rpc.generated.auth_v1 import (
     admin_pb2,
+    configuration_pb2,
+    configuration_pb2_grpc,
+    fleet_pb2,
     identity_pb2,
     identity_pb2_grpc,
     metering_pb2,
@@ -61,6 +67,9 @@ _ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 _SESSIONS: Final = sessions_pb2.DESCRIPTOR.services_by_name["SessionService"]
 _IDENTITY: Final = identity_pb2.DESCRIPTOR.services_by_name["IdentityService"]
 _USAGE: Final = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
+_FLEET: Final = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
+_CONFIGURATION: Final = configuration_pb2.DESCRIPTOR.services_by_name["ConfigurationService"]
+_SERVING: Final = configuration_pb2.DESCRIPTOR.services_by_name["ServingService"]
 _METERING: Final = metering_pb2.DESCRIPTOR.services_by_name["MeteringService"]
 
 
@@ -70,7 +79,15 @@ class AuthServices:
     `register` it, `run` it for as long as it serves, and `close` it before the server stops. Times come from `clock`.
     """
 
-    def __init__(self, settings: Settings, database: Database, master_key: MasterKey, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        master_key: MasterKey,
+        clock: Clock,
+        pools: Pools,
+        rules: Rules = PLAIN,
+    ) -> None:
         sealer = Sealer(master_key.key)
         self._database = database
         self._feed = ChangeFeed(database, clock)
@@ -100,10 +117,15 @@ class AuthServices:
             **signing_key_operations(self._rotation),
         }
         self._metering = MeteringService(settings, database, clock)
+        self.serving = ServingService(
+            self.units, sealer, rules, lambda serving: self._metering.prices.use_models(serving.models)
+        )
         self._handlers = (
             self._dispatcher.handler(_ADMIN, admin_operations),
             self._dispatcher.handler(_SESSIONS, session_operations(self._passwords, sealer, signing_keys, tokens)),
             self._dispatcher.handler(_USAGE, self._metering.operations()),
+            self._dispatcher.handler(_CONFIGURATION, self.serving.operations()),
+            self._dispatcher.handler(_FLEET, Fleet(pools).operations()),
         )
         self._identity = IdentityService(database, self._feed, clock, signing_keys.public_keys, settings.auth)
         installation_days = settings.auth.installation_audit_retention_days
@@ -125,17 +147,20 @@ class AuthServices:
     @property
     def names(self) -> tuple[str, ...]:
         """The full names of the services, for health and reflection."""
-        return tuple(service.full_name for service in (_ADMIN, _SESSIONS, _IDENTITY, _USAGE, _METERING))
+        services = (_ADMIN, _SESSIONS, _IDENTITY, _USAGE, _METERING, _FLEET, _CONFIGURATION, _SERVING)
+        return tuple(service.full_name for service in services)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a server that has not been started."""
         server.add_generic_rpc_handlers(self._handlers)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self._identity, server)
         metering_pb2_grpc.add_MeteringServiceServicer_to_server(self._metering, server)
+        configuration_pb2_grpc.add_ServingServiceServicer_to_server(self.serving, server)
 
-    async def begin(self) -> None:
-        """What must be done before anybody calls. Raises `HelixError`."""
+    async def begin(self, found: Found) -> None:
+        """What must be done before anybody calls. `found` is what this node serves. Raises `HelixError`."""
         await self._feed.begin()
+        await self.serving.begin(found)
         await self._signing_keys.refresh()
         await self._metering.begin()
 
@@ -147,6 +172,7 @@ class AuthServices:
             tasks.create_task(self._refusals.run(), name="refusals")
             tasks.create_task(self._chores.run(), name="chores")
             tasks.create_task(self._metering.thresholds.run(), name="thresholds of budgets")
+            tasks.create_task(self.serving.run(), name="serving configuration")
 
     async def close(self) -> None:
         """Ends all watches, which else never end, waits for writes under way and closes the database. Idempotent.
@@ -154,16 +180,27 @@ class AuthServices:
         End `run` before.
         """
         self._feed.close()
+        self.serving.close()
         await self._dispatcher.finish()
         await self._refusals.close()
         self._passwords.close()
         await self._database.close()
 
 
-async def create_auth(settings: Settings, bootstrap_env: str | None, clock: Clock | None = None) -> AuthServices:
-    """Opens and upgrades the database, makes the first organisation and makes sure of the bootstrap key.
+async def create_auth(
+    settings: Settings,
+    bootstrap_env: str | None,
+    clock: Clock | None = None,
+    *,
+    pools: Pools | None = None,
+    rules: Rules = PLAIN,
+    found: Found | None = None,
+) -> AuthServices:
+    """Opens and upgrades the database, makes the first organisation, makes sure of the bootstrap key and settles which
+    models are served.
 
-    `bootstrap_env` is the key that the environment gives, if any. Raises `UserError` with one line.
+    `bootstrap_env` is the key that the environment gives, if any; `found` is what this node serves, by default the
+    models of the settings. Raises `UserError` with one line.
     """
     clock = clock if clock is not None else SystemClock()
     master_key = await asyncio.to_thread(load_master_key, settings)
@@ -172,11 +209,11 @@ async def create_auth(settings: Settings, bootstrap_env: str | None, clock: Cloc
         await upgrade(settings)
         await check_master_key(database, master_key)
         await ensure_defaults(database, int(clock.now()))
-        services = AuthServices(settings, database, master_key, clock)
+        services = AuthServices(settings, database, master_key, clock, pools or NoPools(), rules)
         services.bootstrap_key = await ensure_bootstrap_key(
             services.units, settings.bootstrap_key_file, bootstrap_env, shared=settings.database.url != "sqlite"
         )
-        await services.begin()
+        await services.begin(found if found is not None else Found.of(settings))
     except HelixError as exc:
         await database.close()
         raise UserError(f"{database.name}: {exc.message}", ExitCode.STORAGE) from exc

@@ -111,8 +111,9 @@ def check_data_dir(settings: "Settings", planned: "Sequence[PlannedDeployment]")
         advice = f"Give yourself the right to write to {existing}, or choose another data_dir."
         return Finding("data_dir", "problem", f"{folder}: {existing} is not a folder that you can write to", advice)
     store = ModelStore(settings.models_dir)
-    missing = {one.spec.name: one.spec for one in planned if store.find(one.spec.name) is None}
-    needed = sum(spec.disk_bytes or spec.size_bytes for spec in missing.values())
+    specs = {one.spec.name: one.spec for one in planned if one.spec is not None}
+    missing = [spec for name, spec in specs.items() if store.find(name) is None]
+    needed = sum(spec.disk_bytes or spec.size_bytes for spec in missing)
     free = shutil.disk_usage(existing).free
     text = f"{folder}, {format_size(free)} free"
     if needed > free:
@@ -128,7 +129,7 @@ def check_models(settings: "Settings", planned: "Sequence[PlannedDeployment]") -
 
     store = ModelStore(settings.models_dir)
     findings = []
-    for name in dict.fromkeys(one.spec.name for one in planned):
+    for name in dict.fromkeys(one.spec.name for one in planned if one.spec is not None):
         stored = store.find(name)
         if stored is None:
             text = "not on disk; it is fetched when it is first needed"

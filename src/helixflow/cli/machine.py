@@ -87,7 +87,10 @@ def check_memory(planned: "Sequence[PlannedDeployment]", *, running: bool) -> Fi
     import psutil
 
     memory = psutil.virtual_memory()
-    known = [(one.spec.ram_bytes or one.spec.size_bytes) * one.settings.replicas for one in planned]
+    known = [
+        (one.spec.ram_bytes or one.spec.size_bytes) * one.settings.replicas if one.spec is not None else 0
+        for one in planned
+    ]
     needed, unknown = sum(known), sum(size == 0 for size in known)
     text = f"{format_size(memory.available)} of {format_size(memory.total)} free"
     text += f"; configured models need {format_size(needed)}" if needed else ""

@@ -205,7 +205,7 @@ def _configured_spec(name: str, settings: "Settings", catalogue: "Catalogue") ->
     models = tuple(model for model in settings.models if model.name == name)
     chosen = settings.model_copy(update={"models": models})
     planned = plan_deployments(fill_from_catalogue(chosen, catalogue), catalogue)
-    return planned[0].spec if planned else None
+    return next((one.spec for one in planned if one.spec is not None), None)
 
 
 def _wanted(

@@ -1,24 +1,31 @@
-"""The gateway's view of the pool: which deployments there are, and where their replicas listen."""
+"""A gateway's view of one pool: which deployments it has, and where their replicas listen."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
+import structlog
 
+from helixflow.clients.tokenizers import TokenizerCache
 from helixflow.clients.watching import Watch
 from helixflow.core.capacity import Replica
+from helixflow.core.errors import HelixError
 from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 
 LOAD_TIMEOUT_S: Final = 5.0
 _STATE_PREFIX: Final = "DEPLOYMENT_STATE_"
+_FETCH_AGAIN_S: Final = 5.0
+
+log = structlog.get_logger("helixflow.clients")
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """One deployment as the pool last told. `state` is `idle`, `pulling`, `loading`, `ready`, `backoff` or `failed`,
-    and `unspecified` for one that only a newer pool knows; `retry_after_s` is 0 when unknown.
+    """One deployment as the pool last told. `state` is `idle`, `pulling`, `loading`, `ready`, `backoff`, `failed` or
+    `unloading`, and `unspecified` for one that only a newer pool knows; `retry_after_s` is 0 when unknown.
     """
 
     deployment: str
@@ -29,18 +36,48 @@ class DeploymentView:
     replicas: tuple[Replica, ...]
 
 
-class PoolWatch:
-    """Follows the pool. `views`, by deployment, is replaced with every change, and kept while the pool is away."""
+@dataclass(frozen=True, slots=True)
+class RemotePool:
+    """How a gateway reaches the replicas of a pool on another node: the pool's name, its data port, and where the
+    tokenizers of its models are kept.
+    """
 
-    def __init__(self, channel: grpc.aio.Channel, on_change: Callable[[dict[str, DeploymentView]], None]) -> None:
+    name: str
+    data_host: str
+    data_port: int
+    tokenizers: TokenizerCache
+
+
+class PoolWatch:
+    """Follows a pool. `views`, by deployment, is replaced with every change, and kept while the pool is away.
+
+    Without `remote` it is the pool of this node. Of another one, replicas of embedding models are shown once their
+    tokenizer is here. While a pool drains it shows no replicas.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        on_change: Callable[[dict[str, DeploymentView]], None],
+        *,
+        remote: RemotePool | None = None,
+    ) -> None:
         self._stub = pool_pb2_grpc.PoolServiceStub(channel)
         self._on_change = on_change
+        self._remote = remote
+        self._snapshot: pool_pb2.WatchReplicasResponse | None = None
+        self._fetching: dict[str, asyncio.Task[None]] = {}
         self.views: dict[str, DeploymentView] = {}
         self.connected = False
 
     async def run(self) -> None:
         """Watches until cancelled. `on_change` is called on the event loop, after `views` has changed."""
-        await Watch("replicas", self._open_watch, self._on_snapshot, self._on_watch_lost).run()
+        try:
+            await Watch("replicas", self._open_watch, self._on_snapshot, self._on_watch_lost).run()
+        finally:
+            for task in self._fetching.values():
+                task.cancel()
+            await asyncio.gather(*self._fetching.values(), return_exceptions=True)
 
     async def load(self, deployment: str) -> None:
         """Asks the pool to load a deployment and does not wait for it. Raises `HelixError`."""
@@ -55,37 +92,81 @@ class PoolWatch:
 
     def _on_snapshot(self, snapshot: pool_pb2.WatchReplicasResponse, _first: bool) -> None:
         self.connected = True
-        views = {status.deployment: view_of(status) for status in snapshot.deployments}
-        if views != self.views:
-            self.views = views
-            self._on_change(views)
+        self._snapshot = snapshot
+        self._show()
 
     def _on_watch_lost(self) -> None:
         self.connected = False
 
+    def _show(self) -> None:
+        snapshot = self._snapshot
+        assert snapshot is not None
+        if self._remote is not None:
+            self._fetch_tokenizers(snapshot, self._remote.tokenizers)
+        views = {
+            status.deployment: view_of(status, self._remote, draining=snapshot.draining)
+            for status in snapshot.deployments
+        }
+        if views != self.views:
+            self.views = views
+            self._on_change(views)
 
-def view_of(status: pool_pb2.DeploymentStatus) -> DeploymentView:
+    def _fetch_tokenizers(self, snapshot: pool_pb2.WatchReplicasResponse, cache: TokenizerCache) -> None:
+        wanted = {one.tokenizer_sha256 for status in snapshot.deployments for one in status.replicas} - {""}
+        for sha256 in wanted - self._fetching.keys():
+            if cache.path_of(sha256) is None:
+                self._fetching[sha256] = asyncio.create_task(self._fetch(cache, sha256), name="tokenizer")
+
+    async def _fetch(self, cache: TokenizerCache, sha256: str) -> None:
+        try:
+            await cache.fetch(self._stub, sha256)
+        except HelixError as exc:
+            log.warning("tokenizer.not_fetched", sha256=sha256, code=exc.code, reason=exc.message)
+            await asyncio.sleep(_FETCH_AGAIN_S)
+        del self._fetching[sha256]
+        self._show()
+
+
+def view_of(
+    status: pool_pb2.DeploymentStatus, remote: RemotePool | None = None, *, draining: bool = False
+) -> DeploymentView:
     """The view of one deployment from its message."""
     known = pool_pb2.DeploymentState.values()
     number = status.state if status.state in known else pool_pb2.DEPLOYMENT_STATE_UNSPECIFIED
+    state = pool_pb2.DeploymentState.Name(number).removeprefix(_STATE_PREFIX).lower()
     return DeploymentView(
         deployment=status.deployment,
-        state=pool_pb2.DeploymentState.Name(number).removeprefix(_STATE_PREFIX).lower(),
+        state="unloading" if draining and status.replicas else state,
         detail=status.detail,
         restarts=status.restarts,
         retry_after_s=status.retry_after_s,
-        replicas=tuple(
-            Replica(
-                replica_id=replica.replica_id,
-                host=replica.host,
-                port=replica.port,
-                api_key=replica.api_key,
-                slots=replica.slots,
-                context=replica.context,
-                supports_tools=replica.supports_tools,
-                vocabulary=replica.vocabulary,
-                tokenizer_path=replica.tokenizer_path,
-            )
-            for replica in status.replicas
-        ),
+        replicas=() if draining else tuple(_replicas_of(status, remote)),
     )
+
+
+def _replicas_of(status: pool_pb2.DeploymentStatus, remote: RemotePool | None) -> Iterator[Replica]:
+    for replica in status.replicas:
+        host, port, server_name, path = replica.host, replica.port, "", replica.tokenizer_path
+        if remote is not None:
+            if not replica.server_name:
+                continue  # it cannot be reached from here
+            host, port, server_name, path = remote.data_host, remote.data_port, replica.server_name, ""
+            if replica.tokenizer_sha256:
+                fetched = remote.tokenizers.path_of(replica.tokenizer_sha256)
+                if fetched is None:
+                    continue
+                path = fetched
+        yield Replica(
+            replica_id=replica.replica_id,
+            host=host,
+            port=port,
+            api_key=replica.api_key,
+            slots=replica.slots,
+            context=replica.context,
+            supports_tools=replica.supports_tools,
+            vocabulary=replica.vocabulary,
+            tokenizer_path=path,
+            model_digest=replica.model_digest,
+            server_name=server_name,
+            pool=remote.name if remote is not None else "",
+        )

@@ -14,6 +14,7 @@ from helixflow.console.resources import (
     limits,
     members,
     organisations,
+    pools,
     prices,
     projects,
     requests,
@@ -52,6 +53,7 @@ TAGS: Final = (
     Tag("Budgets", "How much money, how many tokens.", budgets.ENDPOINTS),
     Tag("Journals", "What gateways have recorded and the ledger waits for.", journals.ENDPOINTS),
     Tag("Prices", "What models cost.", prices.ENDPOINTS),
+    Tag("Pools", "The nodes that run models.", pools.ENDPOINTS),
     Tag("Audit log", "Who did what.", audit.ENDPOINTS),
     Tag("Signing keys", "The installation's keys for access tokens.", signing_keys.ENDPOINTS),
 )

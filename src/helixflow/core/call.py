@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from helixflow.core.errors import HelixError
+from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal
 
 
@@ -30,6 +30,17 @@ class Usage(msgspec.Struct, gc=False):
     reported: bool = False
 
 
+class SideUsage(msgspec.Struct, frozen=True, gc=False):
+    """What a deployment has used for a call that another one answered. `engine_ms` is how long it worked on it.
+
+    Not `usage.reported`: counted so far; a prompt of 0 tokens is then one that was sent and not counted.
+    """
+
+    deployment: str
+    usage: Usage
+    engine_ms: int
+
+
 class Progress(msgspec.Struct):
     """What is known of an answer so far; filled in while it is made, so that it is right whenever the call ends, and
     however. `deployment` is the one tried last, `attempts` those before it, each with the code of its error.
@@ -37,6 +48,7 @@ class Progress(msgspec.Struct):
     `first_content_at` is on `time.perf_counter`'s clock, None until the first content, tool or reasoning delta, and so
     is `engine_began_at`, when the deployment began to work on it: what is before is waiting. `complete` once all of a
     streamed answer has been read. `resumed` counts the replicas that were lost under the stream and replaced.
+    `failure` is the kind of the error that ended a stream after it had begun: set by who reads it, before it is closed.
     `side_usage` is what other deployments charge for the same call beside `usage`: the losers of hedging.
     """
 
@@ -48,7 +60,8 @@ class Progress(msgspec.Struct):
     complete: bool = False
     attempts: tuple[tuple[str, str], ...] = ()
     resumed: int = 0
-    side_usage: tuple[tuple[str, Usage], ...] = ()
+    failure: ErrorKind | None = None
+    side_usage: tuple[SideUsage, ...] = ()
 
 
 class Hints(msgspec.Struct, frozen=True, gc=False):

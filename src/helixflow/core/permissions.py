@@ -59,6 +59,10 @@ class Permission(StrEnum):
     LIMITS_IMPOSE = "limits:impose"
     PRICES_UPDATE = "prices:update"
     JOURNALS_CLOSE = "journals:close"
+    CONFIGURATION_READ = "configuration:read"
+    CONFIGURATION_UPDATE = "configuration:update"
+    POOLS_READ = "pools:read"
+    POOLS_UPDATE = "pools:update"
 
     __hash__ = str.__hash__  # Enum's own is Python, and on the hot path
 
@@ -74,6 +78,10 @@ INSTALLATION_PERMISSIONS: Final = frozenset(
         P.LIMITS_IMPOSE,
         P.PRICES_UPDATE,
         P.JOURNALS_CLOSE,
+        P.CONFIGURATION_READ,
+        P.CONFIGURATION_UPDATE,
+        P.POOLS_READ,
+        P.POOLS_UPDATE,
     }
 )
 # Those of them that an operator may give to an API key, whoever it acts for.

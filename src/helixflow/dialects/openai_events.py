@@ -25,6 +25,11 @@ class UsageBody(Struct, frozen=True):
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
 
+    @classmethod
+    def of(cls, prompt: int, completion: int, cached: int, reasoning: int) -> "UsageBody":
+        """The same from servers that name it otherwise."""
+        return cls(prompt, completion, PromptDetails(cached), CompletionDetails(reasoning))
+
     @property
     def is_plausible(self) -> bool:
         return 0 <= self.prompt_tokens <= MAX_TOKENS and 0 <= self.completion_tokens <= MAX_TOKENS

@@ -13,6 +13,7 @@ from helixflow.core.call import Operation, Progress
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import FIELDS, STREAM_EVENT, StreamEvent, UsageBody
 from helixflow.dialects.openai_template import ContentTemplate
+from helixflow.dialects.provider_errors import error_of, event_refusal, read_error
 from helixflow.transport.sse import EventSplitter, data_of
 
 _ABSENT = Raw()
@@ -79,7 +80,7 @@ class StreamEditor:
         if self._template is not None and not self.done and self._splitter.is_empty:
             data = data[self._edit_contents(data, edited) :]
             if not data:
-                return b"".join(edited)
+                return _checked(b"".join(edited))
         events = self._splitter.feed(data)
         try:
             self._edit_events(events, edited)
@@ -87,7 +88,7 @@ class StreamEditor:
             self.failure = exc
             if not any(edited):
                 raise
-        return b"".join(edited)
+        return _checked(b"".join(edited))
 
     def _edit_events(self, events: list[bytes], edited: list[bytes]) -> None:
         joined = False
@@ -164,12 +165,12 @@ class StreamEditor:
         try:
             fields = FIELDS.decode(payload)
             view = STREAM_EVENT.decode(payload)
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             raise HelixError(
                 ErrorKind.UPSTREAM_INVALID, "The model's server sent an event that is not valid JSON."
             ) from exc
         if view.error is not None:
-            raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server reported an error.")
+            raise event_refusal(error_of(view.error))
         return self._shape(payload, fields, view)
 
     def _shape(self, payload: bytes, fields: dict[str, Raw], view: StreamEvent) -> bytes:
@@ -224,6 +225,7 @@ class _Answer(Struct, frozen=True):
     usage: UsageBody | None = None
     choices: list[_Choice] | None = None
     data: Raw = _ABSENT
+    error: Raw = _ABSENT
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -232,17 +234,20 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     """A whole answer with the model's name and the id edited; usage goes to `progress`.
 
-    Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object with an answer in it.
+    Raises `HelixError` UPSTREAM_INVALID for what is not a JSON object with an answer in it, and what an error means
+    that came in its place.
     """
     try:
-        answer = _ANSWER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as exc:
+        answer = _ANSWER.decode(_checked(body))
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise HelixError(
             ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
         ) from exc
     if answer.choices:
         progress.finish_reason = answer.choices[0].finish_reason
     elif answer.choices is None and answer.data is _ABSENT:
+        if bytes(answer.error) not in (b"", b"null"):
+            raise event_refusal(read_error(body))
         raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent something that is not an answer.")
     if answer.usage is not None:
         answer.usage.copy_to(progress.usage)
@@ -251,6 +256,19 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     if rename.prefix and (answer_id := bytes(answer.id)) and not answer_id.startswith(rename.prefix):
         body = _replace(body, b"id", answer_id, rename.answer_id)
     return body
+
+
+def _checked(text: bytes) -> bytes:
+    """What is not decoded is not known to be text: clients would stumble over it."""
+    if text.isascii():
+        if b"\0" not in text:
+            return text
+        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.")
+    try:
+        text.decode()
+    except UnicodeDecodeError as exc:
+        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.") from exc
+    return text
 
 
 def _replace(body: bytes, name: bytes, old: bytes, new: bytes) -> bytes:

@@ -30,7 +30,7 @@ from helixflow.dialects.neutral import (
     Turn,
     UserTurn,
 )
-from helixflow.dialects.openai_answers import DONE, ChatWriter
+from helixflow.dialects.openai_answers import DONE, ChatWriter, CompletionWriter
 from helixflow.dialects.openai_chat import (
     AssistantMessage,
     CalledFunction,
@@ -289,3 +289,40 @@ class ChatMessage:
 
 def _function(name: str, arguments: str) -> dict[str, str]:
     return {"name": name, "arguments": arguments}
+
+
+class CompletionChunks:
+    """The same for the completions dialect: text and its end, nothing else."""
+
+    def __init__(self, writer: CompletionWriter) -> None:
+        self._writer = writer
+
+    def write(self, event: Event) -> bytes:
+        match event:
+            case TextDelta(text=text):
+                return self._writer.chunk(0, text, None, None)
+            case End(reason=reason):
+                return self._writer.chunk(0, "", None, reason.value)
+        return b""
+
+    def end(self, usage: Usage | None) -> bytes:
+        return DONE if usage is None else self._writer.usage(usage) + DONE
+
+
+class CompletionText:
+    """The events of one completion put together."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._end: End | None = None
+
+    def add(self, event: Event) -> None:
+        match event:
+            case TextDelta(text=text):
+                self._text.append(text)
+            case End():
+                self._end = event
+
+    def choice(self) -> dict[str, Any]:
+        reason = self._end.reason.value if self._end is not None else "stop"
+        return {"index": 0, "text": "".join(self._text), "logprobs": None, "finish_reason": reason}

@@ -40,7 +40,9 @@ _FILTERED_CODES: Final = frozenset(
     }
 )
 # Our account there is the matter: nothing that a caller, or trying again soon, could mend.
-_NO_CREDIT: Final = re.compile(r"credit balance is too low|exceeded your current quota|insufficient.{0,10}(?:balance|credit)", re.I)
+_NO_CREDIT: Final = re.compile(
+    r"credit balance is too low|exceeded your current quota|insufficient.{0,10}(?:balance|credit)", re.I
+)
 _NO_CREDIT_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
 _UNABLE: Final = re.compile(r"does(?: not|n't) support|(?:is|are) not supported|unsupported (?:parameter|value)", re.I)
 # Statuses for errors that come inside an answer with status 200 and only say what they are.
@@ -71,7 +73,7 @@ class ProviderError(Struct, frozen=True):
 
     def implied_status(self) -> int:
         """The HTTP status that it would have come with; 500 when it does not say."""
-        if self.code.isdigit() and 400 <= int(self.code[:4]) <= 599:
+        if len(self.code) == 3 and self.code.isdecimal() and "400" <= self.code <= "599":
             return int(self.code)
         return _STATUS_OF.get(self.code) or _STATUS_OF.get(self.type) or 500
 
@@ -127,9 +129,7 @@ def refusal(error: ProviderError, status: int, retry_after_s: float | None = Non
         kind = ErrorKind.UNSUPPORTED if _UNABLE.search(message) else ErrorKind.INVALID_REQUEST
         return _callers(kind, error, "The model's server refused the request as invalid.")
     if status == 404:
-        return HelixError(
-            ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server does not know this model or endpoint."
-        )
+        return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server does not know this model or endpoint.")
     if status == 429:
         return HelixError(
             ErrorKind.RATE_LIMITED, "The model's server is limiting requests.", retry_after_s=retry_after_s or 1.0

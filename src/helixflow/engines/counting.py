@@ -56,7 +56,7 @@ class TokenCounter:
             except (HelixError, msgspec.DecodeError, ValueError) as exc:
                 self._unavailable_until = time.monotonic() + _ASK_AGAIN_S
                 log.info("tokenizer.unavailable", model=self._model, reason=str(exc)[:200])
-        return -(-len(text.encode()) // _BYTES_A_TOKEN)
+        return estimate(text)
 
     async def _ask(self, text: str, deadline: float) -> int:
         """Raises `ValueError` when the server has no tokenizer."""
@@ -74,6 +74,17 @@ class TokenCounter:
 
 class _Tokens(msgspec.Struct, frozen=True):
     tokens: list[msgspec.Raw]
+
+
+def estimate(text: str) -> int:
+    """How many tokens a text of this length usually has."""
+    return -(-len(text.encode()) // _BYTES_A_TOKEN)
+
+
+def estimate_prompt(call: Call) -> int:
+    """The same for all that a request gives to the model."""
+    text, ids = prompt_text(call)
+    return ids + estimate(text)
 
 
 def prompt_text(call: Call) -> tuple[str, int]:

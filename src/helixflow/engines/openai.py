@@ -2,7 +2,6 @@
 `dialects.openai_identity`.
 """
 
-import re
 import time
 from collections.abc import Mapping
 
@@ -14,14 +13,10 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.counting import TokenCounter, answer_text
-from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
-from helixflow.transport.origin import Origin
+from helixflow.engines.provider import MAX_ANSWER_BYTES, Provider, settle
+from helixflow.transport.client import HttpClient, HttpResponse, Timeouts
 
-MAX_ANSWER_BYTES = 64 * 2**20
-MAX_ERROR_BYTES = 64 * 1024
 _USAGE_OPTIONS = Raw(b'{"include_usage":true}')
-_RETRY_AFTER_MAX_S = 600.0
-_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class OpenAIEngine:
@@ -40,57 +35,51 @@ class OpenAIEngine:
         timeouts: Timeouts,
     ) -> None:
         """`model` is the upstream's name for it. Raises `ValueError` for a base URL or header that cannot be sent."""
-        self._client = client
-        self._deployment = deployment
         self._public_model = msgspec.json.encode(public_model)
         self._model = Raw(msgspec.json.encode(model))
-        self._timeouts = timeouts
-        self._origin, base_path = Origin.parse(base_url)
-        common = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "helixflow"}
-        if api_key is not None:
-            common["authorization"] = f"Bearer {api_key}"
-        common.update({name.lower(): value for name, value in headers.items()})
-        self._heads = {
-            operation: build_head("POST", f"{base_path}/{operation.value}", self._origin, common.items())
-            for operation in Operation
-        }
-        self._counter = TokenCounter(client, self._origin, list(common.items()), model)
+        own = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
+        self._provider = provider = Provider(
+            client, deployment=deployment, base_url=base_url, headers={**own, **headers}, timeouts=timeouts
+        )
+        self._heads = {operation: provider.head(f"/{operation.value}") for operation in Operation}
+        self._counter = TokenCounter(client, provider.origin, list(provider.headers.items()), model)
 
     async def open(self, call: Call) -> Stream:
         """Returns when the first content is at hand (streams) or the whole answer is (otherwise)."""
         call.progress.engine_began_at = time.perf_counter()
-        response = await self._client.request(
-            self._origin,
-            self._heads[call.operation],
-            self._request_body(call),
-            timeouts=self._timeouts,
-            deadline=call.deadline,
-        )
         try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            progress = call.progress
-            rename = Rename(self._public_model, call.operation, call.call_id)
-            if not call.stream:
-                body = await response.read_all(MAX_ANSWER_BYTES)
-                edited = edit_answer(body, rename, progress)
-                usage = progress.usage
-                if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
-                    await self._count(call, body)
-                return WholeAnswer(edited)
-            editor = StreamEditor(rename, include_usage=call.include_usage, progress=progress)
-            first = b""
-            while not editor.started:
-                data = await response.read()
-                if not data:
-                    raise HelixError(
-                        ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
-                    )
-                first += editor.feed(data)
-            return _EditedStream(response, editor, first, call, self._counter)
-        except BaseException:
-            response.close()
+            response = await self._provider.post(self._heads[call.operation], self._request_body(call), call)
+            try:
+                return await (self._begin(call, response) if call.stream else self._read(call, response))
+            except BaseException:
+                response.close()
+                raise
+        except HelixError as exc:
+            self._provider.report(exc)
             raise
+
+    async def _read(self, call: Call, response: HttpResponse) -> Stream:
+        body = await response.read_all(MAX_ANSWER_BYTES)
+        progress = call.progress
+        edited = edit_answer(body, Rename(self._public_model, call.operation, call.call_id), progress)
+        usage = progress.usage
+        if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
+            await self._count(call, body)
+        return WholeAnswer(edited)
+
+    async def _begin(self, call: Call, response: HttpResponse) -> Stream:
+        await self._provider.require_events(response)
+        rename = Rename(self._public_model, call.operation, call.call_id)
+        editor = StreamEditor(rename, include_usage=call.include_usage, progress=call.progress)
+        first = b""
+        while not editor.started:
+            data = await response.read()
+            if not data:
+                raise HelixError(
+                    ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
+                )
+            first += editor.feed(data)
+        return _EditedStream(self._provider, response, editor, first, call, self._counter)
 
     async def _count(self, call: Call, body: bytes) -> None:
         """What a whole answer's usage does not tell."""
@@ -106,41 +95,18 @@ class OpenAIEngine:
             fields["stream_options"] = _stream_options(fields.get("stream_options"))
         return msgspec.json.encode(fields)
 
-    async def _refusal(self, response: HttpResponse) -> HelixError:
-        """What an upstream's error status means for our caller: its faults are not the caller's."""
-        status = response.status
-        body = await response.read_all(MAX_ERROR_BYTES)
-        if status in (400, 404, 409, 413, 415, 422):
-            upstream = _error_of(body)
-            if status == 404:
-                return HelixError(
-                    ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server does not know this model or endpoint."
-                )
-            kind = ErrorKind.BODY_TOO_LARGE if status == 413 else ErrorKind.INVALID_REQUEST
-            if upstream.code == ErrorKind.CONTEXT_LENGTH_EXCEEDED.value:
-                kind = ErrorKind.CONTEXT_LENGTH_EXCEEDED
-            message = upstream.message or "The model's server refused the request as invalid."
-            # Some send the status again; it stands in records of ours, so not just anything will do.
-            code = upstream.code if isinstance(upstream.code, str) and _CODE.fullmatch(upstream.code) else None
-            return HelixError(kind, message, param=upstream.param, code=code)
-        if status in (401, 403):
-            return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server refused the gateway's credentials.")
-        retry_after = _retry_after(response.headers.get(b"retry-after"))
-        if status == 429:
-            return HelixError(
-                ErrorKind.RATE_LIMITED, "The model's server is limiting requests.", retry_after_s=retry_after or 1.0
-            )
-        if status in (503, 529):
-            return HelixError(ErrorKind.OVERLOADED, "The model's server is overloaded.", retry_after_s=retry_after)
-        if status in (408, 504):
-            return HelixError(ErrorKind.DEADLINE, "The model's server did not answer in time.")
-        return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, f"The model's server failed with status {status}.")
-
 
 class _EditedStream:
     def __init__(
-        self, response: HttpResponse, editor: StreamEditor, first: bytes, call: Call, counter: TokenCounter
+        self,
+        provider: Provider,
+        response: HttpResponse,
+        editor: StreamEditor,
+        first: bytes,
+        call: Call,
+        counter: TokenCounter,
     ) -> None:
+        self._provider = provider
         self._response = response
         self._editor = editor
         self._first = first
@@ -148,7 +114,11 @@ class _EditedStream:
         self._counter = counter
 
     async def read(self) -> bytes:
-        piece = await self._read()
+        try:
+            piece = await self._read()
+        except HelixError as exc:
+            self._provider.report(exc)
+            raise
         progress = self._call.progress
         if progress.complete and piece and not progress.usage.reported:
             # The events were counted as they came.
@@ -161,18 +131,14 @@ class _EditedStream:
             return first
         editor = self._editor
         while editor.failure is None:
-            try:
-                data = await self._response.read()
-            except HelixError:
-                if editor.done:  # the answer is whole, only the end of the body was bad
-                    return b""
-                raise
-            if not data:
-                if not editor.ended_cleanly:
-                    raise HelixError(
-                        ErrorKind.UPSTREAM_INVALID, "The model's server broke off in the middle of its answer."
-                    )
+            if editor.done:
+                await settle(self._response)
                 return b""
+            data = await self._response.read()
+            if not data:
+                raise HelixError(
+                    ErrorKind.UPSTREAM_INVALID, "The model's server broke off in the middle of its answer."
+                )
             out = editor.feed(data)
             if out:
                 return out
@@ -182,27 +148,6 @@ class _EditedStream:
         self._response.close()
 
 
-class _UpstreamError(msgspec.Struct, frozen=True):
-    message: str | None = None
-    param: str | None = None
-    code: str | int | None = None
-
-
-class _UpstreamErrorBody(msgspec.Struct, frozen=True):
-    error: _UpstreamError | str = _UpstreamError()
-
-
-_ERROR_BODY = msgspec.json.Decoder(_UpstreamErrorBody, strict=False)
-
-
-def _error_of(body: bytes) -> _UpstreamError:
-    try:
-        error = _ERROR_BODY.decode(body).error
-    except (msgspec.DecodeError, RecursionError):
-        return _UpstreamError()
-    return _UpstreamError(message=error) if isinstance(error, str) else error
-
-
 def _stream_options(options: Raw | None) -> Raw:
     """The client's stream options with `include_usage` on: we always learn the usage."""
     if options is None or bytes(options) == b"null":
@@ -210,10 +155,3 @@ def _stream_options(options: Raw | None) -> Raw:
     merged = msgspec.json.decode(options, type=dict[str, Raw])
     merged["include_usage"] = Raw(b"true")
     return Raw(msgspec.json.encode(merged))
-
-
-def _retry_after(value: bytes | None) -> float | None:
-    """Seconds; None for a date or nonsense."""
-    if value is None or not value.isdigit():
-        return None
-    return min(float(value), _RETRY_AFTER_MAX_S)

@@ -26,6 +26,7 @@ _POLICY: Final[Policy] = {
     "helixflow.auth.v1.SessionService": frozenset({"console"}),
     "helixflow.auth.v1.AdminService": frozenset({"console"}),
     "helixflow.auth.v1.UsageService": frozenset({"console"}),
+    "helixflow.auth.v1.FleetService": frozenset({"console"}),
     "helixflow.auth.v1.MeteringService": frozenset({"gateway", "shipper"}),
 }
 

@@ -54,8 +54,7 @@ class Gateway:
         self._clock = SystemClock()
         self._identity = ServiceIdentity.open(settings, "gateway")
         self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "auth")
-        self._pool_channel = create_channel(socket_path(settings.run_dir, "pool"), self._identity, "pool")
-        self._pools = GatewayPools(settings, self._pool_channel)
+        self._pools = GatewayPools(settings, self._identity, self._channel)
         self._models = GatewayModels(settings.models, self._pools, self._clock)
         self._changes = ChangeWatch(self._channel, clock=self._clock)
         self._keys = KeyResolver(
@@ -133,7 +132,6 @@ class Gateway:
         await self._models.close()
         await self._admin_client.close()
         await self._channel.close()
-        await self._pool_channel.close()
         self.observation.flush()
 
     def _problems(self) -> list[str]:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from ssl import SSLContext
 from typing import Final
 
 from helixflow.core.call import Completer
@@ -23,8 +24,9 @@ _ENGINE_CONNECTIONS: Final = 1024
 class EngineBuilder:
     """Builds engines. Those on replicas share one HTTP client, which `close` closes; each provider has its own."""
 
-    def __init__(self) -> None:
-        self._replicas = HttpClient(max_connections=_ENGINE_CONNECTIONS, idle_expiry_s=_IDLE_EXPIRY_S)
+    def __init__(self, tls: Callable[[], SSLContext]) -> None:
+        """`tls` gives the context for replicas on other nodes, and is asked with each connection."""
+        self._replicas = HttpClient(max_connections=_ENGINE_CONNECTIONS, idle_expiry_s=_IDLE_EXPIRY_S, ssl_context=tls)
 
     def build(
         self, name: str, public_model: str, deployment: Deployment, slots: Slots | None

@@ -23,7 +23,7 @@ class GatewayModels:
         self._clock = clock
         self._pools = pools
         self._clients: list[HttpClient] = []
-        self._engines = EngineBuilder()
+        self._engines = EngineBuilder(pools.tls)
         self.router = Router(self._build_routes(models))
 
     async def close(self) -> None:

@@ -1,44 +1,111 @@
 """The pools that one gateway uses: which replicas there are, whose slots they have, and loading on request."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from ssl import SSLContext
+from typing import Final
 
 import grpc
 import structlog
 
-from helixflow.clients.pool import DeploymentView, PoolWatch
+from helixflow.clients.fleet import merge_views, rank_of
+from helixflow.clients.pool import DeploymentView, PoolWatch, RemotePool
+from helixflow.clients.registry import PoolAddress, RegistryWatch
+from helixflow.clients.tokenizers import TokenizerCache
 from helixflow.core.errors import HelixError
+from helixflow.pki.contexts import PeerContext
+from helixflow.pki.identity import ServiceIdentity
 from helixflow.routing.slots import ReplicaSlots
+from helixflow.rpc.channels import create_channel
+from helixflow.rpc.sockets import socket_path
 from helixflow.settings.deployments import LaunchedDeployment
 from helixflow.settings.tree import Settings
+
+# The name under which this node's own pool is known here; `Replica.pool` of its replicas.
+LOCAL: Final = ""
 
 log = structlog.get_logger("helixflow.gateway")
 
 
-class GatewayPools:
-    """`run` it while the gateway serves, `close` it at the end."""
+class PoolLink:
+    """One pool that is followed: `channel` for its PoolService, `watch` for its replicas."""
 
-    def __init__(self, settings: Settings, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: PoolAddress | None,
+        channel: grpc.aio.Channel,
+        on_change: Callable[[Collection[str]], None],
+        tokenizers: TokenizerCache,
+    ) -> None:
+        """Without `address` it is the pool of this node. `on_change` is told which deployments have changed."""
+        self.name = name
+        self.address = address
+        self.channel = channel
+        remote = None
+        if address is not None:
+            host, _, port = address.data_address.rpartition(":")
+            remote = RemotePool(name, host.strip("[]"), int(port), tokenizers)
+        self.watch = PoolWatch(channel, self._on_views, remote=remote)
+        self.following: asyncio.Task[None] | None = None
+        self._on_change = on_change
+        self._shown: Mapping[str, DeploymentView] = {}
+
+    def _on_views(self, views: Mapping[str, DeploymentView]) -> None:
+        shown, self._shown = self._shown, views
+        self._on_change({name for name in shown.keys() | views.keys() if shown.get(name) != views.get(name)})
+
+
+class GatewayPools:
+    """This node's pool, and those of other nodes that have registered. `run` it while the gateway serves, `close` it
+    at the end.
+
+    `views` is what all pools last said of the deployments they serve. It stays while a pool cannot be reached: that the
+    pool is gone is said by the registry, and that a replica is gone by the connections to it. While the registry is
+    away the pools stay as they are.
+    """
+
+    def __init__(self, settings: Settings, identity: ServiceIdentity, control: grpc.aio.Channel) -> None:
+        """`control` leads to the registry of pools on this node. Raises `UserError` (CONFIG, STORAGE)."""
         self._settings = settings
-        self._pool = PoolWatch(channel, self._on_change)
+        self._identity = identity
+        self._tls = PeerContext(identity, server_side=False)
+        self._registry = RegistryWatch(control, self._on_pools)
+        self._tokenizers = TokenizerCache(settings.data_dir / "cache" / "tokenizers")
+        self._links: dict[str, PoolLink] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._slots: dict[str, ReplicaSlots] = {}
         self._launched: dict[str, LaunchedDeployment] = {}
         self._loads: set[asyncio.Task[None]] = set()
-
-    @property
-    def views(self) -> Mapping[str, DeploymentView]:
-        """What pools last said of the deployments they serve."""
-        return self._pool.views
+        self.views: Mapping[str, DeploymentView] = {}
+        self._add(LOCAL, None)
 
     async def run(self) -> None:
-        """Follows the pool, until cancelled."""
-        await self._pool.run()
+        """Follows the pools, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for link in self._links.values():
+                link.following = group.create_task(link.watch.run(), name=f"replicas {link.name}")
+            group.create_task(self._registry.run(), name="pools")
+            group.create_task(self._tls.follow(), name="identity towards replicas")
 
     async def close(self) -> None:
-        """Ends loads that were asked for. Cancel `run` before."""
+        """Ends loads that were asked for, and the channels. Cancel `run` before."""
+        self._group = None
         for task in self._loads:
             task.cancel()
         await asyncio.gather(*self._loads, return_exceptions=True)
+        await asyncio.gather(*self._closing, *(link.channel.close() for link in self._links.values()))
+
+    def tls(self) -> SSLContext:
+        """For connections to replicas on other nodes, as this gateway's certificate is now."""
+        return self._tls.context
+
+    def channel_of(self, pool: str) -> grpc.aio.Channel | None:
+        """The channel to the pool of that name (`Replica.pool`); None for one that is not there any more."""
+        link = self._links.get(pool)
+        return link.channel if link is not None else None
 
     def open_slots(self, name: str, deployment: LaunchedDeployment) -> ReplicaSlots:
         """The slots of a deployment, from now on until `close_slots`."""
@@ -49,7 +116,7 @@ class GatewayPools:
             load_wait_s=self._settings.gateway.load_wait_s,
             request_load=self._request_load,
         )
-        if (view := self._pool.views.get(name)) is not None:
+        if (view := self.views.get(name)) is not None:
             slots.update(view)
         return slots
 
@@ -60,7 +127,7 @@ class GatewayPools:
 
     def problems(self) -> list[str]:
         """Models that are to be loaded from the start and are not."""
-        views = self._pool.views
+        views = self.views
         if self._slots and not views:
             return ["the pool has not been reached yet"]
         return [
@@ -73,15 +140,58 @@ class GatewayPools:
         """For metrics: deployment, requests queued, in flight, replicas that serve, restarts."""
         rows = []
         for name, slots in self._slots.items():
-            view = self._pool.views.get(name)
+            view = self.views.get(name)
             serving, restarts = (len(view.replicas), view.restarts) if view is not None else (0, 0)
             rows.append((name, slots.queued, slots.in_flight, serving, restarts))
         return rows
 
-    def _on_change(self, views: Mapping[str, DeploymentView]) -> None:
-        for name, view in views.items():
+    def _on_pools(self, pools: Mapping[str, PoolAddress], complete: bool) -> None:
+        """The set of pools on other nodes, as the registry knows it now."""
+        for name, address in pools.items():
+            link = self._links.get(name)
+            if link is not None and link.address != address:
+                self._remove(link)
+                link = None
+            if link is None:
+                log.info("pool.added", pool=name, address=address.address)
+                self._add(name, address)
+        if complete:
+            for link in [link for name, link in self._links.items() if name != LOCAL and name not in pools]:
+                log.info("pool.removed", pool=link.name)
+                self._remove(link)
+
+    def _add(self, name: str, address: PoolAddress | None) -> None:
+        target = socket_path(self._settings.run_dir, "pool") if address is None else address.address
+        channel = create_channel(target, self._identity, "pool")
+        link = self._links[name] = PoolLink(name, address, channel, self._merge, self._tokenizers)
+        if self._group is not None:
+            link.following = self._group.create_task(link.watch.run(), name=f"replicas {name}")
+
+    def _remove(self, link: PoolLink) -> None:
+        """Its replicas get no new requests; those that run go on."""
+        del self._links[link.name]
+        if link.following is not None:
+            link.following.cancel()
+        task = asyncio.create_task(link.channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._merge(link.watch.views.keys())
+
+    def _merge(self, deployments: Collection[str]) -> None:
+        """Sees anew what all pools say of these deployments, and tells their slots of what has changed."""
+        views = dict(self.views)
+        for name in deployments:
+            known = [view for link in self._links.values() if (view := link.watch.views.get(name)) is not None]
+            view = merge_views(known) if known else _gone(name)
+            if views.get(name) == view:
+                continue
+            if known:
+                views[name] = view
+            else:
+                views.pop(name, None)
             if name in self._slots:
                 self._slots[name].update(view)
+        self.views = views
 
     def _request_load(self, deployment: str) -> None:
         task = asyncio.create_task(self._load(deployment))
@@ -89,7 +199,16 @@ class GatewayPools:
         task.add_done_callback(self._loads.discard)
 
     async def _load(self, deployment: str) -> None:
-        try:
-            await self._pool.load(deployment)
-        except HelixError as exc:
-            log.warning("deployment.load_refused", deployment=deployment, code=exc.code)
+        """Asks the pools that have it, the likeliest first, until one takes it on."""
+        having = [link for link in self._links.values() if deployment in link.watch.views]
+        for link in sorted(having, key=lambda link: rank_of(link.watch.views[deployment])):
+            try:
+                await link.watch.load(deployment)
+                return
+            except HelixError as exc:
+                log.warning("deployment.load_refused", deployment=deployment, pool=link.name, code=exc.code)
+
+
+def _gone(deployment: str) -> DeploymentView:
+    """No pool has it any more."""
+    return DeploymentView(deployment, "unspecified", "", 0, 0, ())

@@ -22,6 +22,7 @@ from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.plan import PlannedDeployment, fill_from_catalogue, plan_deployments
 from helixflow.pool.store import ModelStore
 from helixflow.rpc.sockets import check_port, prepare_run_dir, socket_path
+from helixflow.settings.deployments import LlamaCppDeployment
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
@@ -52,7 +53,7 @@ def serve(settings: Settings, *, welcome_argv: Sequence[str] | None = None) -> N
     gateway = settings.gateway.model_copy(update=ports)
     settings = settings.model_copy(update={"gateway": gateway})
     # One name, one file: `plan_deployments` sees to it.
-    wanted = {one.spec.name: one.spec for one in planned if one.settings.load == "start"}
+    wanted = {one.spec.name: one.spec for one in planned if one.spec is not None and one.settings.load == "start"}
     pull_all(ModelStore(settings.models_dir), wanted.values())
     url, https_url = base_url(listeners.http), base_url(listeners.https, "https")
     (settings.run_dir / HTTPS_URL_NAME).write_text(https_url)
@@ -107,6 +108,6 @@ def write_settings(settings: Settings) -> int:
 
 def _check_binaries(planned: Sequence[PlannedDeployment]) -> None:
     for one in planned:
-        binary = one.settings.binary
+        binary = one.settings.binary if isinstance(one.settings, LlamaCppDeployment) else None
         if binary is not None and shutil.which(binary.expanduser()) is None:
             raise UserError(f"{one.name}: binary {binary} is not an executable file", ExitCode.CONFIG)

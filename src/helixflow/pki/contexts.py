@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import ssl
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -112,10 +113,20 @@ class PeerContext:
     `context` is replaced as a whole: ask for it with each connection. As a client it checks the name of the server.
     """
 
-    def __init__(self, identity: ServiceIdentity, *, server_side: bool) -> None:
-        """Blocks for some milliseconds. Raises `UserError` (STORAGE) without room for a temporary file."""
+    def __init__(
+        self,
+        identity: ServiceIdentity,
+        *,
+        server_side: bool,
+        adapt: Callable[[ssl.SSLContext], None] | None = None,
+    ) -> None:
+        """`adapt` is given each context before it is used. Blocks for some milliseconds.
+
+        Raises `UserError` (STORAGE) without room for a temporary file.
+        """
         self._identity = identity
         self._server_side = server_side
+        self._adapt = adapt
         self._version = identity.version
         self.context = self._build(identity.credential)
 
@@ -144,6 +155,8 @@ class PeerContext:
         if self._server_side:
             # Nobody resumes a session here, whose certificate could have been revoked meanwhile.
             context.num_tickets = 0
+        if self._adapt is not None:
+            self._adapt(context)
         return context
 
 

@@ -33,14 +33,16 @@ _DAMAGED: Final = "its header is damaged"
 _CUT: Final = "it was cut short"
 _DEFAULT_ALIGNMENT: Final = 32
 _MAX_ALIGNMENT: Final = 1 << 16
-# Bytes of a block and the values in it, by the number of a tensor's type. Of others only the place is checked.
+# The values in a block and its bytes, by the number of a tensor's type. Of others only the place is checked.
+# fmt: off
 _BLOCKS: Final[dict[int, tuple[int, int]]] = {
-    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84)},
-    **{11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74)},
-    **{18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1)},
-    **{25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66)},
-    **{39: (32, 17)},
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1),
+    25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66),
+    39: (32, 17),
 }
+# fmt: on
 
 Scalar = str | int | float | bool
 Numbers = tuple[int | float | bool, ...]
@@ -94,7 +96,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 def _read(reader: "_Reader") -> GgufHeader:
-    if reader.take(4) != _MAGIC:
+    if reader.size < len(_MAGIC) or reader.take(len(_MAGIC)) != _MAGIC:
         raise ValueError("it is not a GGUF file")
     version = reader.count()
     if version not in _VERSIONS:

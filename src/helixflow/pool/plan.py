@@ -1,30 +1,62 @@
 """What this node is to serve: models from the settings, completed from the catalogue."""
 
 import difflib
+import hashlib
+import re
+import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
-from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.deployments import Launched, LaunchedDeployment, LlamaCppDeployment, RoutedDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
+
+# Of a launched deployment: what no engine process depends on.
+_NOT_THE_ENGINES: Final = frozenset(RoutedDeployment.model_fields) | {
+    *("source", "sha256", "nodes", "load", "keep_alive_s", "pinned", "replicas", "max_queue")
+}
+_NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedDeployment:
-    """One deployment that this node runs itself. `name` is `"<public name>/llama_cpp-<index>"`."""
+    """One deployment that this node runs itself. `name` is `"<public name>/<name of the deployment>"`.
+
+    `spec` is None where the engine finds its model itself: what its `model` says, a folder or a name.
+    """
 
     name: str
     public_name: str
-    settings: LlamaCppDeployment
-    spec: ModelSpec
+    settings: Launched
+    spec: ModelSpec | None
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two plans whose engines are interchangeable: the settings and the model, as text."""
-        return self.settings.model_dump_json() + msgspec.json.encode(self.spec).decode()
+        """Equal for two plans whose engines are interchangeable: what the process is started with, and its model."""
+        parts = [self.public_name, self.settings.model_dump_json(exclude=set(_NOT_THE_ENGINES))]
+        if (spec := self.spec) is not None:
+            file = (spec.source, spec.sha256, spec.task, spec.conversion)
+            parts.append(msgspec.json.encode(file).decode())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model of an engine that finds it itself, if it is a folder of this machine."""
+        model = getattr(self.settings, "model", None)
+        return Path(model).expanduser() if self.spec is None and model and Path(model).expanduser().is_dir() else None
+
+
+def pool_name(settings: Settings) -> str:
+    """The name of this node's pool in the fleet: as set, else made of the host's name."""
+    name = settings.pool.name
+    return (
+        name if name is not None else _NOT_IN_NAMES.sub("-", socket.gethostname().lower()).strip("._-")[:63] or "node"
+    )
 
 
 def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
@@ -38,26 +70,34 @@ def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
 
 
 def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedDeployment, ...]:
-    """The llama.cpp deployments of filled settings, in order. Raises `UserError` (CONFIG) as the catalogue does.
+    """The deployments that this node runs, of filled settings, in order: those that name no nodes, or this one.
 
-    Specifications of the same name are of the same file: where a public name has several, each has its deployment's.
+    Raises `UserError` (CONFIG) as the catalogue does. Specifications of the same name are of the same file: where a public name has several, each has its deployment's.
     """
+    node = pool_name(settings)
     planned: list[PlannedDeployment] = []
     for model in settings.models:
-        planned += _plan_model(model, catalogue)
+        planned += _plan_model(model, catalogue, node)
     return tuple(planned)
 
 
-def _plan_model(model: ModelSettings, catalogue: Catalogue) -> list[PlannedDeployment]:
+def _plan_model(model: ModelSettings, catalogue: Catalogue, node: str) -> list[PlannedDeployment]:
     planned = []
     for name, deployment in model.named_deployments():
+        if not isinstance(deployment, LaunchedDeployment) or (deployment.nodes and node not in deployment.nodes):
+            continue
+        spec = None
         if isinstance(deployment, LlamaCppDeployment):
             spec = catalogue.spec_for(model.name, deployment.source, deployment.sha256, deployment.task)
             _check_tokenizer(name, deployment, spec)
-            planned.append(PlannedDeployment(name, model.name, deployment, spec))
-    if len({(one.spec.source, one.spec.sha256) for one in planned}) > 1:
+        elif deployment.source is not None or deployment.sha256 is not None:
+            raise UserError(
+                f"{name}: {deployment.engine} takes its model from `model`, not from a source", ExitCode.CONFIG
+            )
+        planned.append(PlannedDeployment(name, model.name, deployment, spec))
+    if len({(one.spec.source, one.spec.sha256) for one in planned if one.spec is not None}) > 1:
         # The store holds one file a name: under the public name they would drive each other out.
-        return [replace(one, spec=replace(one.spec, name=one.name)) for one in planned]
+        return [replace(one, spec=replace(one.spec, name=one.name)) if one.spec is not None else one for one in planned]
     return planned
 
 

@@ -2,13 +2,16 @@
 deployment alike.
 """
 
+import random
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from helixflow.core.call import Call
+from helixflow.core.clock import Clock
 from helixflow.routing.affinity import PrefixTable
 from helixflow.routing.rendezvous import pick_sticky
+from helixflow.settings.serving import RoutingSettings
 
 # How far latencies count: who is still unmeasured, or was slow for another reason, is neither flooded nor starved.
 _MOST_LATENCY_RATIO: Final = 4.0
@@ -43,8 +46,8 @@ class Balancer:
     two choices.
 
     Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the least
-    loaded one, and one call where there is much to gain. `monotonic` is the clock of `Seat.latency_s`, `random` gives
-    floats from 0 to below 1.
+    loaded one, and one call where there is much to gain. `monotonic` is the clock of `Seat.latency_s`, `random_unit`
+    gives floats from 0 to below 1.
     """
 
     def __init__(
@@ -53,12 +56,18 @@ class Balancer:
         *,
         load_guard: float,
         monotonic: Callable[[], float],
-        random: Callable[[], float],
+        random_unit: Callable[[], float],
     ) -> None:
         self._prefixes = prefixes
         self._load_guard = load_guard
         self._now = monotonic
-        self._random = random
+        self._random_unit = random_unit
+
+    @classmethod
+    def of(cls, routing: RoutingSettings, clock: Clock) -> "Balancer":
+        """With a table of its own for all that is balanced in this process."""
+        prefixes = PrefixTable(entries=routing.prefix_entries, block_bytes=routing.prefix_block_bytes)
+        return cls(prefixes, load_guard=routing.load_guard, monotonic=clock.monotonic, random_unit=random.random)
 
     def choose(
         self,
@@ -115,15 +124,14 @@ class Balancer:
         count = len(seats)
         if count == 1:
             return seats[0]
-        random = self._random
         if shares is None:
-            first = int(random() * count)
-            second = int(random() * (count - 1))
+            first = int(self._random_unit() * count)
+            second = int(self._random_unit() * (count - 1))
             one, other = seats[first], seats[second if second < first else second + 1]
             return one if self._load_ratio(one, other) <= 1 else other
         whole = shares[-1]
-        first = bisect(shares, random() * whole, hi=count - 1)
-        second = bisect(shares, random() * whole, hi=count - 1)
+        first = bisect(shares, self._random_unit() * whole, hi=count - 1)
+        second = bisect(shares, self._random_unit() * whole, hi=count - 1)
         if first == second:
             return seats[first]
         # Weights are kept but for who is much busier than by its share: one call more or less says nothing.

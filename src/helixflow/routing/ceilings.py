@@ -55,7 +55,7 @@ class Ceiling:
         self._in_flight = 0
         self._refused_until = 0.0
         # Whether there is any ceiling, or the provider may say that there is one.
-        self.is_active = not (self._concurrency is requests is tokens is limits is None)
+        self.is_active = limits is not None or any(c is not None for c in (self._concurrency, requests, tokens))
         # Whether it matters how many tokens a call brings: else 0 will do (see `expected_tokens`).
         self.counts_tokens = tokens is not None or limits is not None
 
@@ -123,7 +123,7 @@ def expected_tokens(call: Call) -> int:
 
 
 class _Window:
-    """What was added in the last `WINDOW_S` seconds, by whole ones: the one that the window begins in counts in full."""
+    """What was added in the last `WINDOW_S` seconds, by whole ones: that in which the window begins counts in full."""
 
     __slots__ = ("_added", "_ceiling", "_second", "_sum")
 

@@ -94,6 +94,10 @@ class Health:
             return -era
         return era
 
+    def is_trial(self, turn: int) -> bool:
+        """Whether this call, which has not ended, decides on the target's return."""
+        return self._trial and turn == -self._era
+
     def succeed(self, turn: int, latency_s: float) -> None:
         """The call's first content is at hand, after `latency_s`."""
         era = self._era
@@ -122,7 +126,7 @@ class Health:
         """The call ended without saying anything about the target (its client left, its request was bad, it lost
         against a hedge), except perhaps that it wants to be left alone for `retry_after_s` (503, overloaded).
         """
-        if turn < 0 and turn == -self._era:
+        if self.is_trial(turn):
             self._trial = False
         if retry_after_s is not None:
             self._rest(retry_after_s)

@@ -1,6 +1,7 @@
 """One deployment as the router sees it: what it can take, how it does, and who is with it now."""
 
 from helixflow.core.call import Completer
+from helixflow.core.capacity import ProviderLimits
 from helixflow.core.clock import Clock
 from helixflow.routing.ceilings import Ceiling
 from helixflow.routing.health import Health
@@ -30,6 +31,7 @@ class Target:
         "in_flight",
         "latency",
         "region",
+        "seat_id",
         "settings",
         "slots",
         "tier",
@@ -45,9 +47,13 @@ class Target:
         routing: RoutingSettings,
         clock: Clock,
         slots: ReplicaSlots | None,
+        gateways: int = 1,
+        limits: ProviderLimits | None = None,
     ) -> None:
-        """`name` is the deployment's in records and metrics (`<model>/<name within the model>`)."""
-        self.deployment = name
+        """`name` is the deployment's in records and metrics (`<model>/<name within the model>`). So many `gateways`
+        share its ceilings; `limits` is what the engine learns of its provider's.
+        """
+        self.deployment = self.seat_id = name
         self.engine = engine
         self.settings = deployment_settings
         self.context = deployment_settings.context
@@ -56,17 +62,13 @@ class Target:
         self.region = deployment_settings.region or ""
         self.slots = slots
         self.health = Health(routing, clock)
-        self.ceiling = Ceiling(deployment_settings, clock)
+        self.ceiling = Ceiling(deployment_settings, clock, gateways=gateways, limits=limits)
         self.latency = Latency(routing.latency_half_life_s)
         self.in_flight = 0
         if isinstance(deployment_settings, LaunchedDeployment):
             self.capacity = deployment_settings.parallel * deployment_settings.replicas
         else:
             self.capacity = deployment_settings.max_concurrency or _UNKNOWN_CAPACITY
-
-    @property
-    def seat_id(self) -> str:
-        return self.deployment
 
     def latency_s(self, now: float) -> float:
         return self.latency.estimate(now)

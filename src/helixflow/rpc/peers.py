@@ -5,7 +5,6 @@ from __future__ import annotations  # grpc's RpcMethodHandler is generic for typ
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,9 +16,8 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.pki.certificates import names_of
 from helixflow.pki.identity import ServiceIdentity
-from helixflow.pki.names import parse_spiffe_id
+from helixflow.pki.peers import Peer, objection_to, read_peer
 
 # Full name of a gRPC service, or of one of its methods (`package.Service/Method`), which is then ruled by that alone →
 # the services that may call it.
@@ -29,16 +27,6 @@ _OPEN_TO_ALL_PEERS: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_N
 _TLS: Final = b"TLSv1.3"
 
 log = structlog.get_logger("helixflow.rpc")
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other side of a call, as its certificate says. `expires_at` is in seconds since the epoch."""
-
-    service: str
-    trust_domain: str
-    serial: int
-    expires_at: float
 
 
 def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
@@ -55,12 +43,7 @@ def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
 @lru_cache(maxsize=256)
 def _read_peer(pem: bytes) -> Peer:
     """Cached: a peer makes all its calls with one certificate. Raises `ValueError`."""
-    certificate = x509.load_pem_x509_certificate(pem)
-    uris = names_of(certificate).uris
-    if len(uris) != 1:
-        raise ValueError("exactly one URI makes an identity")
-    trust_domain, service = parse_spiffe_id(next(iter(uris)))
-    return Peer(service, trust_domain, certificate.serial_number, certificate.not_valid_after_utc.timestamp())
+    return read_peer(x509.load_pem_x509_certificate(pem))
 
 
 class PeerInterceptor(grpc.aio.ServerInterceptor):
@@ -108,12 +91,8 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         return peer
 
     def _objection(self, peer: Peer, context: grpc.aio.ServicerContext[Any, Any], method: str) -> str | None:
-        if peer.trust_domain != self._identity.trust_domain:
-            return "it is of another trust domain"
-        if peer.serial in self._identity.revoked:
-            return "its certificate is revoked"
-        if peer.expires_at <= self._clock.now():
-            return "its certificate has expired"
+        if (reason := objection_to(peer, self._identity, self._clock.now())) is not None:
+            return reason
         # grpcio 1.85 tells; where it did not, nothing is known and the handshake has decided.
         if any(version != _TLS for version in context.auth_context().get("ssl_tls_version", ())):
             return "it does not speak TLS 1.3"

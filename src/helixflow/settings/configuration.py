@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator
 
-from helixflow.settings.models import ModelSettings, check_models
 from helixflow.settings.masking import HIDDEN
+from helixflow.settings.models import ModelSettings, check_models
 from helixflow.settings.problems import Location, Problem, problems_of
 from helixflow.settings.section import Section
 

@@ -48,7 +48,7 @@ def _hide_user(url: str) -> str:
     return f"{scheme}{separator}{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
-def _deployments(tree: Mapping[str, Any]) -> list[tuple[tuple[object, object], dict[str, Any]]]:
+def _deployments(tree: Mapping[str, Any]) -> list[tuple[tuple[str, str], dict[str, Any]]]:
     """By the names of model and deployment, which is its position where it has none. Takes what is no configuration."""
     found = []
     models = tree.get("models")

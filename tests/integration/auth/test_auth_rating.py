@@ -94,7 +94,7 @@ async def test_every_row_costs_what_it_was_charged(
     monkeypatch.setattr(rating, "PAGE", 64)
     draw = random.Random(4)
     prices = [random_price(draw) for _ in range(20)]
-    await auth.metering._prices.versions.keep(prices, auth.now)
+    await auth.metering.prices.versions.keep(prices, auth.now)
     writer = Writer(auth)
     rows = [
         writer.row(
@@ -118,7 +118,7 @@ async def test_every_row_costs_what_it_was_charged(
 
 async def test_what_was_charged_otherwise_is_named(auth: Installation, operator: Person) -> None:
     price = Price(source="set", input=NANOS, cached_input=NANOS, output=0).sealed()
-    await auth.metering._prices.versions.keep([price], auth.now)
+    await auth.metering.prices.versions.keep([price], auth.now)
     writer = Writer(auth)
     used = Tokens(1_000, 0, 0)
     rows = [writer.row(number, price, used, -1) for number in range(30)]
@@ -143,7 +143,7 @@ async def test_what_was_charged_otherwise_is_named(auth: Installation, operator:
 
 async def test_a_range_has_the_rows_that_were_admitted_in_it(auth: Installation, operator: Person) -> None:
     price = Price(source="set", request=NANOS).sealed()
-    await auth.metering._prices.versions.keep([price], auth.now)
+    await auth.metering.prices.versions.keep([price], auth.now)
     writer = Writer(auth)
     start = auth.now
     moments = (0, 999, 1_000, 1_999, 2_000, 40 * 86_400_000)
@@ -165,7 +165,7 @@ async def test_current_prices_are_those_for_the_moment_of_the_row(auth: Installa
     """A price that was set beforehand counts from its moment on; what nobody knows any more keeps its price."""
     start = auth.now
     paid = Price(source="set", input=NANOS, cached_input=NANOS).sealed()
-    await auth.metering._prices.versions.keep([paid], start)
+    await auth.metering.prices.versions.keep([paid], start)
     for subject, begin in ((LOCAL, start + 10), (GONE, start + 20)):
         request = pb.SetPriceRequest(
             subject_kind="deployment", subject=subject, rates=pb.Rates(input="2"), valid_from=begin
@@ -193,8 +193,8 @@ async def test_current_prices_are_those_for_the_moment_of_the_row(auth: Installa
 
 async def test_what_a_gateway_was_told_rates_the_row(auth: Installation, operator: Person) -> None:
     """The whole way: resolved, rated, shipped, checked; also after the price has changed."""
-    request = metering_pb2.ResolvePricesRequest(deployments=auth.metering._prices.configured.values())
-    answer = await auth.metering._prices.resolve(request)
+    request = metering_pb2.ResolvePricesRequest(deployments=auth.metering.prices.configured.values())
+    answer = await auth.metering.prices.resolve(request)
     writer = Writer(auth)
     rows = [
         writer.row(number, decode_price(dated.price), Tokens(1_234, 17, 99), 456, deployment=dated.deployment)

@@ -25,7 +25,8 @@ def build_gguf(filler: bytes = b"\0" * 64, *, tensor_offset: int = 0, context: i
     entries += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
     entries += text("tokenizer.ggml.scores") + struct.pack("<IIQ", 9, 6, 2) + struct.pack("<ff", 0.5, 1.5)
     tensor = text("token_embd.weight") + struct.pack("<IQIQ", 1, 16, 0, tensor_offset)
-    return b"GGUF" + struct.pack("<IQQ", 3, 1, 5) + entries + tensor + filler
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 5) + entries + tensor
+    return head + bytes(-len(head) % 32) + filler
 
 
 @dataclass

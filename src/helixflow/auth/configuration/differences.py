@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from helixflow.settings.deployments import Deployment
-from helixflow.settings.masking import HIDDEN, hide_secrets, hide_value
+from helixflow.settings.masking import hide_secrets, hide_value
 from helixflow.settings.models import ModelSettings
 
 Kind = Literal["added", "removed", "changed"]

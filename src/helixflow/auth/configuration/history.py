@@ -38,15 +38,15 @@ class History:
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    async def newest(self, reader: "Reader | AsyncConnection") -> Version | None:
+    async def newest(self, reader: Reader) -> Version | None:
         """The one in force; None before there was any."""
         return self._opened((await reader.execute(_NEWEST)).first())
 
-    async def newest_of_file(self, reader: "Reader | AsyncConnection") -> Version | None:
+    async def newest_of_file(self, reader: Reader) -> Version | None:
         """The last one that came from a configuration file."""
         return self._opened((await reader.execute(_NEWEST.where(table.c.origin == "file"))).first())
 
-    async def find(self, reader: "Reader | AsyncConnection", revision: int) -> Version | None:
+    async def find(self, reader: Reader, revision: int) -> Version | None:
         return self._opened((await reader.execute(select(table).where(table.c.revision == revision))).first())
 
     async def add(self, connection: AsyncConnection, version: Version) -> None:
@@ -61,6 +61,4 @@ class History:
         if row is None:
             return None
         document = self._sealer.open(_PURPOSE, row.document, str(row.revision)).decode()
-        return Version(
-            row.revision, row.created_at, row.actor_id, row.actor_name, row.origin, row.note, document
-        )
+        return Version(row.revision, row.created_at, row.actor_id, row.actor_name, row.origin, row.note, document)

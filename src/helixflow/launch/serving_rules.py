@@ -1,0 +1,93 @@
+"""What keeps models from being served on this machine: names that nobody knows, files, variables, addresses.
+
+Nothing is connected to and nothing is made. The same for the start, for `helixflow config check`, and for every change
+while it runs.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from helixflow.auth.configuration.rules import Rules
+from helixflow.core.errors import UserError
+from helixflow.pool.catalogue import Catalogue
+from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.settings.configuration import Models
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.problems import Problem
+from helixflow.settings.tree import Settings
+from helixflow.transport.origin import Origin
+
+_FILES = ("chat_template_file", "mmproj", "draft_model", "ca_file", "api_key_file")
+
+
+def serving_rules(*, on_this_machine: bool = True) -> Rules:
+    """With the catalogue of this version. Not `on_this_machine`: files and variables are those of other nodes."""
+    catalogue = Catalogue.load()
+
+    def find_problems(models: Sequence[ModelSettings]) -> Sequence[Problem]:
+        return list(find_model_problems(models, catalogue, on_this_machine=on_this_machine))
+
+    return Rules(find_problems, lambda models: complete(models, catalogue))
+
+
+def complete(models: Sequence[ModelSettings], catalogue: Catalogue) -> Models:
+    """With what the catalogue says. Raises `UserError` (CONFIG)."""
+    return fill_from_catalogue(Settings().model_copy(update={"models": tuple(models)}), catalogue).models
+
+
+def find_model_problems(
+    models: Sequence[ModelSettings], catalogue: Catalogue, *, on_this_machine: bool = True
+) -> Iterator[Problem]:
+    """What a start would stumble over although the models are well-formed; never a secret."""
+    for index, model in enumerate(models):
+        try:
+            filled = fill_from_catalogue(Settings().model_copy(update={"models": (model,)}), catalogue)
+            if on_this_machine:
+                plan_deployments(filled, catalogue)
+        except UserError as exc:
+            yield Problem(("models", index), exc.message)
+        for number, deployment in enumerate(model.deployments):
+            for field, reason in _in_deployment(deployment, on_this_machine=on_this_machine):
+                yield Problem(("models", index, "deployments", number, field), reason)
+
+
+def _in_deployment(deployment: Any, *, on_this_machine: bool) -> Iterator[tuple[str, str]]:
+    """Setting and reason."""
+    if (url := getattr(deployment, "base_url", None)) is not None:
+        try:
+            Origin.parse(url)
+        except ValueError as exc:
+            yield "base_url", str(exc)
+    if not on_this_machine:
+        return
+    for field in _FILES:
+        path = getattr(deployment, field, None)
+        if path is not None and not (path.expanduser().is_file() and os.access(path.expanduser(), os.R_OK)):
+            yield field, f"{path} is not a readable file"
+    adapters = getattr(deployment, "lora", ())
+    # By name where they are folders, which may be names on Hugging Face as well.
+    for path in adapters if isinstance(adapters, tuple) else ():
+        if not path.expanduser().is_file():
+            yield "lora", f"{path} is not a readable file"
+    binary = getattr(deployment, "binary", None)
+    if binary is not None and shutil.which(binary.expanduser()) is None:
+        yield "binary", f"{binary} is not an executable file"
+    for field in ("api_key_file", "api_key_env"):
+        if getattr(deployment, field, None) is not None:
+            try:
+                deployment.api_key.read()
+            except ValueError as exc:
+                if field == "api_key_env" or "is empty" in str(exc):
+                    yield field, str(exc)
+    yield from _in_headers(getattr(deployment, "headers", {}))
+
+
+def _in_headers(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
+    from helixflow.launch.gateway_engines import expand_headers
+
+    try:
+        expand_headers(headers)
+    except ValueError as exc:
+        yield "headers", str(exc)

@@ -1,0 +1,169 @@
+"""Which names can be asked for and what serves each: made once of the settings, and then only read."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from helixflow.core.call import Call
+from helixflow.core.errors import ErrorKind
+from helixflow.routing.splits import Splitter
+from helixflow.routing.target import Target
+from helixflow.settings.models import ModelSettings
+
+_NANODOLLARS: Final = 10**9
+# What says that another deployment, or another model, may do better. A client's own mistakes are not repeated.
+ELSEWHERE: Final = frozenset(
+    {
+        ErrorKind.UPSTREAM_UNAVAILABLE,
+        ErrorKind.UPSTREAM_INVALID,
+        ErrorKind.OVERLOADED,
+        ErrorKind.LOADING,
+        ErrorKind.RATE_LIMITED,
+    }
+)
+_FALLBACK_KINDS: Final = {
+    "error": ELSEWHERE | {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE},
+    "context_length": frozenset({ErrorKind.CONTEXT_LENGTH_EXCEEDED}),
+    "content_filter": frozenset({ErrorKind.CONTENT_FILTERED}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Deployments that share their requests. `shares` are the running sums of their weights, None when all are equal."""
+
+    targets: Sequence[Target]
+    shares: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A public model. `created` is in seconds since the epoch.
+
+    `tiers` are tried in order, then the `reserves`, whose weight is 0. A split has neither, but `ways`: routes of other
+    models, one of which `splitter` names. `fallbacks` are tried when that has failed with one of `fallback_kinds`;
+    they, and the ways, have no fallbacks here, whatever their models have. `max_cost` is in nanodollars.
+    """
+
+    model: str
+    tiers: Sequence[Tier] = ()
+    reserves: Sequence[Target] = ()
+    residency: str = ""
+    affinity: bool = True
+    by_cost: bool = False
+    max_cost: int | None = None
+    hedge_after_s: float | None = None
+    splitter: Splitter | None = None
+    ways: Mapping[str, "Route"] = field(default_factory=dict)
+    fallbacks: Sequence["Route"] = ()
+    fallback_kinds: Collection[ErrorKind] = ()
+    created: int = 0
+    owned_by: str = "helixflow"
+    least_context: int = 0
+
+    @property
+    def targets(self) -> list[Target]:
+        """All of its own deployments."""
+        return [*(target for tier in self.tiers for target in tier.targets), *self.reserves]
+
+    def way(self, call: Call) -> "Route":
+        """Itself, or the way of a split that the call goes."""
+        return self if self.splitter is None else self.ways[self.splitter.choose(call)]
+
+
+class Plan(NamedTuple):
+    """What a call may cost at most: one of these deployments, so many `attempts` of which may be billed; the largest
+    context among them, in tokens.
+    """
+
+    deployments: Sequence[str]
+    context: int
+    attempts: int
+
+
+class RoutingTable:
+    """All routes, by name and by alias. Immutable: another configuration is another table."""
+
+    __slots__ = ("_plans", "routes")
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        """`routes` has an entry for each name and each alias; those of a model are the same object."""
+        self.routes: Mapping[str, Route] = MappingProxyType(dict(routes))
+        self._plans = {route.model: _plan(route) for route in routes.values()}
+
+    def plan(self, model: str) -> Plan:
+        """What a budget must reserve for. Raises `KeyError` for what is no model's own name."""
+        return self._plans[model]
+
+    @property
+    def plans(self) -> Mapping[str, Plan]:
+        """By the models' own names."""
+        return MappingProxyType(self._plans)
+
+
+def build_table(models: Sequence[ModelSettings], targets: Mapping[str, Target], *, created: int) -> RoutingTable:
+    """`models` have passed `check_models`, and `targets` has all of their deployments, by name.
+
+    Names. A client asks for a model by its name or an alias, and the answer names it so; limits, budgets, records and
+    keys' restrictions know it by its own name. A split, and a model with fallbacks, is a model like others: its own
+    limits hold for it, and who may use it need not be allowed to use what it leads to. What was really used says the
+    deployment, in records and in `x-helixflow-deployment`; and prices are those of deployments.
+    """
+    by_name = {name: model for model in models for name in (model.name, *model.aliases)}
+    own = {model.name: _own_route(model, targets, created) for model in models if not model.split}
+    served = dict(own)
+    for model in models:
+        if model.split:
+            ways = {way.model: own[by_name[way.model].name] for way in model.split}
+            splitter = Splitter(model.name, [(way.model, way.weight) for way in model.split])
+            served[model.name] = replace(_own_route(model, targets, created), splitter=splitter, ways=ways)
+    routes: dict[str, Route] = {}
+    for model in models:
+        route = served[model.name]
+        if model.fallbacks:
+            route = replace(
+                route,
+                fallbacks=tuple(served[by_name[name].name] for name in model.fallbacks),
+                fallback_kinds=frozenset[ErrorKind]().union(*(_FALLBACK_KINDS[reason] for reason in model.fallback_on)),
+            )
+        for name in (model.name, *model.aliases):
+            routes[name] = route
+    return RoutingTable(routes)
+
+
+def _own_route(model: ModelSettings, targets: Mapping[str, Target], created: int) -> Route:
+    """Without ways and fallbacks."""
+    own = [targets[name] for name, _ in model.named_deployments()]
+    numbers = sorted({target.tier for target in own if target.weight})
+    tiers = [[target for target in own if target.tier == number and target.weight] for number in numbers]
+    return Route(
+        model.name,
+        tuple(Tier(tuple(tier), running_shares(tier)) for tier in tiers),
+        tuple(sorted((target for target in own if not target.weight), key=lambda target: target.tier)),
+        residency=model.residency or "",
+        affinity=model.affinity,
+        by_cost=model.balance == "cost",
+        max_cost=int(Decimal(model.max_cost) * _NANODOLLARS) if model.max_cost is not None else None,
+        hedge_after_s=model.hedge_after_s,
+        created=created,
+        least_context=min((target.context for target in own), default=0),
+    )
+
+
+def running_shares(targets: Sequence[Target]) -> Sequence[float] | None:
+    """Running sums of the weights; None when all are equal."""
+    weights = [target.weight for target in targets]
+    return None if len(set(weights)) <= 1 else tuple(accumulate(weights))
+
+
+def _plan(route: Route) -> Plan:
+    served = [one for way in (route, *route.fallbacks) for one in (way, *way.ways.values())]
+    targets = {target.deployment: target for way in served for target in way.targets}
+    return Plan(
+        tuple(targets),
+        max((target.context for target in targets.values()), default=0),
+        2 if any(way.hedge_after_s is not None and len(way.targets) > 1 for way in served) else 1,
+    )
