@@ -7,7 +7,7 @@ from pathlib import Path
 from helixflow.core.clock import FakeClock
 from helixflow.metering.journal.files import SystemFiles
 from helixflow.metering.journal.reader import JournalReader
-from helixflow.metering.journal.records import Admitted, Progressed, Record, Settled, Tokens
+from helixflow.metering.journal.records import Admitted, Progressed, Record, Settled, SideCharge, Tokens
 from helixflow.metering.journal.writer import Durability, JournalWriter
 
 
@@ -32,8 +32,11 @@ def progressed(number: int, completion: int = 1) -> Progressed:
     return Progressed(f"{number:032x}", 1_700_000_000_001, "m/0", Tokens(10, 0, completion), 5, "v1")
 
 
-def settled(number: int, *, error: str = "", attempts: tuple[tuple[str, str], ...] = ()) -> Settled:
-    return Settled(f"{number:032x}", "m/0", 200, "completed", error, Tokens(10, 0, 5), 9, "v1", 0, 1, 2, 3, attempts)
+def settled(
+    number: int, *, error: str = "", attempts: tuple[tuple[str, str], ...] = (), side: tuple[SideCharge, ...] = ()
+) -> Settled:
+    tokens = Tokens(10, 0, 5)
+    return Settled(f"{number:032x}", "m/0", 200, "completed", error, tokens, 9, "v1", 0, 1, 2, 3, attempts, side)
 
 
 def open_writer(

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, select
+import msgspec
+from sqlalchemy import Row, Select, case, select
 
 from helixflow.auth.dispatch import Invocation
 from helixflow.auth.price_lookup import PriceLookup, Timeline
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.metering.journal.records import Tokens
+from helixflow.metering.journal.records import SideCharge, Tokens
 from helixflow.metering.money import format_dollars
 from helixflow.metering.prices import Price
+from helixflow.metering.rows import Explanation
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.storage.schema import requests
 
@@ -42,6 +44,12 @@ _COLUMNS: Final = tuple(
         "price_version",
     )
 )
+# Few rows have charges of other deployments: for the others the text is not even read.
+_SIDE_TEXT: Final = '"side":'
+_EXPLANATION: Final = case((requests.c.explanation.contains(_SIDE_TEXT), requests.c.explanation), else_="").label(
+    "explanation"
+)
+_SIDE: Final = msgspec.json.Decoder(Explanation)
 
 
 class RatingCheck:
@@ -89,23 +97,24 @@ class _Prices:
 
     async def learn(self, rows: Sequence[Row[Any]]) -> None:
         """Looks up what is needed for those rows."""
-        versions = {row.price_version for row in rows} - self._versions.keys() - {""}
+        rated = [_own_charge(row) for row in rows] + [charge for row in rows for charge in _side_charges(row)]
+        versions = {charge.price_version for charge in rated} - self._versions.keys() - {""}
         self._versions.update(await self._lookup.versions.find(versions))
         if self._current:
-            deployments = {row.deployment for row in rows} - self._timelines.keys() - {""}
+            deployments = {charge.deployment for charge in rated} - self._timelines.keys() - {""}
             timelines = await self._lookup.timelines(map(self._lookup.ref_of, sorted(deployments)))
             self._timelines.update((timeline.ref.deployment, timeline) for timeline in timelines)
 
-    def price_of(self, row: Row[Any]) -> Price | None:
+    def price_of(self, charge: SideCharge, at_ms: int) -> Price | None:
         """None for a version that is not stored."""
-        recorded = self._versions.get(row.price_version)
+        recorded = self._versions.get(charge.price_version)
         if not self._current:
             return recorded
-        timeline = self._timelines[row.deployment]
+        timeline = self._timelines[charge.deployment]
         if timeline.ref.deployment not in self._lookup.configured:
-            held = timeline.set_at(row.admitted_at_ms)
+            held = timeline.set_at(at_ms)
             return held.price if held is not None else recorded
-        return timeline.price_at(row.admitted_at_ms)
+        return timeline.price_at(at_ms)
 
 
 class _Tally:
@@ -149,20 +158,34 @@ def _rate(row: Row[Any], prices: _Prices) -> int | None:
     """Nanodollars; None when nobody knows the row's price any more, which must not be."""
     if row.outcome == _LOST:
         return int(row.cost)
-    if not row.price_version:
-        # It came to nothing that is charged.
-        return 0
-    price = prices.price_of(row)
-    if price is None:
-        return None
-    return price.rate(Tokens(row.prompt_tokens, row.cached_tokens, row.completion_tokens), row.engine_ms)
+    cost = 0
+    for charge in (_own_charge(row), *_side_charges(row)):
+        if not charge.price_version:
+            # It came to nothing that is charged.
+            continue
+        price = prices.price_of(charge, row.admitted_at_ms)
+        if price is None:
+            return None
+        cost += price.rate(charge.tokens, charge.engine_ms)
+    return cost
+
+
+def _own_charge(row: Row[Any]) -> SideCharge:
+    """What the deployment that answered charges; its cost is not the row's where others charge as well."""
+    tokens = Tokens(row.prompt_tokens, row.cached_tokens, row.completion_tokens)
+    return SideCharge(row.deployment, tokens, row.engine_ms, row.cost, row.price_version)
+
+
+def _side_charges(row: Row[Any]) -> tuple[SideCharge, ...]:
+    """What others charge for it."""
+    return _SIDE.decode(row.explanation).side if row.explanation else ()
 
 
 def _page(start: int, end: int, cursor: str) -> "Select[Any]":
     """In the order of ids, which is that of time and has an index that is unique."""
     from_ms, to_ms = start * 1000, end * 1000
     admitted, call_id = requests.c.admitted_at_ms, requests.c.call_id
-    query = select(*_COLUMNS).where(
+    query = select(*_COLUMNS, _EXPLANATION).where(
         admitted >= from_ms, admitted < to_ms, call_id > (cursor or _id_at(from_ms - _SLACK_MS))
     )
     return query.where(call_id < _id_at(to_ms + _SLACK_MS)).order_by(call_id).limit(PAGE)

@@ -41,11 +41,12 @@ def auth_command(
         if host is not None or port is not None:
             raise UserError("--host and --port are for the service itself", ExitCode.USAGE)
         return
-    settings = invocation_of(context).load_settings({"auth.host": host, "auth.port": port})
+    invocation = invocation_of(context)
+    settings = invocation.load_settings({"auth.host": host, "auth.port": port})
     from helixflow.launch.auth import serve_auth
     from helixflow.settings.client import client_environment
 
-    serve_auth(settings, client_environment().bootstrap_api_key)
+    serve_auth(settings, client_environment().bootstrap_api_key, invocation.config_file)
 
 
 @app.command(

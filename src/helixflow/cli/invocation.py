@@ -19,6 +19,13 @@ class Invocation:
     data_dir: Path | None = None
     debug: bool = False
 
+    @property
+    def config_file(self) -> Path | None:
+        """The configuration file in use, if there is one."""
+        from helixflow.settings.origins import config_path
+
+        return config_path(self.config)
+
     def load_settings(self, overrides: Mapping[str, Any] | None = None) -> "Settings":
         """The settings of this run; log lines go to standard error from here on. Raises `UserError` (CONFIG)."""
         # Here and not above: pydantic costs a fifth of a second, which `version` and `--help` need not pay.

@@ -28,6 +28,7 @@ from helixflow.cli import (
     models,
     orgs,
     pki,
+    pool,
     pools,
     prices,
     projects,
@@ -54,6 +55,7 @@ _EPILOG = (
 
 _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "serve": lambda app: app.command("serve", epilog=serve.EPILOG)(serve.serve_command),
+    "pool": lambda app: app.command("pool", epilog=pool.EPILOG)(pool.pool_command),
     "chat": lambda app: app.command("chat", epilog=chat.EPILOG)(chat.chat_command),
     "models": lambda app: app.add_typer(models.app, name="models"),
     "redeem": lambda app: app.command("redeem", epilog=redeem.EPILOG)(redeem.redeem_command),

@@ -45,7 +45,8 @@ def serve_command(
     Missing models are fetched first. Running requests are finished (within a bound) before it ends; a second Ctrl-C
     ends it at once.
     """
-    settings = invocation_of(context).load_settings(
+    invocation = invocation_of(context)
+    settings = invocation.load_settings(
         {
             "gateway.http_port": http_port,
             "gateway.https_port": https_port,
@@ -56,7 +57,7 @@ def serve_command(
     )
     from helixflow.launch.serve import serve
 
-    serve(settings, welcome_argv=welcome_arguments(settings) if welcome else None)
+    serve(settings, config=invocation.config_file, welcome_argv=welcome_arguments(settings) if welcome else None)
 
 
 def welcome_arguments(settings: "Settings") -> list[str]:

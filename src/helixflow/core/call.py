@@ -117,7 +117,8 @@ class Call(msgspec.Struct):
     only an attribute. `fields` holds the request's top-level JSON fields as raw bytes with duplicates resolved
     (last wins); `params` is the typed view of the same bytes (`ChatParams`, `CompletionParams` or
     `EmbeddingParams` of `dialects`). `deadline` is on the event loop's clock, seconds. `body_bytes` is the size of the
-    request's body. `ticket` is set once the call is admitted; None where nothing is metered.
+    request's body. `model` is the model's own name, `alias` the one that the client asked for if that is another.
+    `ticket` is set once the call is admitted; None where nothing is metered.
     """
 
     call_id: str
@@ -134,6 +135,12 @@ class Call(msgspec.Struct):
     progress: Progress = msgspec.field(default_factory=Progress)
     ticket: Ticket | None = None
     hints: Hints = NO_HINTS
+    alias: str = ""
+
+    @property
+    def public_model(self) -> str:
+        """The name that the answer gives to the model: the client's."""
+        return self.alias or self.model
 
 
 class Stream(Protocol):

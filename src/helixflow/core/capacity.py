@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from helixflow.core.call import Call
 
@@ -48,6 +48,14 @@ class ProviderLimits:
         self.requests_left = self.tokens_left = math.inf
         self.requests_a_second = self.tokens_a_second = 0.0
         self.requests_at = self.tokens_at = 0.0
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """An engine whose server says what its limits are."""
+
+    @property
+    def limits(self) -> ProviderLimits: ...
 
 
 class Lease(Protocol):

@@ -1,7 +1,7 @@
 """Ollama's own API for what is not chat: `POST /api/generate` and `POST /api/embed`.
 
-https://docs.ollama.com/api/generate and …/api/embed. A prompt is continued as it stands (`raw`), as by OpenAI's API; only
-for filling in the middle (`suffix`) does the model's own template decide how.
+https://docs.ollama.com/api/generate and …/api/embed. A prompt is continued as it stands (`raw`), as with OpenAI;
+only for filling in the middle (`suffix`) does the model's own template decide how.
 """
 
 from collections.abc import Mapping

@@ -10,6 +10,11 @@ DONE = b"data: [DONE]\n\n"
 _END = b"\n\n"
 
 
+def end_of_stream(resumed: int) -> bytes:
+    """The last event, after a comment that says how often the stream went on from another replica, if it did."""
+    return b": helixflow-resumed %d\n\n%b" % (resumed, DONE) if resumed else DONE
+
+
 def usage_body(usage: Usage) -> dict[str, Any]:
     """The `usage` object of an answer."""
     return {

@@ -21,6 +21,8 @@ DONE = b"data: [DONE]\n\n"
 _USAGE_NULL = b',"usage":null'
 _FINISH = b'"finish_reason":"'
 _NO_CHOICES = b'"choices":[]'
+# Events before the first content say little: a role, a name.
+_MAX_HELD_BYTES = 2**20
 ID_PREFIX = {Operation.CHAT: b'"chatcmpl-', Operation.COMPLETIONS: b'"cmpl-', Operation.EMBEDDINGS: b""}
 
 
@@ -64,6 +66,7 @@ class StreamEditor:
         self._progress = progress
         self._splitter = EventSplitter()
         self._held: list[bytes] = []
+        self._held_bytes = 0
         self._replacements: list[tuple[bytes, bytes]] | None = None
         self._template: ContentTemplate | None = None
         self.started = False
@@ -201,8 +204,14 @@ class StreamEditor:
             if not self.started:
                 self._progress.first_content_at = time.perf_counter()
             return self._release(edited)
-        self._held.append(edited)
+        self._hold(edited)
         return b""
+
+    def _hold(self, event: bytes) -> None:
+        self._held.append(event)
+        self._held_bytes += len(event)
+        if self._held_bytes > _MAX_HELD_BYTES:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sends events, but no answer.")
 
     def _release(self, event: bytes) -> bytes:
         self.started = True
@@ -260,15 +269,15 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
 
 def _checked(text: bytes) -> bytes:
     """What is not decoded is not known to be text: clients would stumble over it."""
-    if text.isascii():
+    try:
+        if not text.isascii():
+            text.decode()
         if b"\0" not in text:
             return text
-        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.")
-    try:
-        text.decode()
+        cause = None
     except UnicodeDecodeError as exc:
-        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.") from exc
-    return text
+        cause = exc
+    raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.") from cause
 
 
 def _replace(body: bytes, name: bytes, old: bytes, new: bytes) -> bytes:

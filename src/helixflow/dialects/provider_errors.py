@@ -125,7 +125,7 @@ def refusal(error: ProviderError, status: int, retry_after_s: float | None = Non
         if code in _TOO_LONG_CODES or error.type in _TOO_LONG_CODES or _TOO_LONG.search(message):
             return _callers(ErrorKind.CONTEXT_LENGTH_EXCEEDED, error, "The request is too long for this model.")
         if status == 413:
-            return _callers(ErrorKind.BODY_TOO_LARGE, error, "The request is too large for the model's server.")
+            return _callers(ErrorKind.BODY_TOO_LARGE, error, "The model's server refused the request as too large.")
         kind = ErrorKind.UNSUPPORTED if _UNABLE.search(message) else ErrorKind.INVALID_REQUEST
         return _callers(kind, error, "The model's server refused the request as invalid.")
     if status == 404:

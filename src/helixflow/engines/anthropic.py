@@ -1,6 +1,5 @@
 """Servers that speak Anthropic's Messages API."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -14,7 +13,6 @@ from helixflow.engines.converted import open_chat
 from helixflow.engines.provider import Provider
 from helixflow.transport.client import HttpClient, Timeouts
 
-_PROBE_S: Final = 10.0
 
 
 class AnthropicEngine:
@@ -43,6 +41,7 @@ class AnthropicEngine:
         )
         self._model = model
         self._max_tokens = max_tokens
+        self.limits = self._provider.limits
         self._head = self._provider.head("/messages")
         self._probe_head = self._provider.head("/models", "GET")
 
@@ -66,6 +65,6 @@ class AnthropicEngine:
             provider.report(exc)
             raise
 
-    async def probe(self) -> None:
+    async def probe(self, deadline: float) -> None:
         """Asks for the list of models, which costs nothing. Raises `HelixError` while the server cannot be used."""
-        await self._provider.get(self._probe_head, asyncio.get_running_loop().time() + _PROBE_S)
+        await self._provider.get(self._probe_head, deadline)

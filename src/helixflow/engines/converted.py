@@ -50,14 +50,14 @@ async def open_chat(provider: Provider, response: HttpResponse, reader: AnswerRe
 
     Owns `response` from now on. Raises `HelixError` as the answer breaks off or is no answer.
     """
-    writer = ChatWriter(f"chatcmpl-{call.call_id}", int(time.time()), call.model, "", include_usage=call.include_usage)
+    writer = ChatWriter(f"chatcmpl-{call.call_id}", int(time.time()), call.public_model, "", include_usage=call.include_usage)
     return await _open(provider, response, reader, call, writer, ChatChunks(writer), ChatMessage())
 
 
 async def open_completion(provider: Provider, response: HttpResponse, reader: AnswerReader, call: Call) -> Stream:
     """The same for a completion."""
     writer = CompletionWriter(
-        f"cmpl-{call.call_id}", int(time.time()), call.model, "", include_usage=call.include_usage
+        f"cmpl-{call.call_id}", int(time.time()), call.public_model, "", include_usage=call.include_usage
     )
     return await _open(provider, response, reader, call, writer, CompletionChunks(writer), CompletionText())
 
@@ -101,17 +101,12 @@ class _Answer:
         self.received = 0
 
     async def begin(self) -> list[Event]:
-        """All events up to the first content."""
-        events: list[Event] = []
-        while not any(isinstance(event, _CONTENT) for event in events):
-            more = await self.read()
-            if not more:
-                raise HelixError(
-                    ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
-                )
-            events += more
-        self._call.progress.first_content_at = time.perf_counter()
-        return events
+        """The events with the first content among them; those before it have no chunks."""
+        while events := await self.read():
+            if any(isinstance(event, _CONTENT) for event in events):
+                self._call.progress.first_content_at = time.perf_counter()
+                return events
+        raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word.")
 
     async def read(self) -> list[Event]:
         """The next events; none at the end. Raises `HelixError` once those before a failure have been read."""

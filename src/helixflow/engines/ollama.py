@@ -1,6 +1,5 @@
 """Ollama servers, over their own API."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -20,7 +19,6 @@ from helixflow.engines.counting import estimate_prompt
 from helixflow.engines.provider import MAX_ANSWER_BYTES, Provider
 from helixflow.transport.client import HttpClient, Timeouts
 
-_PROBE_S: Final = 10.0
 
 
 class OllamaEngine:
@@ -68,9 +66,9 @@ class OllamaEngine:
             raise
         raise HelixError(ErrorKind.UNSUPPORTED, f"The model '{call.model}' cannot serve {call.operation.value}.")
 
-    async def probe(self) -> None:
+    async def probe(self, deadline: float) -> None:
         """Asks for the version. Raises `HelixError` while the server cannot be used."""
-        await self._provider.get(self._probe_head, asyncio.get_running_loop().time() + _PROBE_S)
+        await self._provider.get(self._probe_head, deadline)
 
     async def _chat(self, call: Call, params: ChatParams) -> Stream:
         body = write_request(read_request(params, call.fields), self._model, self._context)
@@ -98,5 +96,5 @@ class OllamaEngine:
         if not usage.reported:
             usage.prompt_tokens = estimate_prompt(call)
         return WholeAnswer(
-            encode_embeddings(call.model, answer.embeddings, usage.prompt_tokens, params.encoding_format)
+            encode_embeddings(call.public_model, answer.embeddings, usage.prompt_tokens, params.encoding_format)
         )

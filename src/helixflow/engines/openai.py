@@ -27,7 +27,6 @@ class OpenAIEngine:
         client: HttpClient,
         *,
         deployment: str,
-        public_model: str,
         base_url: str,
         model: str,
         api_key: str | None,
@@ -35,13 +34,14 @@ class OpenAIEngine:
         timeouts: Timeouts,
     ) -> None:
         """`model` is the upstream's name for it. Raises `ValueError` for a base URL or header that cannot be sent."""
-        self._public_model = msgspec.json.encode(public_model)
         self._model = Raw(msgspec.json.encode(model))
         own = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
         self._provider = provider = Provider(
             client, deployment=deployment, base_url=base_url, headers={**own, **headers}, timeouts=timeouts
         )
         self._heads = {operation: provider.head(f"/{operation.value}") for operation in Operation}
+        self._models_head = provider.head("/models", "GET")
+        self.limits = provider.limits
         self._counter = TokenCounter(client, provider.origin, list(provider.headers.items()), model)
 
     async def open(self, call: Call) -> Stream:
@@ -58,10 +58,14 @@ class OpenAIEngine:
             self._provider.report(exc)
             raise
 
+    async def probe(self, deadline: float) -> None:
+        """Asks for the list of models. Raises `HelixError` where the server does not give it."""
+        await self._provider.get(self._models_head, deadline)
+
     async def _read(self, call: Call, response: HttpResponse) -> Stream:
         body = await response.read_all(MAX_ANSWER_BYTES)
         progress = call.progress
-        edited = edit_answer(body, Rename(self._public_model, call.operation, call.call_id), progress)
+        edited = edit_answer(body, Rename(msgspec.json.encode(call.public_model), call.operation, call.call_id), progress)
         usage = progress.usage
         if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
             await self._count(call, body)
@@ -69,7 +73,7 @@ class OpenAIEngine:
 
     async def _begin(self, call: Call, response: HttpResponse) -> Stream:
         await self._provider.require_events(response)
-        rename = Rename(self._public_model, call.operation, call.call_id)
+        rename = Rename(msgspec.json.encode(call.public_model), call.operation, call.call_id)
         editor = StreamEditor(rename, include_usage=call.include_usage, progress=call.progress)
         first = b""
         while not editor.started:

@@ -7,8 +7,10 @@ from typing import Final
 import structlog
 
 from helixflow.core.call import Call
+from helixflow.core.capacity import ProviderLimits
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.provider_errors import error_of, event_refusal, read_error, refusal, retry_after
+from helixflow.engines.provider_limits import read_limits
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.origin import Origin
 
@@ -46,6 +48,7 @@ class Provider:
             **{name.lower(): value for name, value in headers.items()},
         }
         self._timeouts = timeouts
+        self.limits = ProviderLimits()
 
     def head(self, path: str, method: str = "POST") -> bytes:
         """For `post`: built once, used for every call. `path` is below the base URL."""
@@ -58,6 +61,7 @@ class Provider:
         """
         response = await self.client.request(self.origin, head, body, timeouts=self._timeouts, deadline=call.deadline)
         try:
+            read_limits(response.headers, self.limits)
             if response.status != 200:
                 raise await _refusal(response)
             _check_form(response)

@@ -16,9 +16,11 @@ def require_inference(principal: Principal) -> None:
         raise _lacks(principal, Permission.MODELS_USE)
 
 
-def require_model(principal: Principal, model: str) -> None:
-    """Raises `HelixError` PERMISSION_DENIED for a model that the caller is not restricted to."""
-    if principal.models is not None and model not in principal.models:
+def require_model(principal: Principal, model: str, asked: str) -> None:
+    """Raises `HelixError` PERMISSION_DENIED for a model that the caller is not restricted to, neither by its own name
+    nor by the one that was asked for.
+    """
+    if principal.models is not None and model not in principal.models and asked not in principal.models:
         raise _denied("This API key may not use this model. GET /v1/models lists those that it may use.", param="model")
 
 

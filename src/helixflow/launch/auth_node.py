@@ -7,12 +7,20 @@ import grpc
 import structlog
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 
+from helixflow.auth.configuration.service import Found
 from helixflow.auth.service import AuthServices, create_auth
 from helixflow.console.app import create_app
 from helixflow.console.server import SOCKET_NAME, AdminServer
 from helixflow.core.errors import ExitCode, UserError
+from helixflow.launch.fleet import FleetPools
 from helixflow.launch.launcher import AUTH_ADDRESS_NAME
+from helixflow.launch.serving_cache import read_cache
+from helixflow.launch.serving_node import OnModels, ServingNode, ignore_models
+from helixflow.launch.serving_rules import serving_rules
+from helixflow.launch.serving_start import found_by
 from helixflow.pki.identity import ServiceIdentity
+from helixflow.pool import registration
+from helixflow.pool.registration import Registry, RegistryService
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.peers import Policy
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
@@ -28,6 +36,10 @@ _POLICY: Final[Policy] = {
     "helixflow.auth.v1.UsageService": frozenset({"console"}),
     "helixflow.auth.v1.FleetService": frozenset({"console"}),
     "helixflow.auth.v1.MeteringService": frozenset({"gateway", "shipper"}),
+    "helixflow.auth.v1.ConfigurationService": frozenset({"console"}),
+    "helixflow.auth.v1.ServingService": frozenset({"gateway", "pool", "control"}),
+    f"{registration.SERVICE_NAME}/Register": frozenset({"control", "pool"}),
+    f"{registration.SERVICE_NAME}/WatchPools": frozenset({"console", "control", "gateway", "monitoring"}),
 }
 
 log = structlog.get_logger("helixflow.auth")
@@ -37,13 +49,28 @@ class AuthNode:
     """Listens on `run/control.sock` and `auth.host:auth.port` (gRPC) and on `run/admin.sock` (HTTP).
 
     A port of 0 takes a free one: `run/auth.address` holds `host:port` as it is, until `close`. `identity` is what it
-    shows to its callers. `start`, then `run` for as long as it serves, then `close`.
+    shows to its callers; pools register in `registry`. `start`, then `run` for as long as it serves, then `close`.
     """
 
-    def __init__(self, settings: Settings, identity: ServiceIdentity, bootstrap_key: str | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        identity: ServiceIdentity,
+        bootstrap_key: str | None,
+        registry: Registry,
+        *,
+        on_models: OnModels | None = None,
+    ) -> None:
+        """`on_models` is told of models that are to be served here; without it nothing is, and configurations may name
+        files of other nodes.
+        """
         self._settings = settings
+        self._on_models = on_models
+        self._serving: ServingNode | None = None
         self._identity = identity
         self._bootstrap_key = bootstrap_key
+        self._registry = registry
+        self._fleet = FleetPools(registry, identity, settings.run_dir)
         self._services: AuthServices | None = None
         self._server: grpc.aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
@@ -56,14 +83,23 @@ class AuthNode:
         """Opens the database and the listeners. Raises `UserError`; what was begun is to be closed."""
         settings = self._settings
         socket = socket_path(settings.run_dir, "control")
-        self._services = await create_auth(settings, self._bootstrap_key)
+        cache = await asyncio.to_thread(read_cache, settings)
+        found = found_by(cache) if cache is not None else Found.of(settings)
+        rules = await asyncio.to_thread(serving_rules, on_this_machine=self._on_models is not None)
+        self._services = await create_auth(settings, self._bootstrap_key, pools=self._fleet, rules=rules, found=found)
+        if cache is not None:
+            on_models = self._on_models or ignore_models
+            self._serving = ServingNode(settings, cache, self._services.serving, on_models)
         self._server = create_server(self._identity, _POLICY)
         self._services.register(self._server)
-        self._health = await add_health_and_reflection(self._server, self._services.names)
+        RegistryService(self._registry).register(self._server)
+        names = (*self._services.names, registration.SERVICE_NAME)
+        self._health = await add_health_and_reflection(self._server, names)
         await listen(self._server, socket, self._identity)
         host = settings.auth.host
         port = await listen_tcp(self._server, host, settings.auth.port, self._identity)
         await self._server.start()
+        self._registry.open()
         self._console = await asyncio.to_thread(ServiceIdentity.open, settings, "console")
         self._channel = create_channel(socket, self._console, "auth")
         self._admin = AdminServer(create_app(self._channel), socket_path(settings.run_dir, SOCKET_NAME))
@@ -78,6 +114,8 @@ class AuthNode:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._services.run(), name="auth")
             tasks.create_task(self._console.follow(), name="console identity")
+            if self._serving is not None:
+                tasks.create_task(self._serving.run(), name="serving configuration")
 
     async def close(self) -> None:
         """Answers what is under way, for a moment, and ends. Idempotent."""
@@ -90,6 +128,8 @@ class AuthNode:
             await self._health.enter_graceful_shutdown()
         if self._services is not None:
             await self._services.close()
+        self._registry.close()
+        await self._fleet.close()
         if self._server is not None:
             await self._server.stop(_STOP_GRACE_S)
         self._admin = self._channel = self._health = self._server = self._services = None

@@ -7,30 +7,26 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
 
-import grpc
 import structlog
 import uvloop
 
-from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
+from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.launch.auth_node import AuthNode
 from helixflow.launch.launcher import SOCKET_NAME
-from helixflow.launch.tasks import until_stopped
+from helixflow.launch.pool_node import PoolNode
+from helixflow.launch.ports import is_loopback
+from helixflow.launch.serving_cache import with_cached_models
+from helixflow.launch.tasks import until_lost, until_stopped
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.renewal import Renewal
-from helixflow.pool import service as pool
 from helixflow.pool.launcher_client import LauncherClient
+from helixflow.pool.registration import Registry
+from helixflow.pool.service import create_pool
 from helixflow.process.child import ChildArguments
-from helixflow.rpc.peers import Policy
-from helixflow.rpc.servers import add_health_and_reflection, create_server, listen
-from helixflow.rpc.sockets import socket_path
 from helixflow.settings.client import client_environment
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
-
-_STOP_GRACE_S: Final = 1.0
-_POOL_POLICY: Final[Policy] = {pool.SERVICE_NAME: frozenset({"gateway", "console", "control"})}
 
 log = structlog.get_logger("helixflow.control")
 
@@ -60,13 +56,17 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: st
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    # Others may have been applied since the node has started.
+    settings = await asyncio.to_thread(with_cached_models, settings)
     identity = await asyncio.to_thread(ServiceIdentity.open, settings, "control")
     launcher = await LauncherClient.connect(settings.run_dir / SOCKET_NAME)
-    supervision = pool.create_pool(settings, launcher)
-    # First of all: engines load, and gateways find them, while the database opens or is waited for.
-    tasks = [asyncio.create_task(supervision.run(), name="pool")]
-    auth = AuthNode(settings, identity, bootstrap_key)
-    server: grpc.aio.Server | None = None
+    # Gateways of other nodes come only where an address is meant for them.
+    reachable = not is_loopback(settings.pool.host)
+    services = create_pool(settings, launcher)
+    pool = PoolNode(settings, identity, services, reachable=reachable)
+    registry = Registry()
+    auth = AuthNode(settings, identity, bootstrap_key, registry, on_models=services.apply)
+    tasks: list[asyncio.Task[None]] = []
 
     async def serve_auth() -> None:
         await auth.start()
@@ -75,37 +75,26 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: st
         await auth.run()
 
     try:
-        tasks.append(asyncio.create_task(identity.follow(), name="identity"))
-        tasks.append(asyncio.create_task(Renewal(settings).run(), name="renewal"))
-        tasks.append(asyncio.create_task(_until_lost(launcher), name="launcher"))
-        server = await _start_pool(settings, identity, supervision)
-        # A task as well: it may wait for its database for long, and the others must not end unseen meanwhile.
-        tasks.append(asyncio.create_task(serve_auth(), name="auth"))
+        await pool.start()
+        registry.set_local(pool.entry)
+        runs = {
+            # First of all: engines load, and gateways find them, while the database opens or is waited for.
+            "pool": pool.run(),
+            "identity": identity.follow(),
+            "renewal": Renewal(settings).run(),
+            "launcher": until_lost(launcher.lost),
+            # A task as well: it may wait for its database for long, and the others must not end unseen meanwhile.
+            "auth": serve_auth(),
+        }
+        tasks = [asyncio.create_task(run, name=name) for name, run in runs.items()]
         await until_stopped(stopping, tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await supervision.close()
+        await pool.close()
         await auth.close()
-        if server is not None:
-            await server.stop(_STOP_GRACE_S)
         await launcher.close()
-
-
-async def _start_pool(settings: Settings, identity: ServiceIdentity, supervision: pool.PoolServices) -> grpc.aio.Server:
-    server = create_server(identity, _POOL_POLICY)
-    supervision.register(server)
-    await add_health_and_reflection(server, [pool.SERVICE_NAME])
-    await listen(server, socket_path(settings.run_dir, "pool"), identity)
-    await server.start()
-    return server
-
-
-async def _until_lost(launcher: LauncherClient) -> None:
-    """Raises `HelixError` once there is nobody left to start engines."""
-    await launcher.lost.wait()
-    raise HelixError(ErrorKind.UNAVAILABLE, "The launcher's socket is gone.")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import uvloop
 from helixflow.clients.changes import ChangeWatch
 from helixflow.clients.keys import KeyResolver
 from helixflow.clients.tokens import TokenVerifier
-from helixflow.core.call import Completer
+from helixflow.core.call import Call, Completer
 from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.gateway.app import App
@@ -29,10 +29,13 @@ from helixflow.gateway.surfaces.operations import OperationsSurface
 from helixflow.launch.gateway_metering import GatewayMetering
 from helixflow.launch.gateway_models import GatewayModels
 from helixflow.launch.gateway_pools import GatewayPools
+from helixflow.launch.gateway_serving import GatewayServing
+from helixflow.launch.serving_cache import with_cached_models
 from helixflow.launch.tasks import until_stopped
 from helixflow.pki.contexts import ServerContext
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.process.child import ChildArguments
+from helixflow.routing.balancing import Balancer
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.sockets import socket_path
 from helixflow.settings.tree import Settings
@@ -55,7 +58,16 @@ class Gateway:
         self._identity = ServiceIdentity.open(settings, "gateway")
         self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "auth")
         self._pools = GatewayPools(settings, self._identity, self._channel)
-        self._models = GatewayModels(settings.models, self._pools, self._clock)
+        self._models = GatewayModels(
+            settings.models,
+            self._pools,
+            self._clock,
+            routing=settings.routing,
+            balancer=Balancer.of(settings.routing, self._clock),
+            longest_call_s=settings.gateway.request_timeout_s,
+            gateways=settings.redis.gateways if settings.redis.url else 1,
+            cost_bound=self._cost_bound if settings.metering.enabled else None,
+        )
         self._changes = ChangeWatch(self._channel, clock=self._clock)
         self._keys = KeyResolver(
             self._channel,
@@ -74,6 +86,7 @@ class Gateway:
         self._metering = (
             GatewayMetering(settings, self._channel, self._changes, self._clock) if settings.metering.enabled else None
         )
+        self._serving = GatewayServing(self._channel, self._models, self._metering, settings.pool.name or "")
         # None is kept: a request that changes something must not be sent again because a kept one was found dead.
         self._admin_client = HttpClient(max_connections=_ADMIN_CONNECTIONS, idle_expiry_s=0)
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,7 +101,7 @@ class Gateway:
         self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
         completer: Completer = router
         if self._metering is not None:
-            completer = metered = self._metering.wrap(router)
+            completer = metered = self._metering.wrap(router, router.table)
             metrics.registry.register(self._metering.collect_from(metered))
         addresses = ClientAddresses(settings.gateway.trusted_proxies)
         identification = Identification(self._keys, self._tokens, addresses)
@@ -113,6 +126,7 @@ class Gateway:
     def start_watches(self) -> Sequence[asyncio.Task[None]]:
         """Begins to follow what the gateway depends on. None of these tasks ends by itself; `close` cancels them."""
         runs = {"identity": self._identity.follow(), "replicas": self._pools.run(), "changes": self._changes.run()}
+        runs["serving configuration"] = self._serving.run()
         if self._metering is not None:
             runs["metering"] = self._metering.run()
         self._tasks = [asyncio.create_task(run, name=name) for name, run in runs.items()]
@@ -133,6 +147,10 @@ class Gateway:
         await self._admin_client.close()
         await self._channel.close()
         self.observation.flush()
+
+    def _cost_bound(self, deployment: str, call: Call) -> int:
+        assert self._metering is not None
+        return self._metering.cost_bound(deployment, call)
 
     def _problems(self) -> list[str]:
         """What keeps this gateway from serving."""
@@ -194,7 +212,7 @@ def main() -> int:
     settings = arguments.load_settings()
     configure_logging(settings.log.level, settings.log.format, service=arguments.name or "gateway")
     try:
-        return int(uvloop.run(serve(arguments, settings)))
+        return int(uvloop.run(serve(arguments, with_cached_models(settings))))
     except UserError as exc:
         log.error("gateway.refused", reason=exc.message)
         return int(exc.exit_code)

@@ -4,14 +4,24 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from ssl import SSLContext
-from typing import Final
+from typing import Final, TypedDict
 
 from helixflow.core.call import Completer
 from helixflow.core.capacity import Slots
 from helixflow.core.errors import ExitCode, UserError
+from helixflow.engines.anthropic import AnthropicEngine
 from helixflow.engines.llama_cpp.engine import LlamaCppEngine
+from helixflow.engines.ollama import OllamaEngine
 from helixflow.engines.openai import OpenAIEngine
-from helixflow.settings.deployments import Deployment, LlamaCppDeployment, OpenAIDeployment, ProviderDeployment
+from helixflow.settings.deployments import (
+    AnthropicDeployment,
+    Deployment,
+    LlamaCppDeployment,
+    OllamaDeployment,
+    OpenAIDeployment,
+    Provider,
+    ProviderDeployment,
+)
 from helixflow.transport.client import HttpClient, Timeouts
 from helixflow.transport.tls import client_context
 
@@ -41,10 +51,10 @@ class EngineBuilder:
             case LlamaCppDeployment():
                 assert slots is not None
                 return LlamaCppEngine(self._replicas, slots, deployment=name, task=deployment.task), None
-            case OpenAIDeployment():
+            case OpenAIDeployment() | AnthropicDeployment() | OllamaDeployment():
                 try:
                     client = _client_of(deployment)
-                    return _build_openai(client, name, public_model, deployment), client
+                    return _build_provider(client, name, public_model, deployment), client
                 except (ValueError, OSError) as exc:
                     raise UserError(f"the deployment {name}: {exc}", ExitCode.CONFIG) from exc
         raise UserError(f"the deployment {name}: no engine for {deployment.engine!r}", ExitCode.CONFIG)
@@ -58,17 +68,34 @@ def _client_of(deployment: ProviderDeployment) -> HttpClient:
     return HttpClient(max_connections=deployment.max_connections, idle_expiry_s=_IDLE_EXPIRY_S, ssl_context=context)
 
 
-def _build_openai(client: HttpClient, name: str, public_model: str, deployment: OpenAIDeployment) -> OpenAIEngine:
-    return OpenAIEngine(
-        client,
+def _build_provider(client: HttpClient, name: str, public_model: str, deployment: Provider) -> Completer:
+    """Raises `ValueError` for a key that cannot be read, and for what cannot be sent."""
+    common = _Common(
         deployment=name,
-        public_model=public_model,
         base_url=deployment.base_url,
         model=deployment.model or public_model,
         api_key=deployment.api_key.read() if deployment.api_key is not None else None,
         headers=expand_headers(deployment.headers),
         timeouts=timeouts_of(deployment),
     )
+    match deployment:
+        case OpenAIDeployment():
+            return OpenAIEngine(client, **common)
+        case AnthropicDeployment(version=version, max_tokens=max_tokens):
+            return AnthropicEngine(client, version=version, max_tokens=max_tokens, **common)
+        case OllamaDeployment(context=context):
+            return OllamaEngine(client, context=context, **common)
+
+
+class _Common(TypedDict):
+    """What all providers' engines are made of."""
+
+    deployment: str
+    base_url: str
+    model: str
+    api_key: str | None
+    headers: Mapping[str, str]
+    timeouts: Timeouts
 
 
 def timeouts_of(deployment: ProviderDeployment) -> Timeouts:

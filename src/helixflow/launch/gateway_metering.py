@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from helixflow.clients.changes import ChangeWatch
-from helixflow.core.call import Completer
+from helixflow.core.call import Call, Completer
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.metering.admission import Limiter
@@ -26,6 +26,7 @@ from helixflow.metering.policy_cache import PolicyCache
 from helixflow.metering.price_book import PriceBook
 from helixflow.metering.redis.redis_limiter import RedisLimiter
 from helixflow.process.backoff import Backoff
+from helixflow.routing.table import RoutingTable
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
@@ -62,18 +63,20 @@ class GatewayMetering:
         )
         self._prices = PriceBook(channel, watch, deployment_refs(settings.models), clock)
         self._metered: Metered | None = None
+        self._estimator: Estimator | None = None
         self.limiter = self._build_limiter()
 
-    def wrap(self, inner: Completer) -> Metered:
-        """The same, metered."""
+    def wrap(self, inner: Completer, table: RoutingTable) -> Metered:
+        """The same, metered; `table` says what calls can lead to."""
         metering = self._settings.metering
+        self._estimator = Estimator(
+            plan_models(table),
+            expected_completion=metering.expected_completion_tokens,
+            media_tokens=metering.media_tokens,
+        )
         self._metered = Metered(
             inner,
-            estimator=Estimator(
-                plan_models(self._settings.models),
-                expected_completion=metering.expected_completion_tokens,
-                media_tokens=metering.media_tokens,
-            ),
+            estimator=self._estimator,
             policies=self._policies,
             prices=self._prices,
             limiter=self.limiter,
@@ -82,6 +85,24 @@ class GatewayMetering:
             clock=self._clock,
         )
         return self._metered
+
+    async def prepare(self, models: Sequence[ModelSettings]) -> None:
+        """Makes sure that calls of these models can be rated. Raises `HelixError`."""
+        await self._prices.use(deployment_refs(models))
+
+    def use(self, table: RoutingTable) -> None:
+        """Calls are estimated by this table from now on."""
+        assert self._estimator is not None
+        self._estimator.replace(plan_models(table))
+
+    def cost_bound(self, deployment: str, call: Call) -> int:
+        """Nanodollars that a call costs at most at a deployment. Only between `wrap` and `close`."""
+        assert self._estimator is not None
+        bounds = self._estimator.bounds(call)
+        left_s = call.deadline - asyncio.get_running_loop().time()
+        return self._prices.dearest_bound(
+            (deployment,), int(self._clock.now() * 1000), bounds.prompt, bounds.completion, int(left_s * 1000)
+        )
 
     def collect_from(self, metered: Metered) -> MeteringCollector:
         """Its figures, for a registry."""
@@ -164,12 +185,6 @@ class GatewayMetering:
             log.warning("limits.unshared", advice="other nodes use this database: set redis.url on all of them")
 
 
-def plan_models(models: Sequence[ModelSettings]) -> Mapping[str, ModelPlan]:
-    """What demands are estimated by."""
-    return {
-        model.name: ModelPlan(
-            tuple(name for name, _ in model.named_deployments()),
-            max((deployment.context for deployment in model.deployments), default=0),
-        )
-        for model in models
-    }
+def plan_models(table: RoutingTable) -> Mapping[str, ModelPlan]:
+    """What demands are estimated by: fallbacks and all ways of a split are reserved for, and hedges."""
+    return {model: ModelPlan(*plan) for model, plan in table.plans.items()}

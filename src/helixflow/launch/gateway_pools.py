@@ -65,12 +65,15 @@ class GatewayPools:
     away the pools stay as they are.
     """
 
-    def __init__(self, settings: Settings, identity: ServiceIdentity, control: grpc.aio.Channel) -> None:
-        """`control` leads to the registry of pools on this node. Raises `UserError` (CONFIG, STORAGE)."""
+    def __init__(self, settings: Settings, identity: ServiceIdentity, control: grpc.aio.Channel | None) -> None:
+        """`control` leads to the registry of pools; without it there is this node's alone.
+
+        Raises `UserError` (CONFIG, STORAGE).
+        """
         self._settings = settings
         self._identity = identity
         self._tls = PeerContext(identity, server_side=False)
-        self._registry = RegistryWatch(control, self._on_pools)
+        self._registry = RegistryWatch(control, self._on_pools) if control is not None else None
         self._tokenizers = TokenizerCache(settings.data_dir / "cache" / "tokenizers")
         self._links: dict[str, PoolLink] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -87,7 +90,8 @@ class GatewayPools:
             self._group = group
             for link in self._links.values():
                 link.following = group.create_task(link.watch.run(), name=f"replicas {link.name}")
-            group.create_task(self._registry.run(), name="pools")
+            if self._registry is not None:
+                group.create_task(self._registry.run(), name="pools")
             group.create_task(self._tls.follow(), name="identity towards replicas")
 
     async def close(self) -> None:
@@ -108,8 +112,11 @@ class GatewayPools:
         return link.channel if link is not None else None
 
     def open_slots(self, name: str, deployment: LaunchedDeployment) -> ReplicaSlots:
-        """The slots of a deployment, from now on until `close_slots`."""
+        """The slots of a deployment, from now on until `close_slots`; those that it has, if it is open already."""
         self._launched[name] = deployment
+        if (known := self._slots.get(name)) is not None:
+            known.max_queue = deployment.max_queue
+            return known
         slots = self._slots[name] = ReplicaSlots(
             name,
             max_queue=deployment.max_queue,

@@ -1,10 +1,12 @@
 """The launcher: one small process with one thread, parent of control, gateways, shipper and engines.
 
-    python -m helixflow.launch.launcher --settings-fd N --listen-fd N --tls-listen-fd N --lock-fd N [--on-ready JSON]
+    python -m helixflow.launch.launcher --settings-fd N --lock-fd N [--role node|pool] [--listen-fd N]
+        [--tls-listen-fd N] [--data-listen-fd N] [--on-ready JSON]
 
-It keeps its children alive, hands the listening sockets to every generation of gateways, answers the pool on
-`data_dir/run/launcher.sock`, and ends everything in order: gateways drain, then shipper, control and engines end. It
-loads neither asyncio nor gRPC: what it does not contain cannot bring down everything at once.
+It keeps its children alive, hands the listening sockets to every generation of gateways and relays, answers the pool on
+`data_dir/run/launcher.sock`, and ends everything in order: gateways drain, then shipper and control end, the relay
+drains, and engines end. It loads neither asyncio nor gRPC: what it does not contain cannot bring down everything at
+once. As a pool it has neither gateways nor shipper, and in place of control the pool alone.
 """
 
 import argparse
@@ -42,8 +44,12 @@ URL_NAME: Final = "gateway.url"
 HTTPS_URL_NAME: Final = "gateway.https_url"
 # Tells where the auth service listens for gRPC; the control process writes it.
 AUTH_ADDRESS_NAME: Final = "auth.address"
+# The same of the pool.
+POOL_ADDRESS_NAME: Final = "pool.address"
 # Tells how far the shipper is, see `metering.shipping.figures`.
 SHIPPER_STATUS_NAME: Final = "shipper.json"
+_CONTROL: Final = "helixflow.launch.control"
+_POOL: Final = "helixflow.launch.pool"
 _SHIPPER: Final = "helixflow.launch.shipper"
 # Engines have no use for these, nor for what the settings name.
 _SECRET_VARIABLES: Final = frozenset(
@@ -66,8 +72,9 @@ class Phase(Enum):
     DRAINING = 1
     STOPPING_SHIPPER = 2
     STOPPING_CONTROL = 3
-    STOPPING_ENGINES = 4
-    DONE = 5
+    DRAINING_RELAY = 4
+    STOPPING_ENGINES = 5
+    DONE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +90,45 @@ class LauncherOptions:
     log_level: str
     log_format: Literal["auto", "text", "json"]
     settings_fd: int
-    listen_fd: int
+    listen_fd: int | None = None
     tls_listen_fd: int | None = None
+    # None: gateways of other nodes have no way to the engines here.
+    data_listen_fd: int | None = None
     secret_variables: frozenset[str] = _SECRET_VARIABLES
-    control_module: str = "helixflow.launch.control"
+    control_name: str = "control"
+    control_module: str = _CONTROL
     gateway_module: str = "helixflow.launch.gateway"
     # None: nothing is metered, so there is nothing to ship.
     shipper_module: str | None = _SHIPPER
+    relay_module: str = "helixflow.launch.relay"
 
     @classmethod
-    def read(cls, settings_fd: int, listen_fd: int, tls_listen_fd: int | None = None) -> "LauncherOptions":
+    def read(
+        cls,
+        settings_fd: int,
+        listen_fd: int | None = None,
+        tls_listen_fd: int | None = None,
+        data_listen_fd: int | None = None,
+        *,
+        pool_alone: bool = False,
+    ) -> "LauncherOptions":
         with os.fdopen(os.dup(settings_fd), "rb") as file:
             file.seek(0)
             tree = json.load(file)
         return cls(
             run_dir=Path(tree["data_dir"]) / "run",
             drain_timeout_s=float(tree["gateway"]["drain_timeout_s"]),
-            gateways=int(tree["gateway"]["workers"]),
+            gateways=0 if pool_alone else int(tree["gateway"]["workers"]),
             log_level=tree["log"]["level"],
             log_format=tree["log"]["format"],
             settings_fd=settings_fd,
             listen_fd=listen_fd,
             tls_listen_fd=tls_listen_fd,
+            data_listen_fd=data_listen_fd,
             secret_variables=_SECRET_VARIABLES | find_secret_variables(tree),
-            shipper_module=_SHIPPER if tree["metering"]["enabled"] else None,
+            control_name="pool" if pool_alone else "control",
+            control_module=_POOL if pool_alone else _CONTROL,
+            shipper_module=_SHIPPER if tree["metering"]["enabled"] and not pool_alone else None,
         )
 
 
@@ -143,10 +165,15 @@ class Launcher:
         self._life_read, self._life_write = os.pipe()
         engine_environ = {name: value for name, value in environ.items() if name not in options.secret_variables}
         self._engines = EngineTable(self._loop, log, engine_environ, self._tell)
-        self._control = self._service("control", options.control_module)
+        self._control = self._service(options.control_name, options.control_module)
+        api = {"--listen-fd": options.listen_fd, "--tls-listen-fd": options.tls_listen_fd}
         self._gateways = [
-            self._service(f"gateway-{index}", options.gateway_module, listen=True) for index in range(options.gateways)
+            self._service(f"gateway-{index}", options.gateway_module, api) for index in range(options.gateways)
         ]
+        data = {"--listen-fd": options.data_listen_fd}
+        self._relays = (
+            [self._service("relay", options.relay_module, data)] if options.data_listen_fd is not None else []
+        )
         # It ships what the gateways leave, also when they ended by themselves.
         self._shippers = [self._service("shipper", options.shipper_module)] if options.shipper_module else []
         self._socket = RequestSocket(self._loop, options.run_dir / SOCKET_NAME, self._respond)
@@ -161,22 +188,20 @@ class Launcher:
             service.start()
         self._loop.run()
         self._socket.close()
-        for name in (*CONTROL_SOCKETS, URL_NAME, HTTPS_URL_NAME, AUTH_ADDRESS_NAME, SHIPPER_STATUS_NAME):
+        files = (URL_NAME, HTTPS_URL_NAME, AUTH_ADDRESS_NAME, POOL_ADDRESS_NAME, SHIPPER_STATUS_NAME)
+        for name in (*CONTROL_SOCKETS, *files):
             (self._options.run_dir / name).unlink(missing_ok=True)
         self._loop.close()
         return self._exit_code
 
     @property
     def _services(self) -> list[ServiceProcess]:
-        return [self._control, *self._gateways, *self._shippers]
+        return [self._control, *self._gateways, *self._shippers, *self._relays]
 
-    def _service(self, name: str, module: str, *, listen: bool = False) -> ServiceProcess:
+    def _service(self, name: str, module: str, listeners: Mapping[str, int | None] | None = None) -> ServiceProcess:
         def start_child(ready_fd: int) -> Spawned:
             fds = {"--settings-fd": self._options.settings_fd, "--life-fd": self._life_read, "--ready-fd": ready_fd}
-            if listen:
-                fds["--listen-fd"] = self._options.listen_fd
-                if self._options.tls_listen_fd is not None:
-                    fds["--tls-listen-fd"] = self._options.tls_listen_fd
+            fds |= {option: fd for option, fd in (listeners or {}).items() if fd is not None}
             argv = [sys.executable, "-P", "-m", module, "--name", name]
             for option, fd in fds.items():
                 argv += [option, str(fd)]
@@ -257,6 +282,11 @@ class Launcher:
             self._enter(Phase.STOPPING_CONTROL)
             self._control.stop()
         if self._phase is Phase.STOPPING_CONTROL and not self._control.is_running:
+            # The pool has told gateways elsewhere not to send anything more; what runs for them goes on.
+            self._enter(Phase.DRAINING_RELAY)
+            for relay in self._relays:
+                relay.stop()
+        if self._phase is Phase.DRAINING_RELAY and not any(relay.is_running for relay in self._relays):
             self._enter(Phase.STOPPING_ENGINES)
             self._engines.stop_all(ENGINE_GRACE_S)
         if self._phase is Phase.STOPPING_ENGINES and len(self._engines) == 0 and self._welcome is None:
@@ -272,6 +302,7 @@ class Launcher:
             Phase.DRAINING: self._options.drain_timeout_s + DRAIN_EXTRA_S,
             Phase.STOPPING_SHIPPER: SHIPPER_GRACE_S,
             Phase.STOPPING_CONTROL: CONTROL_GRACE_S,
+            Phase.DRAINING_RELAY: self._options.drain_timeout_s + DRAIN_EXTRA_S,
             Phase.STOPPING_ENGINES: ENGINE_GRACE_S + KILL_WAIT_S,
         }.get(phase)
         self._deadline = self._loop.call_later(limit_s, self._overdue) if limit_s is not None else None
@@ -287,6 +318,9 @@ class Launcher:
                 shipper.kill()
         elif self._phase is Phase.STOPPING_CONTROL:
             self._control.kill()
+        elif self._phase is Phase.DRAINING_RELAY:
+            for relay in self._relays:
+                relay.kill()
         else:
             self._kill_all()
         self._deadline = self._loop.call_later(KILL_WAIT_S, self._loop.stop)
@@ -308,15 +342,17 @@ def _are_strings(argv: list[object], env: object) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helixflow.launch.launcher", description=__doc__)
     parser.add_argument("--settings-fd", type=int, required=True)
-    parser.add_argument("--listen-fd", type=int, required=True)
-    parser.add_argument("--tls-listen-fd", type=int, default=None)
+    parser.add_argument("--role", choices=("node", "pool"), default="node")
+    for option in ("--listen-fd", "--tls-listen-fd", "--data-listen-fd"):
+        parser.add_argument(option, type=int, default=None)
     parser.add_argument("--lock-fd", type=int, default=None, help="keeps the data directory's lock")
     parser.add_argument("--on-ready", type=json.loads, default=[], metavar="JSON_ARGV")
     given = parser.parse_args(argv)
-    for fd in (given.settings_fd, given.listen_fd, given.tls_listen_fd, given.lock_fd):
+    listeners = (given.listen_fd, given.tls_listen_fd, given.data_listen_fd)
+    for fd in (given.settings_fd, given.lock_fd, *listeners):
         if fd is not None:
             os.set_inheritable(fd, False)
-    options = LauncherOptions.read(given.settings_fd, given.listen_fd, given.tls_listen_fd)
+    options = LauncherOptions.read(given.settings_fd, *listeners, pool_alone=given.role == "pool")
     log = RecordLog(sys.stderr, level=options.log_level, format=options.log_format, service="launcher")
     # Engines start from our own environment: the launcher is where it enters.
     return Launcher(options, log, os.environ, given.on_ready).run()

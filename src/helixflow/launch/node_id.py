@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import socket
 from typing import Final
 
 from helixflow.core.errors import ExitCode, UserError
@@ -11,8 +10,6 @@ from helixflow.settings.tree import Settings
 
 _FILE_NAME: Final = "node.id"
 _ID: Final = re.compile(r"[0-9a-f]{32}")
-_UNNAMEABLE: Final = re.compile(r"[^a-z0-9._-]+")
-_FALLBACK_NAME: Final = "node"
 
 
 def read_node_id(settings: Settings) -> str:
@@ -26,11 +23,3 @@ def read_node_id(settings: Settings) -> str:
     if _ID.fullmatch(found) is None:
         raise UserError(f"{path}: is not the identity of a node; remove it", ExitCode.CONFIG)
     return found
-
-
-def with_pool_name(settings: Settings) -> Settings:
-    """The same settings with the name of this node's pool: without one in them, the host's."""
-    if settings.pool.name is not None:
-        return settings
-    name = _UNNAMEABLE.sub("-", socket.gethostname().lower())[:63].strip("-._") or _FALLBACK_NAME
-    return settings.model_copy(update={"pool": settings.pool.model_copy(update={"name": name})})

@@ -37,6 +37,7 @@ class ConfigurationFile:
         self._on_applied = on_applied
         self._at_start: Settings | None = None
         self._told: tuple[str, ...] = ()
+        self._put_off = False
 
     async def follow(self) -> None:
         """Looks at it once a second, until cancelled. What is wrong with it is logged, once for each change."""
@@ -76,8 +77,11 @@ class ConfigurationFile:
             return True
         except HelixError as exc:
             # The database is away, or somebody else was quicker.
-            log.warning("configuration.put_off", file=str(self._path), code=exc.code, reason=exc.message)
+            if not self._put_off:
+                self._put_off = True
+                log.warning("configuration.put_off", file=str(self._path), code=exc.code, reason=exc.message)
             return False
+        self._put_off = False
         self._digest = digest_of(document)
         self._on_applied(self._digest)
         log.info("configuration.applied", file=str(self._path), revision=version.revision)

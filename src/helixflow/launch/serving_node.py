@@ -36,6 +36,7 @@ class ServingNode:
         self._service = service
         self._on_models = on_models
         self._digests: asyncio.Queue[str] = asyncio.Queue()
+        self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -73,6 +74,7 @@ class ServingNode:
         """A disk that is full does not keep models from being served: the history has them too."""
         self._cache = msgspec.structs.replace(self._cache, **fields)
         try:
-            await asyncio.to_thread(write_cache, self._settings, self._cache)
+            async with self._writing:
+                await asyncio.to_thread(write_cache, self._settings, self._cache)
         except UserError as exc:
             log.error("configuration.not_kept", reason=exc.message)

@@ -34,9 +34,7 @@ def decide_serving(settings: Settings, config: Path | None, catalogue: Catalogue
         revision, document = cache.revision, cache.document
     else:
         models, revision = complete(settings.models, catalogue), 0
-    decided = cache_of(
-        models, document=document, revision=revision, file_digest=digest, config=config_path, said=said
-    )
+    decided = cache_of(models, document=document, revision=revision, file_digest=digest, config=config_path, said=said)
     return settings.model_copy(update={"models": models}), decided
 
 

@@ -25,3 +25,9 @@ async def until_stopped(stopping: asyncio.Event, tasks: Collection[asyncio.Task[
     if isinstance(cause, UserError | HelixError):
         raise cause
     raise HelixError(ErrorKind.INTERNAL, f"The task '{name}', which must not end, has ended.") from cause
+
+
+async def until_lost(launcher: asyncio.Event) -> None:
+    """A task for `until_stopped`: raises `HelixError` (UNAVAILABLE) once the launcher is lost, and with it engines."""
+    await launcher.wait()
+    raise HelixError(ErrorKind.UNAVAILABLE, "The launcher's socket is gone.")

@@ -6,6 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from helixflow.core.call import Call
+from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_chat import ChatParams
 from helixflow.dialects.openai_completions import CompletionParams
 
@@ -16,10 +17,13 @@ _BYTES_A_TOKEN: Final = 4
 
 
 class ModelPlan(Struct, frozen=True):
-    """The deployments of a public model that may serve a call, and the most tokens one of them takes in a request."""
+    """The deployments that may serve a call of a public model, and the most tokens one of them takes in a request. So
+    many `attempts` of one call may be billed: 2 where a slow one is hedged.
+    """
 
     deployments: Sequence[str]
     context: int
+    attempts: int = 1
 
 
 class Bounds(Struct, frozen=True, gc=False):
@@ -41,13 +45,24 @@ class Estimator:
         self._expected_completion = expected_completion
         self._media_tokens = media_tokens
 
+    def replace(self, models: Mapping[str, ModelPlan]) -> None:
+        """From now on these are served."""
+        self._models = models
+
     def plan(self, model: str) -> ModelPlan:
-        return self._models[model]
+        """Raises `HelixError` MODEL_NOT_FOUND for one that is not served any more."""
+        try:
+            return self._models[model]
+        except KeyError:
+            raise HelixError(ErrorKind.MODEL_NOT_FOUND, f"The model '{model}' does not exist.", param="model") from None
 
     def bounds(self, call: Call) -> Bounds:
-        """Upper bounds that hold whatever engine serves it, and an expectation that is right on average."""
+        """Upper bounds that hold whatever engine serves it, and an expectation that is right on average.
+
+        Of one attempt. Raises as `plan`.
+        """
         params = call.params
-        context = self._models[call.model].context
+        context = self.plan(call.model).context
         if isinstance(params, ChatParams):
             media = params.media
             text = call.body_bytes - media.inlined_bytes

@@ -144,12 +144,10 @@ class Metered:
             if self._loop is None:  # asked for once: each asking is a system call (getpid)
                 self._loop = asyncio.get_running_loop()
             left_s = call.deadline - self._loop.time()
-            cost_bound = self._book.prices.dearest_bound(
-                self._estimator.plan(call.model).deployments,
-                ticket.admitted_at_ms,
-                bounds.prompt,
-                bounds.completion,
-                int(left_s * 1000),
+            plan = self._estimator.plan(call.model)
+            # Tokens are counted of the attempt that answers; money is spent for all.
+            cost_bound = plan.attempts * self._book.prices.dearest_bound(
+                plan.deployments, ticket.admitted_at_ms, bounds.prompt, bounds.completion, int(left_s * 1000)
             )
         return Demand(
             call.call_id,

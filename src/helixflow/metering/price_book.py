@@ -30,6 +30,7 @@ KEEP_MS: Final = 86_400_000
 
 # From, before, price; without gaps from 0 to `_NEVER`.
 _Period = tuple[int, int, Price]
+_UNKNOWN: Final[_Period] = (0, 0, Price())
 _Timelines = dict[str, tuple[_Period, ...]]
 
 
@@ -52,17 +53,18 @@ class PriceBook:
         backoff: Backoff | None = None,
     ) -> None:
         self._stub = metering_pb2_grpc.MeteringServiceStub(channel)
-        self._request = metering_pb2.ResolvePricesRequest(deployments=deployments)
         self._now = clock.now
         self._monotonic = clock.monotonic
-        self._names = frozenset(ref.deployment for ref in deployments)
+        self._refs = {ref.deployment: ref for ref in deployments}
+        # Those that are not there any more, and since when: calls that they served are still to be settled.
+        self._gone: dict[str, float] = {}
         self._timelines: _Timelines = {}
         # The period that each deployment was last asked for, which is nearly always that of the next question too.
-        self._current: dict[str, _Period] = dict.fromkeys(self._names, (0, 0, Price()))
+        self._current: dict[str, _Period] = dict.fromkeys(self._refs, _UNKNOWN)
         self._stale = asyncio.Event()
         self._stale.set()
         self._backoff = backoff or Backoff(initial_s=0.1, maximum_s=5.0, jitter=0.5)
-        self.ready = not self._names
+        self.ready = not self._refs
         watch.follow(self)
 
     def price(self, deployment: str, at_ms: int) -> Price:
@@ -83,13 +85,30 @@ class PriceBook:
                 dearest = bound
         return dearest
 
+    async def use(self, deployments: Sequence[metering_pb2.DeploymentRef]) -> None:
+        """These are the deployments from now on. Returns once it is known what they charge; what is gone is known for a
+        day more. Raises `HelixError` when nobody can say it; nothing has changed then.
+        """
+        wanted = {ref.deployment: ref for ref in deployments}
+        asked = [ref for name, ref in wanted.items() if not self.ready or self._refs.get(name) != ref]
+        timelines = await self._ask(asked)
+        now_s = self._monotonic()
+        self._gone = {name: self._gone.get(name, now_s) for name in self._current if name not in wanted}
+        for name in [name for name, since_s in self._gone.items() if now_s - since_s > KEEP_MS / 1000]:
+            for held in (self._gone, self._current, self._timelines):
+                held.pop(name, None)
+        self._refs = wanted
+        for name in wanted:
+            self._current.setdefault(name, _UNKNOWN)
+        self._use(timelines)
+
     async def run(self) -> None:
         """Asks for prices when they may have changed, and now and then, until cancelled."""
         began_s, told = self._monotonic(), False
         while True:
             self._stale.clear()
             try:
-                timelines = await self._load()
+                timelines = await self._ask(list(self._refs.values()))
             except HelixError as exc:
                 # Once for each outage.
                 if not told and (self.ready or self._monotonic() - began_s >= QUIET_S):
@@ -140,16 +159,17 @@ class PriceBook:
             self._turn_to(deployment, now_ms + 1)
         self.ready = True
 
-    async def _load(self) -> _Timelines:
-        """Raises `HelixError`."""
-        if not self._names:
+    async def _ask(self, refs: Sequence[metering_pb2.DeploymentRef]) -> _Timelines:
+        """What they charge. Raises `HelixError`."""
+        if not refs:
             return {}
+        request = metering_pb2.ResolvePricesRequest(deployments=refs)
         try:
-            answer = await self._stub.ResolvePrices(self._request, timeout=LOAD_TIMEOUT_S)
+            answer = await self._stub.ResolvePrices(request, timeout=LOAD_TIMEOUT_S)
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
         timelines = _read(answer.prices)
-        if timelines.keys() != self._names:
+        if timelines.keys() != {ref.deployment for ref in refs}:
             raise HelixError(ErrorKind.UPSTREAM_INVALID, "The auth service did not say what all deployments charge.")
         return timelines
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.metering.journal.records import Admitted, Tokens
+from helixflow.metering.journal.records import Admitted, SideCharge, Tokens
 
 
 class Explanation(Struct, frozen=True, omit_defaults=True):
@@ -19,6 +19,8 @@ class Explanation(Struct, frozen=True, omit_defaults=True):
     reserved_cost: int = 0
     attempts: tuple[tuple[str, str], ...] = ()
     journal_id: str = ""
+    # Part of the row's cost, of other deployments than the row's; its tokens are not among the row's.
+    side: tuple[SideCharge, ...] = ()
 
 
 class RequestRow(Struct, array_like=True, frozen=True, gc=False):
@@ -77,6 +79,7 @@ def make_row(
     duration_ms: int = -1,
     engine_ms: int = -1,
     attempts: tuple[tuple[str, str], ...] = (),
+    side: tuple[SideCharge, ...] = (),
 ) -> RequestRow:
     """The row of a call that was admitted so and ended so."""
     explanation = Explanation(
@@ -86,6 +89,7 @@ def make_row(
         admitted.reserved_cost,
         attempts,
         journal_id,
+        side,
     )
     return RequestRow(
         admitted.call_id,

@@ -11,7 +11,7 @@ from helixflow.core.principal import PrincipalKind
 from helixflow.dialects.openai_chat import ChatParams
 from helixflow.metering.admission import Demand, Grant, Limiter, Settlement
 from helixflow.metering.demand import estimate_prompt
-from helixflow.metering.journal.records import Admitted, Progressed, Settled, Tokens
+from helixflow.metering.journal.records import Admitted, Progressed, Settled, SideCharge, Tokens
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.money import MAX_NANODOLLARS
 from helixflow.metering.policies import Policies
@@ -168,16 +168,22 @@ class CallTicket(Ticket):
         tokens = self._tokens(progress)
         engine_ms = self._engine_ms(progress, time.perf_counter())
         price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+        cost = price.rate(tokens, engine_ms)
+        side: tuple[SideCharge, ...] = ()
+        if progress.side_usage:
+            side = self._side_charges(progress)
+            cost += sum(charge.cost for charge in side)
         self._book.journal.progress(
             Progressed(
                 self.call.call_id,
                 now_ms,
                 progress.deployment,
                 tokens,
-                min(price.rate(tokens, engine_ms), MAX_NANODOLLARS),
+                min(cost, MAX_NANODOLLARS),
                 price.version,
                 self._since_start_ms(progress.first_content_at),
                 engine_ms,
+                side,
             )
         )
 
@@ -192,6 +198,10 @@ class CallTicket(Ticket):
         if tokens.prompt or tokens.completion:
             price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
             cost, version = min(price.rate(tokens, engine_ms), MAX_NANODOLLARS), price.version
+        side: tuple[SideCharge, ...] = ()
+        if progress.side_usage:
+            side = self._side_charges(progress)
+            cost = min(cost + sum(charge.cost for charge in side), MAX_NANODOLLARS)
         record = Settled(
             call.call_id,
             progress.deployment,
@@ -206,6 +216,7 @@ class CallTicket(Ticket):
             int((ended - self._started) * 1000),
             engine_ms,
             progress.attempts,
+            side,
         )
         self._book.settle(self, tokens, cost, record)
         # The call has the ticket, and would be kept until the next collection: its memory is wanted for the next one,
@@ -221,6 +232,21 @@ class CallTicket(Ticket):
             # It does not say how long the prompt was.
             prompt = estimate_prompt(self.call)
         return Tokens(prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported)
+
+    def _side_charges(self, progress: Progress) -> tuple[SideCharge, ...]:
+        """What other deployments charge for the call, each by its own price."""
+        charges = []
+        for side in progress.side_usage:
+            usage, deployment = side.usage, side.deployment
+            # It was given the prompt, whether or not it came to say how long that was.
+            prompt = usage.prompt_tokens or estimate_prompt(self.call)
+            tokens = Tokens(
+                prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported
+            )
+            price = self._book.prices.price(deployment, self.admitted_at_ms)
+            cost = min(price.rate(tokens, side.engine_ms), MAX_NANODOLLARS)
+            charges.append(SideCharge(deployment, tokens, side.engine_ms, cost, price.version))
+        return tuple(charges)
 
     def _since_start_ms(self, moment: float | None) -> int:
         return -1 if moment is None else int((moment - self._started) * 1000)

@@ -1,6 +1,6 @@
 """Whether a deployment is used: what the pool asks before it takes a model out of memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 
@@ -9,6 +9,10 @@ class Activity(Protocol):
 
     def busy(self, deployment: str) -> int:
         """Slots with a running generation, and requests that wait for one, over all gateways."""
+        ...
+
+    def busy_slots(self, deployment: str) -> Mapping[str, int]:
+        """Slots with a running generation, by replica; a replica without any may be missing."""
         ...
 
     def last_used(self, deployment: str) -> float:
@@ -25,6 +29,9 @@ class NoActivity:
 
     def busy(self, deployment: str) -> int:
         return 0
+
+    def busy_slots(self, deployment: str) -> Mapping[str, int]:
+        return {}
 
     def last_used(self, deployment: str) -> float:
         return 0.0

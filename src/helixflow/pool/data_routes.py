@@ -5,7 +5,7 @@ from typing import Final
 
 from helixflow.core.errors import HelixError
 from helixflow.pki.names import replica_server_name
-from helixflow.pool.launcher_client import Engines, RunningEngine
+from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
 
 # Names that nobody has must not keep the launcher busy.
 _LOOK_EVERY_S: Final = 0.1
@@ -57,7 +57,7 @@ class DataRoutes:
         self._ports[name] = port
         engine.exited.add_done_callback(lambda exited: self._forget(name, exited))
 
-    def _forget(self, name: str, exited: "asyncio.Future[object]") -> None:
+    def _forget(self, name: str, exited: "asyncio.Future[EngineExit]") -> None:
         self._ports.pop(name, None)
         if not exited.cancelled() and isinstance(exited.exception(), HelixError):
             self._ports.clear()  # the launcher is lost, and with it everything

@@ -1,12 +1,13 @@
 """Decisions of supervision, without I/O: what a deployment's state is, whether to restart, what a crash was."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from helixflow.core.capacity import Replica
+from helixflow.pool.memory import Need
 from helixflow.process.backoff import Backoff
 
 GIVE_UP_AFTER: Final = 5
@@ -29,25 +30,35 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ServingReplica:
-    """A replica that serves, and the process behind it."""
+    """A replica that serves, the process behind it, and the GPUs that it has, by UUID."""
 
     replica: Replica
     pid: int
+    gpus: tuple[str, ...] = ()
+    tokenizer_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SeatView:
-    """One place for a replica: what it is doing now. `retry_at` is on the monotonic clock, for BACKOFF."""
+    """One place for a replica: what it is doing now. `retry_at` is on the monotonic clock, for BACKOFF.
+
+    `lacks_memory`: it could not be loaded for that, `detail` has the numbers.
+    """
 
     state: State = State.IDLE
     detail: str = ""
     retry_at: float = 0.0
     serving: ServingReplica | None = None
+    lacks_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """What watchers see of a deployment."""
+    """What watchers see of a deployment.
+
+    `need` is what one replica takes, None while it is not known; `last_used_at` in seconds since the epoch, 0 for
+    never; `busy` its slots with a running generation, over all gateways, by replica.
+    """
 
     deployment: str
     state: State
@@ -55,6 +66,11 @@ class DeploymentView:
     restarts: int
     retry_after_s: float
     replicas: tuple[ServingReplica, ...]
+    pinned: bool = False
+    wanted_replicas: int = 1
+    need: Need | None = None
+    last_used_at: float = 0.0
+    busy: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +117,25 @@ _ORDER: Final = (
 )
 
 
-def combine(name: str, seats: Sequence[SeatView], *, restarts: int, now: float) -> DeploymentView:
-    """The deployment's view from those of its seats. `detail` and `retry_after_s` come from the seat that decides."""
+def combine(
+    name: str, seats: Sequence[SeatView], *, restarts: int, now: float, out_of_service: str = ""
+) -> DeploymentView:
+    """The deployment's view from those of its seats. `detail` and `retry_after_s` come from the seat that decides.
+
+    `out_of_service`: why an idle one is not loaded when it is asked for; it is then shown as failed.
+    """
     leading = min(seats, key=lambda seat: (_ORDER.index(seat.state), seat.retry_at))
     waits = leading.state is State.BACKOFF
     troubled = next((seat for seat in seats if seat.state in (State.BACKOFF, State.FAILED)), None)
     detail = leading.detail
-    if leading.state is State.READY and troubled is not None:
+    state = leading.state
+    if state is State.IDLE and out_of_service:
+        state, detail = State.FAILED, out_of_service
+    if state is State.READY and troubled is not None:
         detail = f"a replica is down: {troubled.detail}"
     return DeploymentView(
         deployment=name,
-        state=leading.state,
+        state=state,
         detail=detail,
         restarts=restarts,
         retry_after_s=round(max(0.0, leading.retry_at - now), 3) if waits else 0.0,

@@ -13,6 +13,7 @@ import structlog
 from helixflow.pool.memory import Devices, Need
 from helixflow.pool.memory_estimate import LATER, estimate
 from helixflow.pool.plan import PlannedDeployment
+from helixflow.pool.replica import ModelFiles
 
 # The least lately used go first.
 _MAX_FIGURES: Final = 1000
@@ -44,13 +45,13 @@ class MemoryFigures:
         self._devices = devices
         self._figures: dict[str, _Figure] | None = None
 
-    def need(self, planned: PlannedDeployment, model_path: Path | None, digest: str) -> Need:
-        """Of one replica of the model with that digest (empty: unknown).
+    def need(self, planned: PlannedDeployment, files: ModelFiles) -> Need:
+        """Of one replica.
 
         Raises `ValueError` or `OSError` when its files cannot be used, see `estimate`.
         """
-        need = estimate(planned.settings, model_path, has_gpus=bool(self._devices.devices()))
-        figure = self._load().get(_key(planned, digest))
+        need = estimate(planned.settings, files.path, has_gpus=bool(self._devices.devices()))
+        figure = self._load().get(_key(planned, files.digest))
         if figure is None:
             return need
         gpu_bytes = figure.gpu_bytes if need.gpu_bytes else 0
@@ -130,3 +131,13 @@ def _tree(pid: int) -> Sequence[psutil.Process]:
 
 def _key(planned: PlannedDeployment, digest: str) -> str:
     return f"{digest}:{planned.fingerprint}"
+
+
+class NoFigures:
+    """Nothing is known and nothing counts: every replica fits."""
+
+    def need(self, planned: PlannedDeployment, files: ModelFiles) -> Need:
+        return Need(0)
+
+    def note(self, planned: PlannedDeployment, digest: str, need: Need, pid: int, *, fresh: bool) -> Need:
+        return need

@@ -12,7 +12,8 @@ class Resident:
     """A deployment that takes memory. Only what is neither busy (loading counts) nor pinned can be made to leave.
 
     `leaving`: it was asked to, and its memory is free soon. `superseded`: another one takes its place, so it goes first
-    and whatever it does. `since` and `last_used` are on the monotonic clock.
+    and whatever it does. `wanting`: it is the one that wants more, and does not leave for itself. `since` and
+    `last_used` are on the monotonic clock.
     """
 
     key: str
@@ -22,6 +23,7 @@ class Resident:
     pinned: bool = False
     leaving: bool = False
     superseded: bool = False
+    wanting: bool = False
     since: float = 0.0
     last_used: float = 0.0
 
@@ -74,7 +76,7 @@ def plan_admission(
     if place(wanted, staying, limits) is not None:
         return Wait(None, "waits for the memory of a model that is being unloaded")
     candidates = sorted(
-        (one for one in staying if one.superseded or not (one.busy or one.pinned)),
+        (one for one in staying if one.superseded or not (one.busy or one.pinned or one.wanting)),
         key=lambda one: (not one.superseded, one.last_used, one.key),
     )
     ripe = [one for one in candidates if one.superseded or one.since + min_residence_s <= now]
@@ -85,10 +87,10 @@ def plan_admission(
             ripe.append(one)
             if _fewest(wanted, staying, ripe, limits) is not None:
                 return Wait(one.since + min_residence_s, f"waits until {one.key} has been loaded for its shortest time")
-    pinned = [one for one in staying if one.pinned and not one.superseded]
-    if place(wanted, pinned, limits) is not None:
+    fixed = [one for one in staying if (one.pinned or one.wanting) and not one.superseded]
+    if place(wanted, fixed, limits) is not None:
         return Wait(None, f"waits for memory: {_explain(wanted, loaded, limits)}")
-    return Refuse(_explain(wanted, pinned, limits))
+    return Refuse(_explain(wanted, fixed, limits))
 
 
 def place(wanted: Need, loaded: Collection[Resident], limits: Limits) -> Mapping[str, int] | None:
@@ -165,10 +167,10 @@ def _parts(wanted: Need) -> str:
 
 
 def _held(amounts: Sequence[tuple[Resident, int]]) -> str:
-    pinned = sum(size for one, size in amounts if one.pinned)
-    busy = sum(size for one, size in amounts if one.busy and not one.pinned)
-    idle = sum(size for _, size in amounts) - pinned - busy
-    held = [
-        f"{format_bytes(size)} {what}" for size, what in ((pinned, "pinned"), (busy, "busy"), (idle, "idle")) if size
-    ]
+    own = sum(size for one, size in amounts if one.wanting)
+    pinned = sum(size for one, size in amounts if one.pinned and not one.wanting)
+    busy = sum(size for one, size in amounts if one.busy and not (one.pinned or one.wanting))
+    idle = sum(size for _, size in amounts) - own - pinned - busy
+    named = ((own, "its own other replicas"), (pinned, "pinned"), (busy, "busy"), (idle, "idle"))
+    held = [f"{format_bytes(size)} {what}" for size, what in named if size]
     return f", of which {' and '.join(held)}" if held else ""

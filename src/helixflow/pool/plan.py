@@ -72,7 +72,8 @@ def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
 def plan_deployments(settings: Settings, catalogue: Catalogue) -> tuple[PlannedDeployment, ...]:
     """The deployments that this node runs, of filled settings, in order: those that name no nodes, or this one.
 
-    Raises `UserError` (CONFIG) as the catalogue does. Specifications of the same name are of the same file: where a public name has several, each has its deployment's.
+    Raises `UserError` (CONFIG) as the catalogue does. Specifications of the same name are of the same file: where a
+    public name has several, each has its deployment's.
     """
     node = pool_name(settings)
     planned: list[PlannedDeployment] = []

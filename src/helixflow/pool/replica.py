@@ -1,10 +1,12 @@
 """The life of one engine process: started, waited for, watched, ended."""
 
 import asyncio
+import hashlib
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -16,6 +18,7 @@ from helixflow.engines.launching import HOST, EngineKind, LaunchSpec
 from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
 from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
 from helixflow.pool.manifest import StoredModel
+from helixflow.pool.model_folder import folder_digest
 from helixflow.pool.plan import PlannedDeployment
 
 _END_TIMEOUT_S: Final = 10.0
@@ -24,13 +27,21 @@ log = structlog.get_logger("helixflow.pool")
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """How engines are watched, seconds. `failures` in a row mean that an engine hangs."""
+    """How engines are watched, seconds. `failures` in a row mean that an engine hangs.
+
+    One that is to end gets `stop_grace_s` after it was seen doing nothing for `quiet_s` (by then gateways know that it
+    is no replica any more), at the latest after `end_grace_s`.
+    """
 
     ready_interval_s: float = 0.05
     load_timeout_s: float = 900.0
     interval_s: float = 5.0
     deadline_s: float = 10.0
     failures: int = 3
+    quiet_s: float = 0.2
+    quiet_interval_s: float = 0.05
+    stop_grace_s: float = 3.0
+    end_grace_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,29 @@ class Outcome:
 
     ready_s: float | None
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What an engine is started with: its file or folder (None: it finds it itself), `digest` as in `Replica`, its own
+    context (0: unknown), and the tokenizer for text that is tokenised outside of it.
+    """
+
+    path: Path | None
+    digest: str
+    context: int = 0
+    tokenizer_path: Path | None = None
+    tokenizer_sha256: str = ""
+
+    @classmethod
+    def collect(cls, planned: PlannedDeployment, model: StoredModel | None) -> "ModelFiles":
+        """Those of `model`, or of an engine that has none in the store. Blocks. Raises `OSError`."""
+        if model is None:
+            folder = planned.model_folder
+            return cls(folder, folder_digest(folder) if folder is not None else "")
+        tokenizer = getattr(planned.settings, "tokenizer", None) or model.tokenizer_path
+        sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer is not None else ""
+        return cls(model.path, model.sha256, model.context, tokenizer, sha256)
 
 
 class ReplicaLives:
@@ -53,36 +87,50 @@ class ReplicaLives:
         self._policy = policy
         self._clock = clock
 
-    async def start(self, seat: int, model: StoredModel) -> RunningEngine:
-        """A fresh process on a free port with a fresh key. Raises `HelixError` when it cannot be started."""
+    async def start(self, seat: int, files: ModelFiles, ram_bytes: int, gpus: Mapping[str, int]) -> RunningEngine:
+        """A fresh process on a free port with a fresh key. Raises `HelixError` when it cannot be started.
+
+        `ram_bytes` and `gpus` are the memory that it was given, for whoever takes it over.
+        """
         planned = self._planned
         port, key = _free_port(), secrets.token_urlsafe(32)
         name = f"{planned.name}#{seat}-{secrets.token_hex(3)}"
-        command = self._kind.command(LaunchSpec(planned.settings, planned.public_name, model.path, port, key))
+        command = self._kind.command(
+            LaunchSpec(planned.settings, planned.public_name, files.path, port, key, tuple(gpus))
+        )
         meta: dict[str, Any] = {
             "deployment": planned.name,
             "fingerprint": planned.fingerprint,
             "seat": seat,
             "port": port,
             "key": key,
-            "context": model.context,
-            "tokenizer_path": str(planned.settings.tokenizer or model.tokenizer_path or ""),
+            "context": files.context,
+            "tokenizer_path": str(files.tokenizer_path or ""),
+            "tokenizer_sha256": files.tokenizer_sha256,
+            "digest": files.digest,
+            "ram_bytes": ram_bytes,
+            "gpus": dict(gpus),
         }
         return await self._engines.start(name, command.argv, env=command.env, stdin=command.stdin, meta=meta)
 
     async def stay_with(
-        self, engine: RunningEngine, on_ready: Callable[[ServingReplica], None], on_gone: Callable[[], None]
+        self,
+        engine: RunningEngine,
+        on_ready: Callable[[ServingReplica], None],
+        on_gone: Callable[[], None],
+        *,
+        load_timeout_s: float,
     ) -> Outcome:
         """Waits until it serves, tells `on_ready`, and returns when it has ended, killing it if it hangs.
 
-        `on_gone` is told at once when it serves no more.
+        `on_gone` is told at once when it serves no more. It has failed when it does not serve within `load_timeout_s`.
 
         When cancelled it leaves the engine alone: a later control process takes it over.
         """
         ready_at: float | None = None
         started = self._clock.monotonic()
         try:
-            serving, cause = await self._wait_ready(engine)
+            serving, cause = await self._wait_ready(engine, load_timeout_s)
             if serving is not None:
                 ready_at = self._clock.monotonic()
                 log.info("replica.ready", replica=engine.name, pid=engine.pid, load_s=round(ready_at - started, 2))
@@ -92,14 +140,58 @@ class ReplicaLives:
         except HelixError as exc:
             cause = exc.message
         if not engine.exited.done():
-            await self._end(engine)
+            await self._kill(engine)
         ready_s = None if ready_at is None else self._clock.monotonic() - ready_at
         return Outcome(ready_s, cause)
 
-    async def _wait_ready(self, engine: RunningEngine) -> tuple[ServingReplica | None, str]:
+    async def is_idle(self, engine: RunningEngine) -> bool:
+        """Whether it says that it does nothing; false when it does not answer."""
+        try:
+            return await self._ask(engine) == 0
+        except HelixError:
+            return False
+
+    async def count_running(self, engine: RunningEngine) -> int:
+        """Generations that it works at; 0 when it does not answer, for then it works at nothing that ends well."""
+        try:
+            return await self._ask(engine)
+        except HelixError:
+            return 0
+
+    async def end(self, engine: RunningEngine, grace_s: float) -> None:
+        """Ends an engine that gets no new generations: once those that run have ended, at the latest after `grace_s`.
+
+        Returns when it has ended. Raises `HelixError` when the launcher is lost.
+        """
+        await self._until_quiet(engine, grace_s)
+        if engine.exited.done():
+            return
+        await self._engines.stop(engine.name, self._policy.stop_grace_s)
+        if await _exit_within(engine, self._policy.stop_grace_s + _END_TIMEOUT_S) is None:
+            log.error("replica.stuck", replica=engine.name, pid=engine.pid)
+
+    async def _until_quiet(self, engine: RunningEngine, grace_s: float) -> None:
+        policy = self._policy
+        deadline = self._clock.monotonic() + grace_s
+        quiet_since: float | None = None
+        while (now := self._clock.monotonic()) < deadline:
+            idle = await self.is_idle(engine)
+            quiet_since = (quiet_since if quiet_since is not None else now) if idle else None
+            if quiet_since is not None and now - quiet_since >= policy.quiet_s:
+                return
+            if await _exit_within(engine, policy.quiet_interval_s) is not None:
+                return
+        log.warning("replica.cut_off", replica=engine.name, grace_s=grace_s)
+
+    async def _ask(self, engine: RunningEngine) -> int:
+        return await self._kind.read_activity(
+            int(engine.meta["port"]), str(engine.meta["key"]), self._policy.deadline_s
+        )
+
+    async def _wait_ready(self, engine: RunningEngine, timeout_s: float) -> tuple[ServingReplica | None, str]:
         """The replica once it serves; None and the cause when it ended or takes too long."""
         policy = self._policy
-        deadline = self._clock.monotonic() + policy.load_timeout_s
+        deadline = self._clock.monotonic() + timeout_s
         port, key = int(engine.meta["port"]), str(engine.meta["key"])
         while self._clock.monotonic() < deadline:
             if (exit_ := await _exit_within(engine, policy.ready_interval_s)) is not None:
@@ -110,11 +202,12 @@ class ReplicaLives:
                 continue  # nobody listens yet
             if healthy:
                 return await self._describe(engine, port, key), ""
-        return None, f"did not become ready within {policy.load_timeout_s:g} s"
+        return None, f"did not become ready within {timeout_s:g} s"
 
     async def _describe(self, engine: RunningEngine, port: int, key: str) -> ServingReplica:
         properties = await self._kind.read_properties(self._planned.settings, port, key, self._policy.deadline_s)
-        bounds = (self._planned.settings.context, properties.context, engine.meta.get("context") or 0)
+        meta = engine.meta
+        bounds = (self._planned.settings.context, properties.context, meta.get("context") or 0)
         replica = Replica(
             replica_id=engine.name,
             host=HOST,
@@ -124,9 +217,10 @@ class ReplicaLives:
             context=min(bound for bound in bounds if bound > 0),
             supports_tools=properties.supports_tools,
             vocabulary=properties.vocabulary,
-            tokenizer_path=str(engine.meta.get("tokenizer_path", "")),
+            tokenizer_path=str(meta.get("tokenizer_path", "")),
+            model_digest=str(meta.get("digest", "")),
         )
-        return ServingReplica(replica, engine.pid)
+        return ServingReplica(replica, engine.pid, tuple(meta.get("gpus", ())), str(meta.get("tokenizer_sha256", "")))
 
     async def _watch(self, engine: RunningEngine) -> str:
         """Returns the cause when it has ended or hangs."""
@@ -143,8 +237,8 @@ class ReplicaLives:
             failures = 0 if healthy else failures + 1
         return f"did not answer {policy.failures} health checks in a row"
 
-    async def _end(self, engine: RunningEngine) -> None:
-        """Kills it: it does not answer, so asking has no use."""
+    async def _kill(self, engine: RunningEngine) -> None:
+        """It does not answer, so asking has no use."""
         log.warning("replica.killed", replica=engine.name, pid=engine.pid)
         await self._engines.stop(engine.name, 0)
         if await _exit_within(engine, _END_TIMEOUT_S) is None:

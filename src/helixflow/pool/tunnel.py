@@ -6,7 +6,6 @@ next turn of the loop, whatever the state of TLS, and the engine's socket is dro
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol, cast
 
@@ -56,7 +55,8 @@ class _State(Enum):
 class Tunnel(asyncio.Protocol):
     """The side towards the gateway, and owner of the side towards the engine.
 
-    `reason` says why it was dropped before it was open, for counting.
+    `was_open` once both were joined; `reason` says why it ended. `serial` is that of the gateway's certificate, kept
+    for the owner.
     """
 
     def __init__(self, owner: TunnelOwner, context: ssl.SSLContext, handshake_timeout_s: float) -> None:
@@ -68,12 +68,9 @@ class Tunnel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._engine: asyncio.Transport | None = None
         self._state = _State.HANDSHAKE
+        self.was_open = False
         self.reason = ""
         self.serial = 0
-
-    @property
-    def is_open(self) -> bool:
-        return self._state in (_State.OPEN, _State.FINISHING)
 
     async def connect(self, host: str, port: int) -> None:
         """Joins it with an engine. Raises `OSError` when that does not listen."""
@@ -86,6 +83,7 @@ class Tunnel(asyncio.Protocol):
         transport.set_write_buffer_limits(_HIGH_WATER)
         self._stop_timer()
         self._state = _State.OPEN
+        self.was_open = True
         self._transport.resume_reading()
         self._decrypt()  # a request may have come together with the end of the handshake
 
@@ -206,9 +204,15 @@ class Tunnel(asyncio.Protocol):
 class _EngineSide(asyncio.Protocol):
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
-        self.data_received: Callable[[bytes], None] = tunnel.take  # type: ignore[method-assign]
-        self.pause_writing = tunnel.hold  # type: ignore[method-assign]
-        self.resume_writing = tunnel.go_on  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        self._tunnel.take(data)
+
+    def pause_writing(self) -> None:
+        self._tunnel.hold()
+
+    def resume_writing(self) -> None:
+        self._tunnel.go_on()
 
     def eof_received(self) -> None:
         self._tunnel.finish()

@@ -2,15 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
 from typing import Final
 
 from helixflow.core.call import Call, Operation
 
-# The first blocks are small, later ones double: what long prompts share is found too, for a bounded number of hashes.
-_FIRST_BLOCKS: Final = 32
-_BLOCKS_OF_A_SIZE: Final = 16
-_DOUBLINGS: Final = 3
+# After so many blocks of a size they are twice as long, up to 63 KiB for blocks of 256 bytes. What two prompts share is
+# known to a quarter at worst, and a decision costs few hashes: 1,000 tokens are 10 of them.
+_BLOCKS_OF_A_SIZE: Final = 4
+_SIZES: Final = 6
+_SESSION: Final = "session"
 _FIELDS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt"}
 
 
@@ -27,9 +28,9 @@ class _Place:
 class PrefixTable:
     """Hashes of beginnings and the seat that each went to last; the least recently used ones are dropped.
 
-    Beginnings compare as the bytes that the client sent, in blocks of `block_bytes`; what comes after 256 blocks' worth
-    of them does not count. They are kept apart by organisation: llama.cpp's cache is shared by all that a replica
-    serves, and whoever is sent to where a prompt is cached could measure that somebody else has sent it.
+    Beginnings compare as the bytes that the client sent, in blocks of `block_bytes`, later ones of a multiple. They are
+    kept apart by organisation: the caches of engines are shared by all that a replica serves, and whoever is led to
+    where a prompt is cached could measure that somebody else has sent it.
 
     Python's own hash is used: it is keyed by a secret of this process, so that nobody can make beginnings collide; and
     a collision would only cost a cache miss.
@@ -37,8 +38,8 @@ class PrefixTable:
 
     def __init__(self, *, entries: int, block_bytes: int) -> None:
         self._most = entries
-        sizes = chain(repeat(1, _FIRST_BLOCKS), *(repeat(2**n, _BLOCKS_OF_A_SIZE) for n in range(1, _DOUBLINGS + 1)))
-        ends = list(accumulate(size * block_bytes for size in sizes))
+        sizes = [block_bytes * 2**doubled for doubled in range(_SIZES) for _ in range(_BLOCKS_OF_A_SIZE)]
+        ends = list(accumulate(sizes))
         self._blocks = tuple(zip([0, *ends], ends, strict=False))
         self._block_bytes = block_bytes
         self._places: dict[str, _Place] = {}
@@ -71,14 +72,21 @@ class PrefixTable:
             hashes.append(known)
         return hashes
 
+    def session(self, scope: str, call: Call) -> Sequence[int]:
+        """The same for the session that the call says it belongs to: one hash, of its own."""
+        return (hash((scope, call.principal.organisation_id, call.hints.session, _SESSION)),)
+
     def find(self, hashes: Sequence[int]) -> tuple[str, int]:
         """The seat of the longest beginning that is known, and how many of `hashes` that is; `("", 0)` for none."""
         entries = self._entries
-        for matched in range(len(hashes), 0, -1):
-            place = entries.get(hashes[matched - 1])
-            if place is not None and place.entries:
-                return place.seat_id, matched
-        return "", 0
+        found, matched = "", 0
+        for number, known in enumerate(hashes, 1):
+            place = entries.get(known)
+            if place is None:  # and so nothing longer is there
+                break
+            if place.entries:
+                found, matched = place.seat_id, number
+        return found, matched
 
     def remember(self, hashes: Sequence[int], seat_id: str) -> None:
         """All these beginnings are now at that seat."""
@@ -88,7 +96,7 @@ class PrefixTable:
         if place is None:
             place = self._places[seat_id] = _Place(seat_id)
         entries = self._entries
-        # Longest first: they are dropped in this order, and without the shorter ones they would not be found.
+        # Longest first: they are dropped in this order, so that nothing is there without all that is shorter.
         for known in reversed(hashes):
             before = entries.get(known)
             if before is not place:

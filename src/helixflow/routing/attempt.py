@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from helixflow.core.call import Call, Progress, Stream
+from helixflow.core.call import Call, Stream
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.routing.ceilings import expected_tokens
 from helixflow.routing.target import Target

@@ -84,25 +84,23 @@ class Balancer:
         seats' weights; None when all weigh the same. Not to be asked where there is only ever one seat: what it
         remembers would be of no use.
         """
-        if session := call.hints.session:
-            # Apart for each organisation, so that nobody finds out where another one's sessions go.
-            seat = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
-            return seat if self._may_have(seat, seats, 1) else self._spread(seats, shares)
-        if not affinity:
-            return self._spread(seats, shares)
         prefixes = self._prefixes
-        chain = prefixes.chain(scope, call)
-        if not chain:
+        session = call.hints.session
+        if session:
+            chain = prefixes.session(scope, call)
+        elif not affinity or not (chain := prefixes.chain(scope, call)):
             return self._spread(seats, shares)
-        seat_id, matched = prefixes.find(chain)
         chosen: AnySeat | None = None
+        seat_id, matched = prefixes.find(chain)
         if matched:
             for seat in seats:
                 if seat.seat_id == seat_id:
-                    if self._may_have(seat, seats, matched * 2 >= len(chain)):
-                        chosen = seat
+                    chosen = seat
                     break
-        if chosen is None:
+        if chosen is None and session:
+            # All gateways begin with the same one. Apart for each organisation, as everything here.
+            chosen = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
+        if chosen is None or not self._may_have(chosen, seats, session or matched * 2 >= len(chain)):
             chosen = self._spread(seats, shares)
         prefixes.remember(chain, chosen.seat_id)
         return chosen
@@ -111,8 +109,9 @@ class Balancer:
         """It has ended, and its caches with it."""
         self._prefixes.forget(seat_id)
 
-    def _may_have(self, seat: Seat, seats: Sequence[Seat], slack: int) -> bool:
+    def _may_have(self, seat: Seat, seats: Sequence[Seat], much_to_gain: object) -> bool:
         """The load guard."""
+        slack = 1 if much_to_gain else 0
         in_flight = seat.in_flight
         if in_flight <= slack:
             return True

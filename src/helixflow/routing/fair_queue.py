@@ -20,7 +20,9 @@ QUIET_S: Final = 1.0
 RELIEF_EVERY: Final = 16
 # What a measurement counts against those before it.
 _FOLLOW: Final = 0.1
-_MOST_ACCOUNTS: Final = 4096
+# Counters of those who are idle, above the floor as they may be.
+_MOST_IDLE: Final = 4096
+_SPARE_COUNTERS: Final = 64
 _LEAST_RETRY_S: Final = 1.0
 
 
@@ -78,6 +80,7 @@ class FairQueue(Generic[Item]):
         self.slots = 0
         self._accounts: dict[str, Account] = {}
         self._kept = 0
+        self._sweep_at = _SPARE_COUNTERS
         self._floor = 0.0
         self._lines: dict[int, Line] = {}
         self._priorities: list[int] = []
@@ -104,16 +107,24 @@ class FairQueue(Generic[Item]):
         return self._kept
 
     def offer(
-        self, tenant: Tenant, item: Item, *, priority: int = 0, estimate: int = 0, deadline: float
+        self,
+        tenant: Tenant,
+        item: Item,
+        *,
+        deadline: float,
+        priority: int = 0,
+        estimate: int = 0,
+        certain: bool = False,
     ) -> Waiting[Item] | Refusal:
-        """Lets a request wait, unless it could not be served in time."""
+        """Lets a request wait, unless it could not be served in time. `certain`: a slot for it is on its way."""
         now = self._clock.monotonic()
-        if self._count >= self._limit:
-            # By then as many places are free as slots; the queue itself is shorter at once.
-            return Refusal(max(self._held_s, _LEAST_RETRY_S), queue_full=True)
-        late_s = now + self.predict_s(tenant, priority) - deadline
-        if late_s > 0:
-            return Refusal(max(late_s, _LEAST_RETRY_S), queue_full=False)
+        if not certain:
+            if self._count >= self._limit:
+                # By then as many have been served as there are slots.
+                return Refusal(max(self._held_s, _LEAST_RETRY_S), queue_full=True)
+            late_s = now + self.predict_s(tenant, priority) - deadline
+            if late_s > 0:
+                return Refusal(max(late_s, _LEAST_RETRY_S), queue_full=False)
         if not self._count and now - self._quiet_since >= QUIET_S:
             self._forget_all()
         waiting = Waiting(tenant, item, priority, estimate, now, deadline)
@@ -196,15 +207,32 @@ class FairQueue(Generic[Item]):
         """Its place, from 1, if it is the first of its key: how many are probably served until it is, itself included."""
         return self._ahead(waiting.tenant, waiting.priority, 0) + 1
 
-    def virtual(self, tenant: Tenant) -> float:
-        """The counter of a key relative to its organisation's floor plus that of the organisation; 0.0 for who begins."""
+    def standing(self, tenant: Tenant) -> tuple[float, float]:
+        """How far the organisation's counter is above those of whoever was served last, and within it the key's."""
         organisation = self._accounts.get(tenant.organisation)
-        return organisation.virtual - self._floor if organisation is not None else 0.0
+        if organisation is None:
+            return 0.0, 0.0
+        key = organisation.keys.get(tenant.key)
+        return organisation.virtual - self._floor, key.virtual - organisation.floor if key is not None else 0.0
 
-    def preset(self, tenant: Tenant, virtual: float) -> None:
-        """Begins with a counter as `virtual` told it elsewhere. Before anybody waits."""
-        organisation, _ = self._open(tenant)
-        organisation.lift(self._floor + virtual)
+    def preset(self, tenant: Tenant, standing: tuple[float, float]) -> None:
+        """Begins with counters as another queue's `standing` told them. Before anybody waits."""
+        self._quiet_since = self._clock.monotonic()
+        organisation, key = self._open(tenant)
+        organisation.lift(self._floor + standing[0])
+        key.lift(organisation.floor + standing[1])
+
+    def serve_now(self, tenant: Tenant, estimate: int) -> None:
+        """A request was served without having to wait: it counts as if it had been taken."""
+        if not self._count and self._clock.monotonic() - self._quiet_since >= QUIET_S:
+            self._forget_all()
+            return
+        organisation, key = self._open(tenant)
+        if not key.lines:
+            key.lift(organisation.floor)
+        if not organisation.lines:
+            organisation.lift(self._floor)
+        self._count_in(organisation, key, estimate)
 
     def _ahead(self, tenant: Tenant, priority: int, own: int) -> int:
         """How many are probably served before it: its key gets its share, by turns; `own` of 1: after its own others."""
@@ -249,16 +277,18 @@ class FairQueue(Generic[Item]):
     def _serve(self, waiting: Waiting[Item]) -> None:
         assert waiting.line is not None
         key = waiting.line.account
-        organisation = self._accounts[waiting.tenant.organisation]
         assert key is not None
         self._grants += 1
         self._relieved[waiting.priority] = self._grants
         self.cancel(waiting)
+        self._count_in(self._accounts[waiting.tenant.organisation], key, waiting.estimate)
+
+    def _count_in(self, organisation: Account, key: Account, estimate: int) -> None:
         organisation.floor = max(organisation.floor, key.virtual)
         self._floor = max(self._floor, organisation.virtual)
-        organisation.charge(waiting.estimate)
-        key.charge(waiting.estimate)
-        if self._kept > 2 * self._count + 64:
+        organisation.charge(estimate)
+        key.charge(estimate)
+        if self._kept > self._sweep_at:
             self._sweep()
 
     def _add(self, waiting: Waiting[Item]) -> None:
@@ -297,22 +327,24 @@ class FairQueue(Generic[Item]):
         return organisation, key
 
     def _sweep(self) -> None:
-        """Forgets who is idle and not above the floor; and of more than can be kept, those who are nearest to it."""
-        idle = []
-        for name, organisation in self._accounts.items():
-            for key_name, key in list(organisation.keys.items()):
-                if not key.lines and (key.virtual <= organisation.floor or organisation.virtual <= self._floor):
-                    del organisation.keys[key_name]
-                    self._kept -= 1
-            if not organisation.lines:
-                idle.append((organisation.virtual, name))
-        excess = self._kept - self._count - _MOST_ACCOUNTS
-        for virtual, name in sorted(idle):
-            if virtual > self._floor and excess <= 0:
+        """Forgets keys that are idle and not above the floor; and of more than can be kept, those nearest to it."""
+        idle = sorted(
+            (max(organisation.virtual - self._floor, 0.0) + max(key.virtual - organisation.floor, 0.0), name, key_name)
+            for name, organisation in self._accounts.items()
+            for key_name, key in organisation.keys.items()
+            if not key.lines
+        )
+        excess = len(idle) - _MOST_IDLE
+        for above, name, key_name in idle:
+            if above > 0 and excess <= 0:
                 break
-            keys = len(self._accounts.pop(name).keys)
-            self._kept -= keys
-            excess -= keys
+            organisation = self._accounts[name]
+            del organisation.keys[key_name]
+            if not organisation.keys:
+                del self._accounts[name]
+            self._kept -= 1
+            excess -= 1
+        self._sweep_at = 2 * self._kept + _SPARE_COUNTERS
 
     def _forget_all(self) -> None:
         self._accounts.clear()

@@ -1,5 +1,6 @@
 """How long something takes lately: one figure that follows what is measured and forgets what is old."""
 
+from math import exp, log
 from typing import Final
 
 # Whatever their rate: so many measurements in a row outweigh what was before, and one alone does not.
@@ -11,10 +12,10 @@ class Latency:
     nothing is measured: who was slow once is tried again.
     """
 
-    __slots__ = ("_half_life_s", "_measured_at", "_value")
+    __slots__ = ("_measured_at", "_rate", "_value")
 
     def __init__(self, half_life_s: float) -> None:
-        self._half_life_s = half_life_s
+        self._rate = log(2) / half_life_s
         self._value = 0.0
         self._measured_at = 0.0
 
@@ -32,4 +33,4 @@ class Latency:
         return self._value * self._kept(now) if self._value else 0.0
 
     def _kept(self, now: float) -> float:
-        return 0.5 ** ((now - self._measured_at) / self._half_life_s)
+        return exp(self._rate * (self._measured_at - now))

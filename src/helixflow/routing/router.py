@@ -50,6 +50,11 @@ class Router:
         """From now on calls are routed by this one; those under way go on as they began."""
         self._table = table
 
+    def own_name(self, model: str) -> str:
+        """That of the model with this name or alias: the same object if it is its own name, or if nobody knows it."""
+        route = self._table.routes.get(model)
+        return model if route is None or route.model == model else route.model
+
     def route(self, model: str, *, among: Collection[str] | None = None) -> Route:
         """The route of a name or an alias.
 

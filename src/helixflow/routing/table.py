@@ -33,7 +33,7 @@ _FALLBACK_KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Deployments that share their requests. `shares` are the running sums of their weights, None when all are equal."""
+    """Deployments that share requests. `shares` are the running sums of their weights; None when all are equal."""
 
     targets: Sequence[Target]
     shares: Sequence[float] | None

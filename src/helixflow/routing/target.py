@@ -1,12 +1,11 @@
 """One deployment as the router sees it: what it can take, how it does, and who is with it now."""
 
 from helixflow.core.call import Completer
-from helixflow.core.capacity import ProviderLimits
+from helixflow.core.capacity import ProviderLimits, Slots
 from helixflow.core.clock import Clock
 from helixflow.routing.ceilings import Ceiling
 from helixflow.routing.health import Health
 from helixflow.routing.latency import Latency
-from helixflow.routing.slots import ReplicaSlots
 from helixflow.settings.deployments import Deployment, LaunchedDeployment
 from helixflow.settings.serving import RoutingSettings
 
@@ -46,7 +45,7 @@ class Target:
         *,
         routing: RoutingSettings,
         clock: Clock,
-        slots: ReplicaSlots | None,
+        slots: Slots | None,
         gateways: int = 1,
         limits: ProviderLimits | None = None,
     ) -> None:

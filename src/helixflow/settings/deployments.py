@@ -157,6 +157,9 @@ class OllamaDeployment(ProviderDeployment):
 
     engine: Literal["ollama"] = Field(description="Which kind of engine serves it.")
     base_url: str = Field("http://127.0.0.1:11434", description="Base URL.", pattern=r"^https?://[^\s]+$")
+    context: int = Field(
+        8192, ge=64, description="Most tokens one request may use; Ollama loads the model with it (`num_ctx`)."
+    )
 
 
 Launched = LlamaCppDeployment | VllmDeployment

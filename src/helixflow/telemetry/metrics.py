@@ -7,7 +7,7 @@ they are asked for: measured 1.5 µs a request, where prometheus-client's instru
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -97,25 +97,61 @@ class GatewayMetrics(Collector):
         return [requests, duration, first_token, inter_token, tokens, in_flight, lost]
 
 
+class QueueFigures:
+    """Of the requests for one deployment that found no free slot: how long they waited, and those that were refused."""
+
+    __slots__ = ("refused", "waits")
+
+    def __init__(self) -> None:
+        self.waits = Distribution(DURATION_BUCKETS)
+        self.refused = 0
+
+
+class DeploymentRow(NamedTuple):
+    """A deployment now. `first_place` is that of the first waiting request in the queue over all gateways, from 1."""
+
+    deployment: str
+    queued: int
+    first_place: int
+    in_flight: int
+    replicas: int
+    restarts: int
+    figures: QueueFigures
+
+
 class DeploymentCollector(Collector):
-    """Figures read when asked for: queue, slots, replicas, restarts, by deployment.
+    """Figures read when asked for: queue, slots, replicas, restarts, by deployment."""
 
-    `read` gives rows of (deployment, queued, in_flight, replicas, restarts).
-    """
-
-    def __init__(self, read: Callable[[], Iterable[tuple[str, int, int, int, int]]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[DeploymentRow]]) -> None:
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
         queued = GaugeMetricFamily("helixflow_queue_requests", "Requests waiting for a slot.", labels=["deployment"])
+        place = GaugeMetricFamily(
+            "helixflow_queue_first_place",
+            "Place of this gateway's first waiting request in the queue of all gateways; 0 without one.",
+            labels=["deployment"],
+        )
+        waits = HistogramMetricFamily(
+            "helixflow_queue_wait_seconds", "How long requests waited that found no free slot.", labels=["deployment"]
+        )
+        refused = CounterMetricFamily(
+            "helixflow_queue_refusals",
+            "Requests refused because the queue was full or the wait too long.",
+            labels=["deployment"],
+        )
         busy = GaugeMetricFamily("helixflow_slots_busy", "Slots in use.", labels=["deployment"])
         replicas = GaugeMetricFamily("helixflow_replicas", "Replicas that serve.", labels=["deployment"])
         restarts = CounterMetricFamily(
             "helixflow_engine_restarts", "Engine processes started again after a crash.", labels=["deployment"]
         )
-        for deployment, waiting, in_flight, serving, restarted in self._read():
-            queued.add_metric([deployment], waiting)
-            busy.add_metric([deployment], in_flight)
-            replicas.add_metric([deployment], serving)
-            restarts.add_metric([deployment], restarted)
-        return [queued, busy, replicas, restarts]
+        for row in self._read():
+            labels = [row.deployment]
+            queued.add_metric(labels, row.queued)
+            place.add_metric(labels, row.first_place)
+            row.figures.waits.add_to(waits, labels)
+            refused.add_metric(labels, row.figures.refused)
+            busy.add_metric(labels, row.in_flight)
+            replicas.add_metric(labels, row.replicas)
+            restarts.add_metric(labels, row.restarts)
+        return [queued, place, waits, refused, busy, replicas, restarts]

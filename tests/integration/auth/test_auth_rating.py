@@ -4,14 +4,15 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from helixflow.auth import rating
 from helixflow.core.errors import ErrorKind
-from helixflow.metering.journal.records import Tokens
+from helixflow.metering.journal.records import SideCharge, Tokens
 from helixflow.metering.money import NANOS, format_dollars, parse_dollars
 from helixflow.metering.prices import Price, Tier, decode_price
-from helixflow.metering.rows import RequestRow
+from helixflow.metering.rows import Explanation, RequestRow
 from helixflow.rpc.generated.auth_v1 import metering_pb2
 from helixflow.rpc.generated.auth_v1 import usage_pb2 as pb
 from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
@@ -82,6 +83,14 @@ def random_usage(draw: random.Random) -> Tokens:
     return Tokens(prompt, draw.randint(0, prompt), draw.randrange(3_000))
 
 
+def with_loser(row: RequestRow, price: Price) -> RequestRow:
+    """The same, after another deployment was asked as well."""
+    tokens = Tokens(7, 0, 3)
+    charge = SideCharge(GONE, tokens, 12, price.rate(tokens, 12), price.version)
+    explanation = msgspec.json.encode(Explanation(side=(charge,))).decode()
+    return msgspec.structs.replace(row, cost=row.cost + charge.cost, explanation=explanation)
+
+
 async def check(auth: Installation, caller: Person, **fields: Any) -> list[pb.CheckRatingResponse]:
     messages: list[pb.CheckRatingResponse] = await auth.call(caller, "CheckRating", pb.CheckRatingRequest(**fields))
     assert [message.done for message in messages] == [False] * (len(messages) - 1) + [True]
@@ -105,8 +114,9 @@ async def test_every_row_costs_what_it_was_charged(
             outcome=draw.choice(OUTCOMES),
             deployment=draw.choice((LOCAL, REMOTE, GONE)),
         )
-        for number in range(300)
+        for number in range(290)
     ]
+    rows += [with_loser(writer.row(290 + n, draw.choice(prices), random_usage(draw), 5), prices[n]) for n in range(10)]
     await writer.write(rows)
     auth.clock.advance(10)
     messages = await check(auth, operator)

@@ -11,7 +11,7 @@ import pytest
 
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.metering.journal.folders import take_over
-from helixflow.metering.journal.records import Closed, Record
+from helixflow.metering.journal.records import Closed, Record, SideCharge, Tokens
 from helixflow.metering.journal.segments import list_segments
 from helixflow.metering.journal.writer import Durability, JournalWriter
 from tests.harness.journal import FaultyFiles, admitted, contents, open_writer, progressed, settled
@@ -173,13 +173,15 @@ async def test_a_bad_spot_of_the_disk_is_left_behind(tmp_path: Path) -> None:
 
 async def test_a_settlement_keeps_what_counts_when_it_is_cut_to_its_room(tmp_path: Path) -> None:
     attempts = tuple((f"deployment-{number}" * 10, "\ud800 refused \N{SNOWMAN}" * 100) for number in range(300))
+    side = (SideCharge("deployment-\ud800" * 100, Tokens(11, 0, 3), 5, 17, "v2"),)
     async with running(tmp_path) as writer:
         before = writer.admit(admitted(1))
-        after = writer.settle(settled(1, error="why " * 5000, attempts=attempts))
+        after = writer.settle(settled(1, error="why " * 5000, attempts=attempts, side=side))
         assert after - before <= SETTLED_BYTES
     record = recovered(writer, tmp_path)[1]
     plain = settled(1)
     assert (record.call_id, record.tokens, record.cost) == (plain.call_id, plain.tokens, plain.cost)  # type: ignore[union-attr]
+    assert [(one.tokens, one.cost, one.price_version) for one in record.side] == [(Tokens(11, 0, 3), 17, "v2")]  # type: ignore[union-attr]
     assert record.error.startswith("why why")  # type: ignore[union-attr]
     assert record.attempts[-1][0].startswith("deployment-299")  # type: ignore[union-attr]
 

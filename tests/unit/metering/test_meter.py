@@ -1,13 +1,14 @@
 """The life of one call: admitted, journalled, dispatched, settled once, whatever happens."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from helixflow.core.call import Call, Meter, Operation, Stream
+from helixflow.core.call import Call, Meter, Operation, SideUsage, Stream, Usage
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal, PrincipalKind
@@ -25,6 +26,7 @@ from helixflow.metering.prices import Price
 
 MILLION = 1_000_000
 PRICE = Price(source="set", input=2_000 * MILLION, output=10_000 * MILLION).sealed()
+OTHER_PRICE = Price(source="set", input=3_000 * MILLION, output=30_000 * MILLION, engine_second=5_000_000).sealed()
 LIMIT = Limit("lim_1", "org", Scope.KEY, "key_1", "", Metric.REQUESTS_PER_MINUTE, 60, 60)
 BUDGET = Budget("bud_1", "org", Scope.KEY, "key_1", Unit.MONEY, Period.DAY, 10**9)
 POLICIES = Policies((LIMIT,), (BUDGET,))
@@ -45,7 +47,7 @@ class OnePrice:
     ready = True
 
     def price(self, deployment: str, at_ms: int) -> Price:
-        return PRICE
+        return OTHER_PRICE if deployment == "tiny/openai-1" else PRICE
 
     def dearest_bound(
         self, deployments: Sequence[str], at_ms: int, prompt_tokens: int, completion_tokens: int, engine_ms: int
@@ -126,17 +128,18 @@ def chat(**fields: object) -> Call:
 class Bench:
     """A metered engine with what it has written."""
 
-    def __init__(self, folder: Path, engine: Engine, policies: Policies) -> None:
+    def __init__(self, folder: Path, engine: Engine, policies: Policies, attempts: int) -> None:
         self.folder = folder
         self.journal = JournalWriter.open(
             folder, segment_bytes=2**20, durability="os", sync_interval_s=60, clock=FakeClock()
         )
         self.limiter = RecordingLimiter()
+        self.estimator = Estimator(
+            {"tiny": ModelPlan(("tiny/llama_cpp-0",), 1000, attempts)}, expected_completion=50, media_tokens=100
+        )
         self.metered = Metered(
             engine,
-            estimator=Estimator(
-                {"tiny": ModelPlan(("tiny/llama_cpp-0",), 1000)}, expected_completion=50, media_tokens=100
-            ),
+            estimator=self.estimator,
             policies=OnePolicy(policies),
             prices=OnePrice(),
             limiter=self.limiter,
@@ -154,8 +157,10 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(act: Callable[[Call], Awaitable[Stream]] = answer, policies: Policies = POLICIES) -> Bench:
-        made.append(Bench(tmp_path, Engine(act), policies))
+    def make(
+        act: Callable[[Call], Awaitable[Stream]] = answer, policies: Policies = POLICIES, attempts: int = 1
+    ) -> Bench:
+        made.append(Bench(tmp_path, Engine(act), policies, attempts))
         return made[-1]
 
     yield make
@@ -193,6 +198,62 @@ async def test_what_is_asked_for_bounds_what_can_be_used(bench: Callable[..., Be
     assert limited.cost_bound < PRICE.bound(prompt_bytes, 2 * 5, 0)
     assert 1000 < unlimited.tokens_bound < 1000 + prompt_bytes, "no more than the context"
     assert unlimited.tokens < 50 + prompt_bytes, "but so much is not expected"
+
+
+async def test_money_is_reserved_for_all_attempts_that_may_be_billed_at_once(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    await one.metered.open(chat(max_tokens=5))
+    hedged = bench(attempts=2)
+    await hedged.metered.open(chat(max_tokens=5))
+    (usual,), (doubled,) = one.limiter.demands, hedged.limiter.demands
+    assert doubled.cost_bound == 2 * usual.cost_bound
+    assert doubled.tokens_bound == usual.tokens_bound, "tokens are those of the answer"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_what_the_loser_of_a_hedge_charges_is_in_the_cost_and_its_tokens_are_not(
+    bench: Callable[..., Bench], gone: bool
+) -> None:
+    """Also when nobody knows how long its prompt was, and when the answer itself came to nothing."""
+
+    async def hedged(call: Call) -> Stream:
+        progress = call.progress
+        progress.side_usage = (
+            SideUsage("tiny/openai-1", Usage(prompt_tokens=11, completion_tokens=2), 1500),
+            SideUsage("tiny/openai-1", Usage(), 0),
+        )
+        progress.attempts = (("tiny/openai-1", "hedged"),)
+        if gone:
+            raise asyncio.CancelledError
+        return await answer(call)
+
+    one = bench(hedged)
+    call = chat()
+    expected = 0 if gone else 7 * 2_000 + 3 * 10_000
+    estimate = -(-call.body_bytes // 4)
+    expected += 11 * 3_000 + 2 * 30_000 + 7_500_000 + estimate * 3_000
+    with contextlib.suppress(asyncio.CancelledError):
+        await one.metered.open(call)
+    (settled,) = (record for record in one.records() if isinstance(record, Settled))
+    assert settled.cost == expected
+    assert [(side.deployment, side.tokens.prompt, side.tokens.completion) for side in settled.side] == [
+        ("tiny/openai-1", 11, 2),
+        ("tiny/openai-1", estimate, 0),
+    ]
+    assert {side.price_version for side in settled.side} == {OTHER_PRICE.version}
+    assert settled.price_version == ("" if gone else PRICE.version)
+    assert settled.tokens.total == (0 if gone else 10)
+    (settlement,) = one.limiter.settlements
+    assert (settlement.tokens, settlement.cost) == (settled.tokens.total, expected)
+
+
+async def test_a_model_that_went_away_is_not_found(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.estimator.replace({})
+    with pytest.raises(HelixError) as caught:
+        await one.metered.open(chat())
+    assert caught.value.kind is ErrorKind.MODEL_NOT_FOUND
+    assert one.records() == []
 
 
 async def test_a_refused_call_reaches_nobody(bench: Callable[..., Bench]) -> None:
@@ -251,6 +312,7 @@ async def test_the_progress_of_a_stream_is_journalled(bench: Callable[..., Bench
     one = bench(policies=NO_POLICIES)
     call = chat(stream=True)
     await one.metered.open(call)
+    call.progress.side_usage = (SideUsage("tiny/openai-1", Usage(prompt_tokens=11), 0),)
     progress = asyncio.create_task(one.metered.run())
     async with asyncio.timeout(5):
         while not any(isinstance(record, Progressed) for record in one.records()):
@@ -258,5 +320,8 @@ async def test_the_progress_of_a_stream_is_journalled(bench: Callable[..., Bench
     progress.cancel()
     assert call.ticket is not None
     call.ticket.complete()
-    kinds = [type(record) for record in one.records()]
-    assert kinds == [Admitted, Progressed, Settled], "unchanged progress is not written again"
+    _, progressed, settled = one.records()
+    assert isinstance(progressed, Progressed), "unchanged progress is not written again"
+    assert isinstance(settled, Settled)
+    assert progressed.side == settled.side
+    assert progressed.cost == settled.cost == 7 * 2_000 + 3 * 10_000 + 11 * 3_000

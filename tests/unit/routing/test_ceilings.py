@@ -19,7 +19,7 @@ from helixflow.settings.deployments import RoutedDeployment
 def make_ceiling(
     clock: FakeClock, *, gateways: int = 1, limits: ProviderLimits | None = None, **ceilings: int
 ) -> Ceiling:
-    return Ceiling(RoutedDeployment(**ceilings), clock, gateways=gateways, limits=limits)  # type: ignore[arg-type]
+    return Ceiling(RoutedDeployment(**ceilings), clock, gateways=gateways, limits=limits)
 
 
 def test_without_ceilings_nothing_is_asked() -> None:
@@ -110,15 +110,15 @@ def test_what_the_provider_says_is_left_is_counted_down_and_comes_back() -> None
 @given(
     st.integers(1, 20),
     st.integers(1, 2000),
-    st.lists(st.tuples(st.floats(0, 20), st.integers(0, 400), st.floats(0, 100)), max_size=60),
+    st.lists(st.tuples(st.floats(0, 20), st.integers(0, 400)), max_size=60),
 )
 def test_in_no_minute_is_more_asked_for_and_waiting_as_told_is_enough(
-    requests: int, tokens: int, calls: list[tuple[float, int, float]]
+    requests: int, tokens: int, calls: list[tuple[float, int]]
 ) -> None:
     clock = FakeClock()
     ceiling = make_ceiling(clock, requests_per_minute=requests, tokens_per_minute=tokens)
     entered: list[tuple[float, int]] = []
-    for pause_s, cost, _ in calls:
+    for pause_s, cost in calls:
         clock.advance(pause_s)
         if wait_s := ceiling.wait_s(cost):
             assert wait_s <= WINDOW_S + 1
@@ -126,10 +126,10 @@ def test_in_no_minute_is_more_asked_for_and_waiting_as_told_is_enough(
             assert ceiling.wait_s(cost) == 0.0
         ceiling.enter(cost)
         entered.append((clock.monotonic(), cost))
-    for begin, first in entered:
+    for begin, _ in entered:
         minute = [cost for at, cost in entered if begin <= at < begin + WINDOW_S]
         assert len(minute) <= requests
-        assert sum(minute) <= max(tokens, first) + 0 or min(minute) == 0
+        assert sum(minute) <= max(tokens, *minute, 0), "what is more than the ceiling goes alone"
 
 
 def chat(**fields: object) -> Call:

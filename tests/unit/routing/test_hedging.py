@@ -197,11 +197,11 @@ def test_a_loser_that_does_not_listen_holds_nobody_up_and_is_closed_when_it_answ
 @pytest.mark.parametrize("first_fails", [True, False])
 def test_when_one_fails_the_other_goes_on(first_fails: bool) -> None:
     async def scenario() -> None:
-        failing = {"fails": ErrorKind.UPSTREAM_UNAVAILABLE}
+        fault = ErrorKind.UPSTREAM_UNAVAILABLE
         if first_fails:
-            race = Race(Deployment("a", AFTER_S + 0.5, **failing), Deployment("b", 5))
+            race = Race(Deployment("a", AFTER_S + 0.5, fails=fault), Deployment("b", 5))
         else:
-            race = Race(Deployment("a", AFTER_S + 5), Deployment("b", 0.5, **failing))
+            race = Race(Deployment("a", AFTER_S + 5), Deployment("b", 0.5, fails=fault))
         winner = "b" if first_fails else "a"
         stream = await race.open()
         assert isinstance(stream, Answer)

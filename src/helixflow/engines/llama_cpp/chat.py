@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from helixflow.core.call import Call, Progress
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.openai_answers import DONE, ChatWriter
+from helixflow.dialects.openai_answers import ChatWriter, end_of_stream
 from helixflow.dialects.openai_chat import ChatParams, DeveloperMessage
 from helixflow.dialects.openai_events import UsageBody
 from helixflow.engines.llama_cpp.generation import ENGINE_CONTROLS, EVENT, Choice, Event
@@ -76,7 +76,7 @@ class ChatStream:
         self._writer = ChatWriter(
             f"chatcmpl-{call.call_id}",
             int(time.time()),
-            call.model,
+            call.public_model,
             source.fingerprint,
             include_usage=call.include_usage,
         )
@@ -95,7 +95,7 @@ class ChatStream:
                 self._ended = True
                 self._progress.complete = True
                 usage = self._writer.usage(self._progress.usage) if self._include_usage else b""
-                return usage + DONE
+                return usage + end_of_stream(self._progress.resumed)
             out = b"".join([self._shape(index, event) for event in events])
             if out:
                 return out
@@ -117,7 +117,8 @@ class ChatStream:
             add_usage(self._progress, decoded.usage, new_prompt=first, counted=self._counted.get(index, 0))
         out = b"".join([self._chunk(index, choice) for choice in decoded.choices])
         if not self._tail and event.startswith(_CONTENT_START):
-            self._tail = event[event.rindex(b'}],"created":') + 1 :]
+            more = event.rfind(b'}],"created":')
+            self._tail = event[more + 1 :] if more > 0 else b"]}"
         return out
 
     def _chunk(self, index: int, choice: Choice) -> bytes:

@@ -10,7 +10,7 @@ from msgspec import Raw
 from helixflow.core.call import Call, Progress, Stream
 from helixflow.core.capacity import Slots
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.openai_answers import DONE, CompletionWriter
+from helixflow.dialects.openai_answers import DONE, CompletionWriter, end_of_stream
 from helixflow.dialects.openai_completions import DEFAULT_MAX_TOKENS, CompletionParams, Prompt
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.llama_cpp.chat import add_usage
@@ -24,6 +24,7 @@ from helixflow.engines.llama_cpp.generation import (
     start_generation,
 )
 from helixflow.engines.llama_cpp.merge import Source, open_source
+from helixflow.engines.llama_cpp.resume import COMPLETIONS, is_plain_completion, start_resuming
 from helixflow.transport.client import HttpClient
 
 _OURS = frozenset(
@@ -61,12 +62,15 @@ class Completions:
         if params.max_tokens == 0:
             return self._echo_only(call, params, echoes)
         best_of = max(params.best_of or 1, params.choices)
+        start = (
+            partial(start_resuming, self._client, self._slots, self._deployment)
+            if is_plain_completion(call, params)
+            else partial(start_generation, self._client, self._slots)
+        )
         starts = [
             partial(
-                start_generation,
-                self._client,
-                self._slots,
-                "/v1/completions",
+                start,
+                COMPLETIONS,
                 self._payload(call, params, prompt, choice, rank=best_of > params.choices),
                 token_limit=params.max_tokens or DEFAULT_MAX_TOKENS,
                 call=call,
@@ -82,7 +86,7 @@ class Completions:
         writer = CompletionWriter(
             f"cmpl-{call.call_id}",
             int(time.time()),
-            call.model,
+            call.public_model,
             source.fingerprint,
             include_usage=call.include_usage,
         )
@@ -129,7 +133,7 @@ class Completions:
         progress.first_content_at, progress.finish_reason = time.perf_counter(), "length"
         progress.complete = progress.usage.reported = True  # the engine had nothing to do
         writer = CompletionWriter(
-            f"cmpl-{call.call_id}", int(time.time()), call.model, "", include_usage=call.include_usage
+            f"cmpl-{call.call_id}", int(time.time()), call.public_model, "", include_usage=call.include_usage
         )
         texts = [text for text in echoes for _ in range(params.choices)]
         if not call.stream:
@@ -228,7 +232,8 @@ class _CompletionStream:
             index, events = await self._next()
             if index < 0:
                 self._ended = self._progress.complete = True
-                return (self._writer.usage(self._progress.usage) if self._include_usage else b"") + DONE
+                usage = self._writer.usage(self._progress.usage) if self._include_usage else b""
+                return usage + end_of_stream(self._progress.resumed)
             out = b"".join([self._shape(index, event) for event in events])
             if out:
                 return out

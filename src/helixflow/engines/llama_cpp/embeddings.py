@@ -61,7 +61,7 @@ class Embeddings:
         progress.first_content_at = time.perf_counter()
         progress.usage.prompt_tokens = sum(map(len, tokens))
         progress.usage.reported = True
-        body = encode_embeddings(call.model, vectors, progress.usage.prompt_tokens, params.encoding_format)
+        body = encode_embeddings(call.public_model, vectors, progress.usage.prompt_tokens, params.encoding_format)
         return WholeAnswer(body)
 
     def _tokenise(self, inputs: Sequence[str | list[int]], replica: Replica) -> list[list[int]]:

@@ -18,6 +18,7 @@ from helixflow.engines.llama_cpp.completions import Completions
 from helixflow.engines.llama_cpp.embeddings import Embeddings
 from helixflow.engines.llama_cpp.generation import EVENT, check_bias, start_generation
 from helixflow.engines.llama_cpp.merge import Start, open_source
+from helixflow.engines.llama_cpp.resume import CHAT, is_plain_chat, start_resuming
 from helixflow.engines.llama_cpp.schema import check_media, check_schema
 from helixflow.engines.llama_cpp.tools import ForcedTool
 from helixflow.transport.client import HttpClient
@@ -61,16 +62,13 @@ class LlamaCppEngine:
         if params.tools:
             replica = await self._slots.any_replica(call.deadline)
             forced = ForcedTool.needed(params, template_knows_tools=replica.supports_tools)
+        start = (
+            partial(start_resuming, self._client, self._slots, self._deployment)
+            if is_plain_chat(call, params)
+            else partial(start_generation, self._client, self._slots)
+        )
         starts = [
-            partial(
-                start_generation,
-                self._client,
-                self._slots,
-                "/v1/chat/completions",
-                chat_payload(call, params, choice, forced),
-                token_limit=params.token_limit,
-                call=call,
-            )
+            partial(start, CHAT, chat_payload(call, params, choice, forced), token_limit=params.token_limit, call=call)
             for choice in range(params.choices)
         ]
         if call.stream and forced is None:
@@ -111,7 +109,7 @@ class LlamaCppEngine:
         writer = ChatWriter(
             f"chatcmpl-{call.call_id}",
             int(time.time()),
-            call.model,
+            call.public_model,
             source.fingerprint,
             include_usage=call.include_usage,
         )

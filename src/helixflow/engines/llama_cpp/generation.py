@@ -33,6 +33,7 @@ MAX_ERROR_BYTES = 64 * 1024
 
 class PromptProgress(Struct, frozen=True):
     total: int = 0
+    cache: int = 0
     processed: int = 0
 
 
@@ -57,7 +58,9 @@ EVENT = msgspec.json.Decoder(Event)
 
 
 class Generation:
-    """A running generation. Create with `Generation.start`; `close` frees the slot."""
+    """A running generation. Create with `Generation.start`; `close` frees the slot. `broken_off` once its replica is
+    lost in the middle of it.
+    """
 
     def __init__(self, response: HttpResponse, lease: Lease) -> None:
         self._response = response
@@ -66,7 +69,9 @@ class Generation:
         self._waiting: list[bytes] = []
         self.fingerprint = ""
         self.prompt_tokens = 0
+        self.cached_tokens = 0
         self.done = False
+        self.broken_off = False
 
     @classmethod
     async def start(
@@ -79,13 +84,27 @@ class Generation:
         token_limit: int | None,
         call: Call,
     ) -> "Generation":
-        """Waits for a slot and for the first event that carries content.
+        """Waits for a slot and for the first event that carries content. Raises what `begin` and `Slots.acquire` do."""
+        lease = await slots.acquire(call)
+        return await cls.begin(client, lease, path, payload, token_limit=token_limit, call=call)
+
+    @classmethod
+    async def begin(
+        cls,
+        client: HttpClient,
+        lease: Lease,
+        path: str,
+        payload: Mapping[str, Raw],
+        *,
+        token_limit: int | None,
+        call: Call,
+    ) -> "Generation":
+        """Waits for the first event that carries content; takes over the lease, whatever becomes of it.
 
         `token_limit` is the most tokens asked for: together with the prompt it must fit the context.
         Raises `HelixError`: CONTEXT_LENGTH_EXCEEDED with both numbers, INVALID_REQUEST for what the engine refuses,
-        UPSTREAM_UNAVAILABLE when the replica fails, and what `Slots.acquire` raises.
+        UPSTREAM_UNAVAILABLE when the replica fails.
         """
-        lease = await slots.acquire(call)
         progress = call.progress
         if progress.engine_began_at is None:
             progress.engine_began_at = time.perf_counter()
@@ -120,6 +139,10 @@ class Generation:
                 return events
         return []
 
+    @property
+    def replica_id(self) -> str:
+        return self._lease.replica.replica_id
+
     def close(self) -> None:
         """Ends the generation if it still runs and gives the slot back. Idempotent."""
         self._response.close()
@@ -132,11 +155,13 @@ class Generation:
             self._lease.release(failed=True)
             if exc.kind is ErrorKind.DEADLINE:
                 raise
+            self.broken_off = True
             raise HelixError(
                 ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine stopped in the middle of the answer."
             ) from exc
         if not data and not self.done:
             self._lease.release(failed=True)
+            self.broken_off = True
             raise HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine stopped in the middle of the answer.")
         return data
 
@@ -172,6 +197,7 @@ class Generation:
                 self.fingerprint = decoded.system_fingerprint or self.fingerprint
                 if decoded.prompt_progress is not None:
                     self.prompt_tokens = decoded.prompt_progress.total
+                    self.cached_tokens = decoded.prompt_progress.cache
                     if not checked:
                         check_context(decoded.prompt_progress.total, token_limit, replica.context)
                         checked = True

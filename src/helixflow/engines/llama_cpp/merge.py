@@ -5,9 +5,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from helixflow.core.capacity import Slots
-from helixflow.engines.llama_cpp.generation import Generation
 
-Start = Callable[[], Awaitable[Generation]]
+
+class Running(Protocol):
+    """One generation under way: on one replica, or going on on others."""
+
+    fingerprint: str
+    prompt_tokens: int
+
+    async def read(self) -> list[bytes]:
+        """The next events, an empty list at the end. Raises `HelixError` when it fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Start = Callable[[], Awaitable[Running]]
 
 
 class Source(Protocol):
@@ -29,7 +42,7 @@ class Source(Protocol):
 class Single:
     """One generation, without a task of its own: the common case."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Running) -> None:
         self._generation = generation
         self.fingerprint = generation.fingerprint
         self.prompt_tokens = generation.prompt_tokens

@@ -23,7 +23,8 @@ from helixflow.gateway.hints import read_hints, read_timeout
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
 from helixflow.metering.refusals import render_header_lines, render_headers
-from helixflow.routing.router import Route, Router
+from helixflow.routing.router import Router
+from helixflow.routing.table import Route
 from helixflow.settings.tree import GatewaySettings
 
 Params = ChatParams | CompletionParams | EmbeddingParams
@@ -68,9 +69,10 @@ class OpenAISurface:
             body = await read_body(exchange, max_bytes=settings.max_body_bytes)
         fields = decode_fields(body)
         params = _PARSERS[operation](body)
-        model = params.model
-        require_model(principal, model)
-        self._router.route(model, among=principal.models)
+        asked = params.model
+        model = self._router.own_name(asked)
+        require_model(principal, model, asked)
+        self._router.route(asked, among=principal.models)
         exchange.model = model
         stream = include_usage = False
         if not isinstance(params, EmbeddingParams):
@@ -95,6 +97,7 @@ class OpenAISurface:
             loop.time() + timeout_s,
             len(body),
             hints=read_hints(headers, params),
+            alias=asked if asked is not model else "",
         )
         exchange.progress = call.progress
         if stream:
@@ -150,6 +153,7 @@ class OpenAISurface:
                     await wait
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except HelixError as exc:
+            progress.failure = exc.kind
             if ticket is not None:
                 ticket.fail(exc)
             await self._fail(exchange, exc)
@@ -190,7 +194,11 @@ class OpenAISurface:
         principal = await self._identification.identify(exchange)
         require_listing(principal)
         models = principal.models
-        data = [_describe(route) for name, route in self._router.routes.items() if models is None or name in models]
+        data = [
+            _describe(name, route)
+            for name, route in self._router.routes.items()
+            if models is None or name in models or route.model in models
+        ]
         await exchange.reply(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def show_model(self, exchange: Exchange, name: str) -> None:
@@ -200,11 +208,11 @@ class OpenAISurface:
         if name not in self._router.routes:
             name = unquote(name)
         route = self._router.route(name, among=principal.models)
-        await exchange.reply(200, msgspec.json.encode(_describe(route)))
+        await exchange.reply(200, msgspec.json.encode(_describe(name, route)))
 
 
-def _describe(route: Route) -> dict[str, Any]:
-    return {"id": route.model, "object": "model", "created": route.created, "owned_by": route.owned_by}
+def _describe(name: str, route: Route) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": route.created, "owned_by": route.owned_by}
 
 
 def _tell_limits(exchange: Exchange, ticket: Ticket | None) -> None:

@@ -1,11 +1,12 @@
 """Records made to fit into what is kept free for them."""
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from helixflow.metering.journal.frames import OVERHEAD
-from helixflow.metering.journal.records import MAX_SETTLEMENT_BYTES, Settled, encode_record
+from helixflow.metering.journal.records import MAX_SETTLEMENT_BYTES, Settled, SideCharge, encode_record
 
 _MAX_PAYLOAD_BYTES: Final = MAX_SETTLEMENT_BYTES - OVERHEAD
 _ERROR_CHARACTERS: Final = 200
@@ -39,6 +40,7 @@ def encode_settlement(record: Settled) -> bytes:
                 deployment=_cut(record.deployment, _NAME_CHARACTERS),
                 outcome=_cut(record.outcome, _NAME_CHARACTERS),
                 price_version=_cut(record.price_version, _NAME_CHARACTERS),
+                side=_named(record.side, lambda name: _cut(name, _NAME_CHARACTERS)),
             )
         )
     return payload
@@ -51,8 +53,16 @@ def _cut(text: str, characters: int) -> str:
 def _printable(record: Settled) -> Settled:
     attempts = tuple((_replace(name), _replace(error)) for name, error in record.attempts)
     return msgspec.structs.replace(
-        record, deployment=_replace(record.deployment), error=_replace(record.error), attempts=attempts
+        record,
+        deployment=_replace(record.deployment),
+        error=_replace(record.error),
+        attempts=attempts,
+        side=_named(record.side, _replace),
     )
+
+
+def _named(side: tuple[SideCharge, ...], change: Callable[[str], str]) -> tuple[SideCharge, ...]:
+    return tuple(msgspec.structs.replace(one, deployment=change(one.deployment)) for one in side)
 
 
 def _replace(text: str) -> str:

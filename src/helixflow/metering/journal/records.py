@@ -25,6 +25,16 @@ class Tokens(Struct, array_like=True, frozen=True, gc=False):
         return self.prompt + self.completion
 
 
+class SideCharge(Struct, array_like=True, frozen=True, gc=False):
+    """What a deployment charges for a call that another one answered; part of the call's cost."""
+
+    deployment: str
+    tokens: Tokens
+    engine_ms: int
+    cost: int
+    price_version: str
+
+
 class Admitted(Struct, array_like=True, tag=1, frozen=True, gc=False):
     """A call that may be dispatched. `holds` are what it has reserved: (counter, amount); see `metering.admission`."""
 
@@ -60,6 +70,7 @@ class Progressed(Struct, array_like=True, tag=2, frozen=True, gc=False):
     first_token_ms: int = -1
     # What `cost` was rated by: a row must show all of it.
     engine_ms: int = -1
+    side: tuple[SideCharge, ...] = ()
 
 
 class Settled(Struct, array_like=True, tag=3, frozen=True, gc=False):
@@ -80,6 +91,7 @@ class Settled(Struct, array_like=True, tag=3, frozen=True, gc=False):
     engine_ms: int
     # Deployments that were tried before, with the error of each.
     attempts: tuple[tuple[str, str], ...] = ()
+    side: tuple[SideCharge, ...] = ()
 
 
 class Closed(Struct, array_like=True, tag=4, frozen=True, gc=False):

@@ -157,6 +157,7 @@ class Joiner:
             duration_ms=settled.duration_ms,
             engine_ms=settled.engine_ms,
             attempts=settled.attempts,
+            side=settled.side,
         )
 
     def _interrupted_row(self, admitted: Admitted, progressed: Progressed | None) -> RequestRow:
@@ -185,4 +186,5 @@ class Joiner:
             # The clock may have been set back meanwhile.
             duration_ms=max(0, progressed.at_ms - admitted.admitted_at_ms),
             engine_ms=progressed.engine_ms,
+            side=progressed.side,
         )

@@ -615,7 +615,7 @@ class LeaseSlotsRequest(_message.Message):
 
     @_typing.final
     class Wait(_message.Message):
-        """A request that waits."""
+        """A request that waits. Of a ticket that waits already: what it prefers and avoids from now on; it keeps its place."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -630,7 +630,7 @@ class LeaseSlotsRequest(_message.Message):
         PREFER_FIELD_NUMBER: _builtins.int
         AVOID_FIELD_NUMBER: _builtins.int
         ticket: _builtins.int
-        """Unique within the stream."""
+        """Unique within the stream, never 0."""
         organisation: _builtins.str
         key: _builtins.str
         organisation_weight: _builtins.int
@@ -711,7 +711,9 @@ class LeaseSlotsRequest(_message.Message):
 
     @_typing.final
     class Charge(_message.Message):
-        """Tokens used since the last charge, and seconds that ended generations held their slots."""
+        """Tokens of a tenant since the last report, beyond the estimates that were counted with its grants; negative when
+        less than the estimate was used.
+        """
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -720,15 +722,11 @@ class LeaseSlotsRequest(_message.Message):
         TOKENS_FIELD_NUMBER: _builtins.int
         ORGANISATION_WEIGHT_FIELD_NUMBER: _builtins.int
         KEY_WEIGHT_FIELD_NUMBER: _builtins.int
-        HELD_S_FIELD_NUMBER: _builtins.int
-        ENDED_FIELD_NUMBER: _builtins.int
         organisation: _builtins.str
         key: _builtins.str
         tokens: _builtins.int
         organisation_weight: _builtins.int
         key_weight: _builtins.int
-        held_s: _builtins.float
-        ended: _builtins.int
         def __init__(
             self,
             *,
@@ -737,21 +735,53 @@ class LeaseSlotsRequest(_message.Message):
             tokens: _builtins.int = ...,
             organisation_weight: _builtins.int = ...,
             key_weight: _builtins.int = ...,
-            held_s: _builtins.float = ...,
-            ended: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "held_s", b"held_s", "key", b"key", "key_weight", b"key_weight", "organisation", b"organisation", "organisation_weight", b"organisation_weight", "tokens", b"tokens"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_weight", b"key_weight", "organisation", b"organisation", "organisation_weight", b"organisation_weight", "tokens", b"tokens"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Report(_message.Message):
+        """Sent at least every 250 ms while something changes."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CHARGES_FIELD_NUMBER: _builtins.int
+        BUSY_FIELD_NUMBER: _builtins.int
+        ENDED_FIELD_NUMBER: _builtins.int
+        HELD_S_FIELD_NUMBER: _builtins.int
+        ended: _builtins.int
+        """Generations that have ended since, and seconds that they held their slots together."""
+        held_s: _builtins.float
+        @_builtins.property
+        def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsRequest.Charge]: ...
+        @_builtins.property
+        def busy(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsRequest.Holding]:
+            """The fewest slots that had a running generation since the last report, by replica, where it is another number than
+            it was reported to be.
+            """
+
+        def __init__(
+            self,
+            *,
+            charges: _abc.Iterable[Global___LeaseSlotsRequest.Charge] | None = ...,
+            busy: _abc.Iterable[Global___LeaseSlotsRequest.Holding] | None = ...,
+            ended: _builtins.int = ...,
+            held_s: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "charges", b"charges", "ended", b"ended", "held_s", b"held_s"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     OPEN_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
-    RETURN_FIELD_NUMBER: _builtins.int
-    CHARGE_FIELD_NUMBER: _builtins.int
-    BUSY_FIELD_NUMBER: _builtins.int
+    GIVE_BACK_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___LeaseSlotsRequest.Open: ...
     @_builtins.property
@@ -759,25 +789,23 @@ class LeaseSlotsRequest(_message.Message):
     @_builtins.property
     def cancel(self) -> Global___LeaseSlotsRequest.Cancel: ...
     @_builtins.property
-    def charge(self) -> Global___LeaseSlotsRequest.Charge: ...
+    def give_back(self) -> Global___LeaseSlotsRequest.Return: ...
     @_builtins.property
-    def busy(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsRequest.Holding]:
-        """Slots with a running generation now, by replica; sent with charges, at least every 250 ms while it changes."""
-
+    def report(self) -> Global___LeaseSlotsRequest.Report: ...
     def __init__(
         self,
         *,
         open: Global___LeaseSlotsRequest.Open | None = ...,
         wait: Global___LeaseSlotsRequest.Wait | None = ...,
         cancel: Global___LeaseSlotsRequest.Cancel | None = ...,
-        charge: Global___LeaseSlotsRequest.Charge | None = ...,
-        busy: _abc.Iterable[Global___LeaseSlotsRequest.Holding] | None = ...,
+        give_back: Global___LeaseSlotsRequest.Return | None = ...,
+        report: Global___LeaseSlotsRequest.Report | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "charge", b"charge", "kind", b"kind", "open", b"open", "return", b"return", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "give_back", b"give_back", "kind", b"kind", "open", b"open", "report", b"report", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cancel", b"cancel", "charge", b"charge", "kind", b"kind", "open", b"open", "return", b"return", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "give_back", b"give_back", "kind", b"kind", "open", b"open", "report", b"report", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "wait", "cancel", "return", "charge"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "wait", "cancel", "give_back", "report"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -871,6 +899,7 @@ class LeaseSlotsResponse(_message.Message):
         CONTENDED_FIELD_NUMBER: _builtins.int
         FIRST_PLACE_FIELD_NUMBER: _builtins.int
         COUNTERS_FIELD_NUMBER: _builtins.int
+        WAIT_S_FIELD_NUMBER: _builtins.int
         gateways: _builtins.int
         """Gateways that lease slots of this deployment, this one included, and its place among them, from 0: what each may
         go on with while the pool is away.
@@ -882,9 +911,11 @@ class LeaseSlotsResponse(_message.Message):
         """While true, slots that become free are returned at once, even if the gateway has another use for them."""
         first_place: _builtins.int
         """Of this gateway: the place in the queue of its first request, from 1; 0 without one."""
+        wait_s: _builtins.float
+        """How long a request of common weight that came now would probably wait, seconds; 0 while that is not known."""
         @_builtins.property
         def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsResponse.Counter]:
-            """The virtual time of tenants that this gateway has told of, so that it can go on fairly while the pool is away."""
+            """Of tenants that this gateway has told of, so that it can go on fairly while the pool is away."""
 
         def __init__(
             self,
@@ -895,33 +926,41 @@ class LeaseSlotsResponse(_message.Message):
             contended: _builtins.bool = ...,
             first_place: _builtins.int = ...,
             counters: _abc.Iterable[Global___LeaseSlotsResponse.Counter] | None = ...,
+            wait_s: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["contended", b"contended", "counters", b"counters", "first_place", b"first_place", "gateways", b"gateways", "position", b"position", "queued", b"queued"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["contended", b"contended", "counters", b"counters", "first_place", b"first_place", "gateways", b"gateways", "position", b"position", "queued", b"queued", "wait_s", b"wait_s"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
     class Counter(_message.Message):
+        """Virtual tokens (by weight) that a tenant has had beyond whoever was served last: its organisation among all, and the
+        key within its organisation.
+        """
+
         DESCRIPTOR: _descriptor.Descriptor
 
         ORGANISATION_FIELD_NUMBER: _builtins.int
         KEY_FIELD_NUMBER: _builtins.int
-        VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+        ORGANISATION_TOKENS_FIELD_NUMBER: _builtins.int
+        KEY_TOKENS_FIELD_NUMBER: _builtins.int
         organisation: _builtins.str
         key: _builtins.str
-        virtual_tokens: _builtins.float
+        organisation_tokens: _builtins.float
+        key_tokens: _builtins.float
         def __init__(
             self,
             *,
             organisation: _builtins.str = ...,
             key: _builtins.str = ...,
-            virtual_tokens: _builtins.float = ...,
+            organisation_tokens: _builtins.float = ...,
+            key_tokens: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "organisation", b"organisation", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_tokens", b"key_tokens", "organisation", b"organisation", "organisation_tokens", b"organisation_tokens"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

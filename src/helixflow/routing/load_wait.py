@@ -1,0 +1,55 @@
+"""Waiting until a deployment has a replica at all, and asking for one."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from helixflow.clients.pool import DeploymentView
+from helixflow.core.errors import ErrorKind, HelixError
+
+_RETRY_S: Final = 5.0
+_FAILED_RETRY_S: Final = 30.0
+
+
+class LoadWait:
+    """`update` it with what pools say; `request_load` is called when somebody finds the deployment idle or failed."""
+
+    def __init__(self, deployment: str, load_wait_s: float, request_load: Callable[[str], None]) -> None:
+        self._deployment = deployment
+        self._load_wait_s = load_wait_s
+        self._request_load = request_load
+        self._view: DeploymentView | None = None
+        self._changed = asyncio.Event()
+
+    def update(self, view: DeploymentView) -> None:
+        self._view = view
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def until_served(self, deadline: float) -> None:
+        """Returns when a replica serves.
+
+        Raises `HelixError`: UPSTREAM_UNAVAILABLE when it could not be loaded, LOADING when that takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = min(deadline, loop.time() + self._load_wait_s)
+        asked = False
+        while (view := self._view) is None or not view.replicas:
+            if view is not None and view.state in ("idle", "failed") and not asked:
+                asked = True
+                self._request_load(self._deployment)
+            if view is not None and view.state == "failed":
+                raise HelixError(
+                    ErrorKind.UPSTREAM_UNAVAILABLE,
+                    "The model could not be loaded; its administrator finds the reason in the service's log.",
+                    retry_after_s=view.retry_after_s or _FAILED_RETRY_S,
+                )
+            changed = self._changed
+            try:
+                async with asyncio.timeout_at(give_up):
+                    await changed.wait()
+            except TimeoutError as exc:
+                wait = view.retry_after_s if view is not None and view.retry_after_s else _RETRY_S
+                raise HelixError(
+                    ErrorKind.LOADING, "The model is still loading; try again shortly.", retry_after_s=wait
+                ) from exc
