@@ -1,7 +1,8 @@
 """A very cheap OpenAI-compatible upstream: `python -m benchmarks.mock_upstream --port 0`; prints the port it took.
 
 The model's name chooses the behaviour: `mock` answers at once, `mock-paced` sends 50 events/s a stream, `mock-idle`
-sends the role event and one word and then nothing. Streams have 31 content events, or `max_tokens` of them.
+sends the role event and one word and then nothing, `mock-silent` not even the word. Streams have 31 content events, or
+`max_tokens` of them.
 """
 
 import argparse
@@ -136,7 +137,9 @@ class Upstream(asyncio.Protocol):
         model = _MODEL.search(body)
         name = model[1] if model else b"mock"
         self._events = events(body)
-        if name == b"mock-idle":
+        if name == b"mock-silent":
+            self.send_next()
+        elif name == b"mock-idle":
             self.send_next()
             self.send_next()
         elif name == b"mock-paced":

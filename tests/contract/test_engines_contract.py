@@ -22,7 +22,7 @@ COUNT: dict[str, Any] = {
         {"role": "user", "content": "Count: one, two, three"},
     ],
     "temperature": 0,
-    "max_tokens": 24,
+    "max_tokens": 12,
 }
 ENDLESS: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Tell a story for ever and ever"}],
@@ -91,7 +91,7 @@ async def test_a_whole_answer(subject: Subject) -> None:
     usage = call.progress.usage
     assert usage.reported
     assert body["usage"]["prompt_tokens"] == usage.prompt_tokens > 0
-    assert 0 < body["usage"]["completion_tokens"] == usage.completion_tokens <= 24
+    assert 0 < body["usage"]["completion_tokens"] == usage.completion_tokens <= 12
     assert body["usage"]["total_tokens"] == usage.prompt_tokens + usage.completion_tokens
     assert call.progress.finish_reason == choice["finish_reason"]
     assert call.progress.engine_began_at is not None
@@ -154,7 +154,7 @@ async def test_a_tool_call(subject: Subject, streamed: bool) -> None:
         "tools": [TOOL],
         "tool_choice": "required" if subject.forces_tools else "auto",
         "temperature": 0,
-        "max_tokens": 64,
+        "max_tokens": 40,
     }
     if streamed:
         chunks, _ = await stream(subject, body)
@@ -290,6 +290,8 @@ async def test_after_it_by_read_and_what_came_is_kept(subject: Subject) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_client_that_leaves_frees_its_slot(subject: Subject, streamed: bool) -> None:
+    if not (streamed or subject.notices_absence):
+        pytest.skip("its server does not look")
     call = make_call(Operation.CHAT, {**ENDLESS, "stream": streamed})
     if streamed:
         answer = await subject.engine.open(call)
@@ -310,6 +312,8 @@ async def test_a_client_that_leaves_frees_its_slot(subject: Subject, streamed: b
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_the_deadline_ends_it(subject: Subject, streamed: bool) -> None:
+    if not (streamed or subject.notices_absence):
+        pytest.skip("its server does not look")
     call = make_call(Operation.CHAT, {**ENDLESS, "stream": streamed}, limit_s=0.3)
     with pytest.raises(HelixError) as late:
         answer = await subject.engine.open(call)
@@ -321,7 +325,9 @@ async def test_the_deadline_ends_it(subject: Subject, streamed: bool) -> None:
 
 
 async def test_a_finished_stream_leaves_its_connection_to_the_next(subject: Subject) -> None:
+    if not subject.keeps_connections:
+        pytest.skip("it ends them with the last event")
     for _ in range(3):
-        await stream(subject, COUNT)
+        await stream(subject, {**COUNT, "max_tokens": 2})
     stats = subject.client.stats()
     assert (stats.open, stats.idle) == (1, 1)

@@ -43,6 +43,8 @@ from helixflow.auth.audit.refusals import Refusals
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.changes import ChangeFeed
 from helixflow.auth.common_passwords import CommonPasswords
+from helixflow.auth.configuration.rules import PLAIN, Rules
+from helixflow.auth.configuration.service import Found, ServingService
 from helixflow.auth.dispatch import Dispatcher
 from helixflow.auth.fleet import Fleet, NoPools, Pools
 from helixflow.auth.idempotency import Idempotency
@@ -60,7 +62,7 @@ from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.keys import generate_key, hash_key, mask_key
 from helixflow.rpc.access import AUTHORIZATION, CLIENT_ADDRESS, IDEMPOTENCY_KEY, REQUEST_ID
-from helixflow.rpc.generated.auth_v1 import admin_pb2, fleet_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, configuration_pb2, fleet_pb2, usage_pb2
 from helixflow.settings.tree import Settings
 from helixflow.storage.engine import Database
 from helixflow.storage.schema import (
@@ -75,6 +77,7 @@ from helixflow.storage.schema import organisations as organisation_rows
 from helixflow.storage.schema import projects as project_rows
 
 TOKEN_LIFE_S = 72 * 3600
+CONFIGURATION_SERVICE = configuration_pb2.DESCRIPTOR.services_by_name["ConfigurationService"]
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 FLEET_SERVICE = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 USAGE_SERVICE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
@@ -96,7 +99,8 @@ class Person:
 class Installation:
     """What AdminService and UsageService consist of, but the transport. `clock` moves when told to.
 
-    `metering` is MeteringService, with the prices that `settings` say.
+    `metering` is MeteringService, with the prices that `settings` say; `serving` is ServingService, which begins with
+    what is `found` when the configuration is first asked for.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Installation:
         master_key: bytes = bytes(KEY_BYTES),
         settings: Settings | None = None,
         pools: Pools | None = None,
+        rules: Rules = PLAIN,
     ) -> None:
         self.database = database
         self.clock = clock or FakeClock()
@@ -117,7 +122,11 @@ class Installation:
         self.dispatcher = Dispatcher(self.units, self.authentication, Idempotency(self.sealer), self.refusals)
         self.passwords = Passwords(PasswordRules(12, CommonPasswords()), self.clock, workers=1)
         self.metering = MeteringService(settings or Settings(), database, self.clock)
+        self.serving = ServingService(self.units, self.sealer, rules)
+        self.found = Found.of(settings or Settings())
+        self._begun = False
         self._handlers = {
+            CONFIGURATION_SERVICE: self.dispatcher.handler(CONFIGURATION_SERVICE, self.serving.operations()),
             ADMIN_SERVICE: self.dispatcher.handler(ADMIN_SERVICE, self._operations()),
             USAGE_SERVICE: self.dispatcher.handler(USAGE_SERVICE, self.metering.operations()),
             FLEET_SERVICE: self.dispatcher.handler(FLEET_SERVICE, Fleet(pools or NoPools()).operations()),
@@ -154,6 +163,9 @@ class Installation:
             metadata.append((CLIENT_ADDRESS, address))
         service = next(service for service in self._handlers if rpc in service.methods_by_name)
         details = _Details(f"/{service.full_name}/{rpc}", tuple(metadata))
+        if service is CONFIGURATION_SERVICE and not self._begun:
+            self._begun = True
+            await self.serving.begin(self.found)
         handler = self._handlers[service].service(cast(grpc.HandlerCallDetails, details))
         assert handler is not None
         context = _Context(tuple(metadata))

@@ -48,7 +48,8 @@ class Subject:
 
     `context` is the most tokens of a request. `become(n)` waits until its server runs so many generations. `server` is
     the scripted one behind it, None where a real engine is. What it can do: `completions`, `forces_tools` (a call can
-    be demanded), `schemas`. `with_key` makes the same engine with another key, where it has one.
+    be demanded), `keeps_connections` after a stream, `notices_absence` of a client that waits for a whole answer.
+    `with_key` makes the same engine with another key, where it has one.
     """
 
     engine: Completer
@@ -58,6 +59,8 @@ class Subject:
     server: ModelServer | None = None
     completions: bool = True
     forces_tools: bool = True
+    keeps_connections: bool = True
+    notices_absence: bool = True
     with_key: Callable[[str], Completer] | None = None
 
 
@@ -151,7 +154,7 @@ async def _llama_cpp(engine: RunningEngine) -> AsyncIterator[Subject]:
     async with _client() as client:
         slots = FixedSlots(engine.replica)
         subject = LlamaCppEngine(client, slots, deployment="m/llama_cpp-0", task="chat")
-        yield Subject(subject, engine.replica.context, _watch(engine), client)
+        yield Subject(subject, engine.replica.context, _watch(engine), client, keeps_connections=False)
 
 
 @asynccontextmanager
@@ -160,17 +163,25 @@ async def _openai_on_llama_cpp(engine: RunningEngine) -> AsyncIterator[Subject]:
     replica = engine.replica
 
     def make(key: str) -> OpenAIEngine:
-        return OpenAIEngine(client, public_model="m", **provider_options(f"http://127.0.0.1:{replica.port}/v1", key))
+        return OpenAIEngine(client, **provider_options(f"http://127.0.0.1:{replica.port}/v1", key))
 
     async with _client() as client:
-        # llama.cpp does not force a call where the template knows none.
-        yield Subject(make(replica.api_key), replica.context, _watch(engine), client, forces_tools=False, with_key=make)
+        # llama.cpp does not force a call where the template knows none, and looks for its client only when it writes.
+        yield Subject(
+            make(replica.api_key),
+            replica.context,
+            _watch(engine),
+            client,
+            forces_tools=False,
+            notices_absence=False,
+            with_key=make,
+        )
 
 
 @asynccontextmanager
 async def _openai(_engine: RunningEngine) -> AsyncIterator[Subject]:
     def make(key: str) -> OpenAIEngine:
-        return OpenAIEngine(client, public_model="m", **provider_options(server.base_url, key))
+        return OpenAIEngine(client, **provider_options(server.base_url, key))
 
     async with OpenAIServer() as server, _client() as client:
         yield Subject(make(KEY), server.context, server.become, client, server, with_key=make)

@@ -114,8 +114,9 @@ class RunningGateway:
     def show(self, deployment: str, state: str, *replicas: Replica, retry_after_s: float = 0) -> None:
         """What the pool says of a deployment."""
         view = DeploymentView(deployment, state, "", 0, retry_after_s, replicas)
-        self.gateway._pool.views = {**self.gateway._pool.views, deployment: view}
-        self.gateway._on_pool_change(self.gateway._pool.views)
+        pools = self.gateway._pools
+        pools.views = {**pools.views, deployment: view}
+        pools._slots[deployment].update(view)
 
 
 def provider(base_url: str, **options: Any) -> OpenAIDeployment:

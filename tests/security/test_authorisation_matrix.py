@@ -15,9 +15,17 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.permissions import INSTALLATION_PERMISSIONS, ROLES
 from helixflow.rpc.access import Access, Level, declared_access
 from helixflow.rpc.generated.auth_v1 import admin_pb2 as pb
-from helixflow.rpc.generated.auth_v1 import fleet_pb2, metering_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import configuration_pb2, fleet_pb2, metering_pb2, usage_pb2
 from helixflow.storage.engine import Database
-from tests.harness.auth import ADMIN_SERVICE, FLEET_SERVICE, USAGE_SERVICE, Installation, Person, Rehearsal
+from tests.harness.auth import (
+    ADMIN_SERVICE,
+    CONFIGURATION_SERVICE,
+    FLEET_SERVICE,
+    USAGE_SERVICE,
+    Installation,
+    Person,
+    Rehearsal,
+)
 from tests.harness.ledger import NODE, OTHER_JOURNAL, make_row, ship
 from tests.harness.recording_pools import RecordingPools
 
@@ -26,10 +34,11 @@ on_sqlite = pytest.mark.parametrize("database_settings", ["sqlite"], indirect=Tr
 
 ACCESS = {
     method.name: access
-    for service in (ADMIN_SERVICE, USAGE_SERVICE, FLEET_SERVICE)
+    for service in (ADMIN_SERVICE, USAGE_SERVICE, FLEET_SERVICE, CONFIGURATION_SERVICE)
     for method, access in declared_access(service)
 }
 MODEL = "smollm2-135m-instruct"
+DOCUMENT = '{"models": [{"name": "new", "deployments": [{"engine": "openai", "base_url": "http://127.0.0.1:9/v1"}]}]}'
 # What somebody may do who has no role at all, beside those with one.
 NO_ROLE = "no role"
 OPERATOR = "operator"
@@ -60,6 +69,12 @@ class Scene:
 REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "CreateOrganisation": lambda s: pb.CreateOrganisationRequest(name="New", owner_email="o@example.com"),
     "InviteOwner": lambda s: pb.InviteOwnerRequest(organisation_id=s.organisation, owner_email="o@example.com"),
+    "GetConfiguration": lambda s: configuration_pb2.GetConfigurationRequest(),
+    "PlanConfiguration": lambda s: configuration_pb2.PlanConfigurationRequest(document=DOCUMENT),
+    "ApplyConfiguration": lambda s: configuration_pb2.ApplyConfigurationRequest(document=DOCUMENT),
+    "RestoreConfiguration": lambda s: configuration_pb2.RestoreConfigurationRequest(revision=1),
+    "ListConfigurations": lambda s: configuration_pb2.ListConfigurationsRequest(),
+    "ListFollowers": lambda s: configuration_pb2.ListFollowersRequest(),
     "ListPools": lambda s: fleet_pb2.ListPoolsRequest(),
     "LoadModel": lambda s: fleet_pb2.PoolDeploymentRequest(pool="a", deployment="m/x"),
     "UnloadModel": lambda s: fleet_pb2.PoolDeploymentRequest(pool="a", deployment="m/x"),
@@ -171,6 +186,8 @@ TARGETS: dict[str, Callable[[Scene], tuple[str, str]]] = {
     "RevokeInvitation": lambda s: ("invitation", s.invitation),
     "InviteOwner": lambda s: ("organisation", s.organisation),
     **{rpc: lambda s: ("model", "") for rpc in REQUESTS if rpc.endswith("Model")},
+    **{rpc: lambda s: ("configuration", "") for rpc in REQUESTS if rpc.endswith(("Configuration", "Configurations"))},
+    "ListFollowers": lambda s: ("follower", ""),
     "ListPools": lambda s: ("pool", ""),
     "DrainPool": lambda s: ("pool", ""),
     "SetShares": lambda s: ("organisation", s.organisation),
@@ -241,6 +258,7 @@ async def set_scene(stage: Installation) -> Scene:
         cap="1",
     )
     operator = await stage.add_person(other, roles={"": "owner"}, operator=True)
+    await stage.call(operator, "GetConfiguration", configuration_pb2.GetConfigurationRequest())
     price = usage_pb2.SetPriceRequest(subject_kind="model", subject=MODEL, rates=usage_pb2.Rates(input="1"))
     priced = await stage.call(operator, "SetPrice", price)
     used = make_row(1, organisation_id=acme, project_id=project, admitted_at_ms=stage.now * 1000)
@@ -314,7 +332,7 @@ def test_no_rpc_is_forgotten() -> None:
 
 def test_what_writes_says_so() -> None:
     reads = {rpc for rpc, access in ACCESS.items() if not access.writes}
-    assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List", "Query", "Describe", "Check"))}
+    assert reads == {rpc for rpc in ACCESS if rpc.startswith(("Get", "List", "Query", "Describe", "Check", "Plan"))}
     assert {rpc for rpc, access in ACCESS.items() if access.idempotent} == {
         *(rpc for rpc in ACCESS if rpc.startswith("Create")),
         *("InviteUser", "InviteOwner", "RotateKey", "SetPrice"),

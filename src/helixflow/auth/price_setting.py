@@ -21,7 +21,7 @@ from helixflow.storage.schema import prices
 
 _TARGET: Final = "price"
 _MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
-_DEPLOYMENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}/[a-z0-9_]{1,50}-[0-9]{1,5}")
+_DEPLOYMENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}/[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 
 

@@ -1,6 +1,6 @@
 """A client of the admin API: JSON in, JSON out, problems as errors."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -54,13 +54,21 @@ class AdminApi:
         self._client = HttpClient(max_connections=1)
 
     async def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        *,
+        if_version: int | None = None,
     ) -> Any:
-        """What the API answers, None when that is nothing. `query` leaves out what is None.
+        """What the API answers, None when that is nothing. `query` leaves out what is None; nothing is done unless
+        what it is about has the version `if_version`, if one is given.
 
         Raises `HelixError`: the API's own error, or UPSTREAM_UNAVAILABLE when nothing answers.
         """
-        async with self._send(method, path, body, query, _TIMEOUTS) as response:
+        more = [("if-match", f'"{if_version}"')] if if_version is not None else []
+        async with self._send(method, path, body, query, _TIMEOUTS, more) as response:
             answer = await response.read_all(MAX_BODY_BYTES)
         try:
             return msgspec.json.decode(answer) if answer else None
@@ -95,10 +103,13 @@ class AdminApi:
         body: Mapping[str, Any] | None,
         query: Mapping[str, Any] | None,
         timeouts: Timeouts,
+        more_headers: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[HttpResponse]:
         """The response of what was done, once its head is there."""
         given = {name: value for name, value in (query or {}).items() if value is not None}
-        headers = self._headers if body is None else [*self._headers, ("content-type", "application/json")]
+        headers = [*self._headers, *more_headers]
+        if body is not None:
+            headers.append(("content-type", "application/json"))
         try:
             target = self._path + path + (f"?{urlencode(given)}" if given else "")
             head = build_head(method, target, self._origin, headers)
@@ -129,7 +140,10 @@ def _refusal(status: int, body: bytes, root_url: str) -> HelixError:
     message = problem.detail
     if len(problem.errors) > 1:
         message = "\n".join(f"{found.param}: {found.message}" for found in problem.errors)
-    return HelixError(kind, message or f"{root_url} answered with status {status}.", code=problem.code or None)
+    param = problem.errors[0].param if len(problem.errors) == 1 else None
+    return HelixError(
+        kind, message or f"{root_url} answered with status {status}.", param=param or None, code=problem.code or None
+    )
 
 
 def _not_ours(root_url: str) -> HelixError:

@@ -1,4 +1,4 @@
-"""`helixflow config`: checks and shows the settings."""
+"""`helixflow config`: checks and shows the settings; plans and takes back changes of what is served."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from helixflow.cli import config_versions
 from helixflow.cli.invocation import invocation_of
 from helixflow.cli.output import print_json, print_lines
 from helixflow.cli.references import Location, find_problems
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from helixflow.settings.tree import Settings
 
 app = typer.Typer(
-    help="Check and show the settings.",
-    epilog="Example:\n\n$ helixflow --config helixflow.toml config check",
+    help="Check and show the settings; plan, list and take back changes of the models that are served.",
+    epilog="Example:\n\n$ helixflow --config helixflow.toml config check\n\n$ helixflow config plan -f models.toml",
     no_args_is_help=True,
 )
 
@@ -62,6 +63,12 @@ def show_command(context: typer.Context, as_json: Json = False) -> None:
         print_json({"settings": tree, "origins": named})
     else:
         print_lines(*render_toml(tree, origins))
+
+
+app.command("plan", epilog=config_versions.PLAN_EPILOG)(config_versions.plan_command)
+app.command("history", epilog=config_versions.HISTORY_EPILOG)(config_versions.history_command)
+app.command("rollback", epilog=config_versions.ROLLBACK_EPILOG)(config_versions.rollback_command)
+app.command("status", epilog=config_versions.STATUS_EPILOG)(config_versions.status_command)
 
 
 def render_toml(tree: dict[str, Any], origins: dict[Location, str]) -> list[str]:

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from helixflow.cli import (
     account,
+    apply,
     audit,
     auth,
     budgets,
@@ -56,6 +57,7 @@ _EPILOG = (
 _COMMANDS: Final[dict[str, Callable[[typer.Typer], object]]] = {
     "serve": lambda app: app.command("serve", epilog=serve.EPILOG)(serve.serve_command),
     "pool": lambda app: app.command("pool", epilog=pool.EPILOG)(pool.pool_command),
+    "apply": lambda app: app.command("apply", epilog=apply.EPILOG)(apply.apply_command),
     "chat": lambda app: app.command("chat", epilog=chat.EPILOG)(chat.chat_command),
     "models": lambda app: app.add_typer(models.app, name="models"),
     "redeem": lambda app: app.command("redeem", epilog=redeem.EPILOG)(redeem.redeem_command),

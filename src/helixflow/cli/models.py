@@ -8,18 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from helixflow.cli.invocation import invocation_of
+from helixflow.cli.model_presets import presets_command
 from helixflow.cli.output import format_size, format_time, print_json, print_lines, print_table
 from helixflow.core.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from helixflow.pool.catalogue import Catalogue, ModelSpec
     from helixflow.pool.store import ModelStore
+    from helixflow.settings.deployments import Deployment
     from helixflow.settings.tree import Settings
 
 app = typer.Typer(
     help="List, fetch and remove models.",
     epilog="Example:\n\n$ helixflow models list",
     no_args_is_help=True,
+)
+
+app.command("presets", epilog="Example:\n\n$ helixflow models presets\n\n$ helixflow models presets --json")(
+    presets_command
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -162,7 +170,7 @@ def _describe(name: str, settings: "Settings", catalogue: "Catalogue", store: "M
     configured = next((model for model in settings.models if model.name == name), None)
     spec = _configured_spec(name, settings, catalogue) or catalogue.find(name)
     stored = store.find(name)
-    first = configured.deployments[0] if configured is not None and configured.deployments else None
+    first = next(iter(_deployments(name, settings, catalogue)), None)
     row: dict[str, Any] = {
         "name": name,
         "task": spec.task if spec else "",
@@ -181,6 +189,7 @@ def _describe(name: str, settings: "Settings", catalogue: "Catalogue", store: "M
     }
     if isinstance(first, ProviderDeployment):
         row.update(where="provider", source=first.base_url)
+        row["context"] = first.context
     elif isinstance(first, LaunchedDeployment) and "context" in first.model_fields_set:
         row["context"] = first.context
     if stored is not None:
@@ -199,13 +208,22 @@ def _describe(name: str, settings: "Settings", catalogue: "Catalogue", store: "M
     return row
 
 
+def _deployments(name: str, settings: "Settings", catalogue: "Catalogue") -> "Sequence[Deployment]":
+    """What serves a configured name, as catalogue and presets complete it; nothing for any other name."""
+    from helixflow.pool.plan import fill_from_catalogue
+
+    models = tuple(model for model in settings.models if model.name == name)
+    filled = fill_from_catalogue(settings.model_copy(update={"models": models}), catalogue).models
+    return filled[0].deployments if filled else ()
+
+
 def _configured_spec(name: str, settings: "Settings", catalogue: "Catalogue") -> "ModelSpec | None":
     from helixflow.pool.plan import fill_from_catalogue, plan_deployments
 
     models = tuple(model for model in settings.models if model.name == name)
     chosen = settings.model_copy(update={"models": models})
     planned = plan_deployments(fill_from_catalogue(chosen, catalogue), catalogue)
-    return next((one.spec for one in planned if one.spec is not None), None)
+    return planned[0].spec if planned else None
 
 
 def _wanted(
@@ -216,7 +234,10 @@ def _wanted(
     if spec is not None:
         return catalogue.spec_for(name or given, spec.source, sha256 or spec.sha256, spec.task)
     configured = [model.name for model in settings.models]
-    if given in configured:
+    preset = catalogue.presets.find(given)
+    if preset is not None and preset.source:
+        return catalogue.spec_for(name or given, preset.source, sha256, task)
+    if given in configured or preset is not None:
         raise UserError(f"{given} is served by a provider: there is nothing to pull", ExitCode.MODEL)
     if ":" in given:
         from helixflow.pool.sources.source import parse_source

@@ -92,45 +92,8 @@ def _in_database(database: "DatabaseSettings") -> Iterator[Problem]:
 
 
 def _in_models(settings: "Settings") -> Iterator[Problem]:
+    from helixflow.launch.serving_rules import find_model_problems
     from helixflow.pool.catalogue import Catalogue
-    from helixflow.pool.plan import fill_from_catalogue, plan_deployments
 
-    catalogue = Catalogue.load()
-    for index, model in enumerate(settings.models):
-        try:
-            filled = fill_from_catalogue(settings.model_copy(update={"models": (model,)}), catalogue)
-            plan_deployments(filled, catalogue)
-        except UserError as exc:
-            yield ("models", index), exc.message
-        for number, deployment in enumerate(model.deployments):
-            for field, reason in _in_deployment(deployment):
-                yield ("models", index, "deployments", number, field), reason
-
-
-def _in_deployment(deployment: Any) -> Iterator[tuple[str, str]]:
-    """Setting and reason."""
-    import os
-    import shutil
-
-    for field in ("chat_template_file", "mmproj", "draft_model", "ca_file", "api_key_file"):
-        path = getattr(deployment, field, None)
-        if path is not None and not (path.expanduser().is_file() and os.access(path.expanduser(), os.R_OK)):
-            yield field, f"{path} is not a readable file"
-    for path in getattr(deployment, "lora", ()):
-        if not path.expanduser().is_file():
-            yield "lora", f"{path} is not a readable file"
-    binary = getattr(deployment, "binary", None)
-    if binary is not None and shutil.which(binary.expanduser()) is None:
-        yield "binary", f"{binary} is not an executable file"
-    if getattr(deployment, "api_key_env", None) is not None:
-        try:
-            deployment.api_key.read()
-        except ValueError as exc:
-            yield "api_key_env", str(exc)
-    if (url := getattr(deployment, "base_url", None)) is not None:
-        from helixflow.transport.origin import Origin
-
-        try:
-            Origin.parse(url)
-        except ValueError as exc:
-            yield "base_url", str(exc)
+    for problem in find_model_problems(settings.models, Catalogue.load()):
+        yield problem.location, problem.reason

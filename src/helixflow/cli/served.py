@@ -23,8 +23,12 @@ def served_models(settings: "Settings") -> list[ServedModel]:
     from helixflow.settings.deployments import LlamaCppDeployment
 
     served = []
-    for model in fill_from_catalogue(settings, Catalogue.load()).models:
-        first = model.deployments[0]
+    models = fill_from_catalogue(settings, Catalogue.load()).models
+    by_name = {model.name: model for model in models}
+    for model in models:
+        # A split is for what its ways are for, and they are not split themselves.
+        served_by = by_name[model.split[0].model] if model.split else model
+        first = served_by.deployments[0]
         if isinstance(first, LlamaCppDeployment):
             served.append(ServedModel(model.name, first.task, 0 if first.load == "start" else 1))
         else:

@@ -76,13 +76,13 @@ class SlotLink:
     async def _read(self, call: Any, writing: "asyncio.Task[None]") -> None:
         # Whoever cannot be written to any more is not listened to either.
         writing.add_done_callback(lambda _: call.cancel())
-        first = True
-        async for message in call:
+        async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
+            message = await call.read()
+        self._failing = False
+        self._backoff.reset()
+        while message is not grpc.aio.EOF:
             self._desk.receive(message)
-            if first:
-                first = False
-                self._failing = False
-                self._backoff.reset()
+            message = await call.read()
 
 
 class _Outbox:
@@ -94,7 +94,7 @@ class _Outbox:
         self._overflowing = False
 
     def put(self, message: LeaseSlotsRequest) -> None:
-        self._overflowing = len(self._messages) >= _MOST_UNSENT
+        self._overflowing = self._overflowing or len(self._messages) >= _MOST_UNSENT
         if not self._overflowing:
             self._messages.append(message)
         self._filled.set()

@@ -11,13 +11,16 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from helixflow.rpc.access import Access, access_of
-from helixflow.rpc.generated.auth_v1 import admin_pb2, fleet_pb2, sessions_pb2, usage_pb2
+from helixflow.rpc.generated.auth_v1 import admin_pb2, configuration_pb2, fleet_pb2, sessions_pb2, usage_pb2
 
 ADMIN: Final[Mapping[str, MethodDescriptor]] = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
 SESSIONS: Final[Mapping[str, MethodDescriptor]] = sessions_pb2.DESCRIPTOR.services_by_name[
     "SessionService"
 ].methods_by_name
 USAGE: Final[Mapping[str, MethodDescriptor]] = usage_pb2.DESCRIPTOR.services_by_name["UsageService"].methods_by_name
+CONFIGURATION: Final[Mapping[str, MethodDescriptor]] = configuration_pb2.DESCRIPTOR.services_by_name[
+    "ConfigurationService"
+].methods_by_name
 FLEET: Final[Mapping[str, MethodDescriptor]] = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].methods_by_name
 RPC_TIMEOUT_S: Final = 10.0
 # Where passwords are checked: they queue.

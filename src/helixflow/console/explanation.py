@@ -38,10 +38,13 @@ class Limitation(Shown):
 
 
 class Attempt(Shown):
-    """A deployment that was tried and failed, before another one was."""
+    """A deployment that was tried beside the one that answered."""
 
     deployment: str = Field(description="Which one.", examples=["smollm2-135m-instruct/llama_cpp-0"])
-    error: str = Field(description="The error's code.", examples=["upstream_unavailable"])
+    error: str = Field(
+        description="The error's code; `hedged`: another one was quicker, and the cost includes this one's.",
+        examples=["upstream_unavailable"],
+    )
 
 
 class Routing(Shown):
@@ -105,7 +108,7 @@ class RequestExplanation(Shown):
     authorised: Authorisation
     limited: Limitation
     routed: Routing
-    retried: list[Attempt] = Field(description="What was tried before, in this order.")
+    retried: list[Attempt] = Field(description="What else was tried, in this order.")
     priced: Pricing
 
 

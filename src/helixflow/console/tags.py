@@ -8,6 +8,7 @@ from helixflow.console.resources import (
     account,
     audit,
     budgets,
+    configuration,
     invitations,
     journals,
     keys,
@@ -54,6 +55,7 @@ TAGS: Final = (
     Tag("Journals", "What gateways have recorded and the ledger waits for.", journals.ENDPOINTS),
     Tag("Prices", "What models cost.", prices.ENDPOINTS),
     Tag("Pools", "The nodes that run models.", pools.ENDPOINTS),
+    Tag("Configuration", "Which models are served by what.", configuration.ENDPOINTS),
     Tag("Audit log", "Who did what.", audit.ENDPOINTS),
     Tag("Signing keys", "The installation's keys for access tokens.", signing_keys.ENDPOINTS),
 )

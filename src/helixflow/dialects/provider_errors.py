@@ -40,9 +40,7 @@ _FILTERED_CODES: Final = frozenset(
     }
 )
 # Our account there is the matter: nothing that a caller, or trying again soon, could mend.
-_NO_CREDIT: Final = re.compile(
-    r"credit balance is too low|exceeded your current quota|insufficient.{0,10}(?:balance|credit)", re.I
-)
+_NO_CREDIT: Final = re.compile(r"credit balance is too low|insufficient.{0,10}(?:balance|credit)", re.IGNORECASE)
 _NO_CREDIT_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
 _UNABLE: Final = re.compile(r"does(?: not|n't) support|(?:is|are) not supported|unsupported (?:parameter|value)", re.I)
 # Statuses for errors that come inside an answer with status 200 and only say what they are.

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Final
 
 from helixflow.core.call import Call, Stream
 from helixflow.core.errors import ErrorKind, HelixError
@@ -12,7 +11,6 @@ from helixflow.dialects.openai_neutral import read_request
 from helixflow.engines.converted import open_chat
 from helixflow.engines.provider import Provider
 from helixflow.transport.client import HttpClient, Timeouts
-
 
 
 class AnthropicEngine:
@@ -66,5 +64,5 @@ class AnthropicEngine:
             raise
 
     async def probe(self, deadline: float) -> None:
-        """Asks for the list of models, which costs nothing. Raises `HelixError` while the server cannot be used."""
+        """Asks for the list of models, which costs nothing. Raises `HelixError` where the server does not give it."""
         await self._provider.get(self._probe_head, deadline)

@@ -50,7 +50,9 @@ async def open_chat(provider: Provider, response: HttpResponse, reader: AnswerRe
 
     Owns `response` from now on. Raises `HelixError` as the answer breaks off or is no answer.
     """
-    writer = ChatWriter(f"chatcmpl-{call.call_id}", int(time.time()), call.public_model, "", include_usage=call.include_usage)
+    writer = ChatWriter(
+        f"chatcmpl-{call.call_id}", int(time.time()), call.public_model, "", include_usage=call.include_usage
+    )
     return await _open(provider, response, reader, call, writer, ChatChunks(writer), ChatMessage())
 
 

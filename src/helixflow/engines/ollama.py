@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Final
 
 from helixflow.core.call import Call, Stream
 from helixflow.core.errors import ErrorKind, HelixError
@@ -18,7 +17,6 @@ from helixflow.engines.converted import open_chat, open_completion
 from helixflow.engines.counting import estimate_prompt
 from helixflow.engines.provider import MAX_ANSWER_BYTES, Provider
 from helixflow.transport.client import HttpClient, Timeouts
-
 
 
 class OllamaEngine:
@@ -67,7 +65,7 @@ class OllamaEngine:
         raise HelixError(ErrorKind.UNSUPPORTED, f"The model '{call.model}' cannot serve {call.operation.value}.")
 
     async def probe(self, deadline: float) -> None:
-        """Asks for the version. Raises `HelixError` while the server cannot be used."""
+        """Asks for the version. Raises `HelixError` where the server does not tell it."""
         await self._provider.get(self._probe_head, deadline)
 
     async def _chat(self, call: Call, params: ChatParams) -> Stream:

@@ -65,7 +65,9 @@ class OpenAIEngine:
     async def _read(self, call: Call, response: HttpResponse) -> Stream:
         body = await response.read_all(MAX_ANSWER_BYTES)
         progress = call.progress
-        edited = edit_answer(body, Rename(msgspec.json.encode(call.public_model), call.operation, call.call_id), progress)
+        edited = edit_answer(
+            body, Rename(msgspec.json.encode(call.public_model), call.operation, call.call_id), progress
+        )
         usage = progress.usage
         if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
             await self._count(call, body)

@@ -1,12 +1,12 @@
 """What providers say of their rate limits in the heads of their answers.
 
-Sources: OpenAI, "Rate limits: headers" (`x-ratelimit-*`; many others do the same), and Anthropic, "Rate limits: response
-headers" (`anthropic-ratelimit-*`).
+Sources: OpenAI, "Rate limits: headers" (`x-ratelimit-*`; many others do the same), and Anthropic, "Rate limits:
+response headers" (`anthropic-ratelimit-*`).
 """
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -18,21 +18,29 @@ _MAX_DIGITS: Final = 12
 # Go's notation of durations: `6m0s`, `1.5s`, `20ms`.
 _DURATION: Final = re.compile(rb"(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9})ms)?")
 
+_USUAL_WINDOW_S: Final = 60.0
+# Of requests and of tokens: the names for the limit, what is left of it, and when all of it will be there again.
+_OPENAI: Final = tuple(
+    (b"x-ratelimit-limit-" + unit, b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
+    for unit in (b"requests", b"tokens")
+)
+_ANTHROPIC: Final = tuple(
+    (prefix + b"-limit", prefix + b"-remaining", prefix + b"-reset")
+    for prefix in (b"anthropic-ratelimit-requests", b"anthropic-ratelimit-tokens")
+)
+
 Headers = Mapping[bytes, bytes]
 
 
 def read_limits(headers: Headers, limits: ProviderLimits) -> None:
     """Takes over what the head says; what it does not say, or not understandably, stays as it was."""
     if b"x-ratelimit-remaining-requests" in headers or b"x-ratelimit-remaining-tokens" in headers:
-        now = time.monotonic()
-        of_requests = _openai(headers, b"requests")
-        of_tokens = _openai(headers, b"tokens")
+        of_requests, of_tokens = (_refill(headers, names, _duration_s) for names in _OPENAI)
     elif b"anthropic-ratelimit-requests-remaining" in headers:
-        now = time.monotonic()
-        of_requests = _anthropic(headers, b"requests")
-        of_tokens = _anthropic(headers, b"tokens")
+        of_requests, of_tokens = (_refill(headers, names, _until_s) for names in _ANTHROPIC)
     else:
         return
+    now = time.monotonic()
     if of_requests is not None:
         limits.requests_left, limits.requests_a_second = of_requests
         limits.requests_at = now
@@ -41,32 +49,22 @@ def read_limits(headers: Headers, limits: ProviderLimits) -> None:
         limits.tokens_at = now
 
 
-def _openai(headers: Headers, unit: bytes) -> tuple[int, float] | None:
-    return _refill(
-        headers.get(b"x-ratelimit-limit-" + unit),
-        headers.get(b"x-ratelimit-remaining-" + unit),
-        _duration_s(headers.get(b"x-ratelimit-reset-" + unit, b"")),
-    )
-
-
-def _anthropic(headers: Headers, unit: bytes) -> tuple[int, float] | None:
-    prefix = b"anthropic-ratelimit-" + unit
-    return _refill(
-        headers.get(prefix + b"-limit"),
-        headers.get(prefix + b"-remaining"),
-        _until_s(headers.get(prefix + b"-reset", b"")),
-    )
-
-
-def _refill(limit: bytes | None, remaining: bytes | None, reset_s: float) -> tuple[int, float] | None:
+def _refill(
+    headers: Headers, names: tuple[bytes, bytes, bytes], seconds_of: Callable[[bytes], float]
+) -> tuple[int, float] | None:
     """What is left, and how much comes back in a second: all that is missing in the time until none is."""
-    left = _count(remaining)
+    limit, remaining, reset = names
+    left = _count(headers.get(remaining))
     if left is None:
         return None
-    whole = _count(limit)
-    if whole is None or reset_s <= 0:
+    whole = _count(headers.get(limit))
+    if whole is None:
         return left, 0.0
-    return left, max(whole - left, 1) / min(reset_s, _LONGEST_RESET_S)
+    if left * 4 > whole:
+        # It says that with every answer: nothing is read closely while there is enough.
+        return left, whole / _USUAL_WINDOW_S
+    reset_s = seconds_of(headers.get(reset, b""))
+    return left, max(whole - left, 1) / min(reset_s, _LONGEST_RESET_S) if reset_s > 0 else 0.0
 
 
 def _count(value: bytes | None) -> int | None:

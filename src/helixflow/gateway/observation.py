@@ -69,6 +69,9 @@ class Observation:
             record.prompt_tokens = usage.prompt_tokens
             record.completion_tokens = completion_tokens
             record.finish_reason = progress.finish_reason
+            if progress.resumed:
+                record.resumed = progress.resumed
+                series.resumed += progress.resumed
             series.tokens_in += usage.prompt_tokens
             series.tokens_out += completion_tokens
             if progress.first_content_at is not None:

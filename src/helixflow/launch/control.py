@@ -62,10 +62,9 @@ async def serve(settings: Settings, arguments: ChildArguments, bootstrap_key: st
     launcher = await LauncherClient.connect(settings.run_dir / SOCKET_NAME)
     # Gateways of other nodes come only where an address is meant for them.
     reachable = not is_loopback(settings.pool.host)
-    services = create_pool(settings, launcher)
-    pool = PoolNode(settings, identity, services, reachable=reachable)
+    pool = PoolNode(settings, identity, create_pool(settings, launcher), reachable=reachable)
     registry = Registry()
-    auth = AuthNode(settings, identity, bootstrap_key, registry, on_models=services.apply)
+    auth = AuthNode(settings, identity, bootstrap_key, registry, on_models=pool.apply)
     tasks: list[asyncio.Task[None]] = []
 
     async def serve_auth() -> None:

@@ -57,13 +57,14 @@ class Gateway:
         self._clock = SystemClock()
         self._identity = ServiceIdentity.open(settings, "gateway")
         self._channel = create_channel(socket_path(settings.run_dir, "control"), self._identity, "auth")
-        self._pools = GatewayPools(settings, self._identity, self._channel)
+        balancer = Balancer.of(settings.routing, self._clock)
+        self._pools = GatewayPools(settings, self._identity, self._channel, balancer)
         self._models = GatewayModels(
             settings.models,
             self._pools,
             self._clock,
             routing=settings.routing,
-            balancer=Balancer.of(settings.routing, self._clock),
+            balancer=balancer,
             longest_call_s=settings.gateway.request_timeout_s,
             gateways=settings.redis.gateways if settings.redis.url else 1,
             cost_bound=self._cost_bound if settings.metering.enabled else None,
@@ -126,6 +127,7 @@ class Gateway:
     def start_watches(self) -> Sequence[asyncio.Task[None]]:
         """Begins to follow what the gateway depends on. None of these tasks ends by itself; `close` cancels them."""
         runs = {"identity": self._identity.follow(), "replicas": self._pools.run(), "changes": self._changes.run()}
+        runs["health of deployments"] = self._models.run()
         runs["serving configuration"] = self._serving.run()
         if self._metering is not None:
             runs["metering"] = self._metering.run()

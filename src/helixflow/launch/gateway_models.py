@@ -11,6 +11,9 @@ from helixflow.launch.gateway_pools import GatewayPools
 from helixflow.launch.gateway_targets import Deployed, TargetBuilder, changed_keys
 from helixflow.routing.balancing import Balancer
 from helixflow.routing.candidates import CostBound
+from helixflow.routing.health import Health
+from helixflow.routing.outliers import Outliers
+from helixflow.routing.probes import Probes
 from helixflow.routing.retry_budget import RetryBudget
 from helixflow.routing.router import Router
 from helixflow.routing.slots import ReplicaSlots
@@ -35,9 +38,9 @@ class Metering(Protocol):
 class GatewayModels:
     """Everything between a call and its engines.
 
-    No call takes longer than `longest_call_s`. So many `gateways` share the ceilings of deployments. `cost_bound` gives the nanodollars that a call may cost at most
-    at a deployment; None where nothing has a price. Making it raises `UserError` (CONFIG) for a deployment that cannot
-    be built.
+    No call takes longer than `longest_call_s`. So many `gateways` share the ceilings of deployments. `cost_bound` gives
+    the nanodollars that a call may cost at most at a deployment; None where nothing has a price. Making it raises
+    `UserError` (CONFIG) for a deployment that cannot be built.
     """
 
     def __init__(
@@ -69,6 +72,14 @@ class GatewayModels:
             clock=clock,
             cost_bound=cost_bound,
         )
+        self._probes = Probes(lambda: [one.target for one in self._deployed.values()], clock)
+        self._outliers = Outliers(routing)
+
+    async def run(self) -> None:
+        """Looks after the deployments' health, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._probes.run(), name="probes")
+            tasks.create_task(self._outliers.run(self._tiers), name="outliers")
 
     @property
     def models(self) -> tuple[ModelSettings, ...]:
@@ -92,6 +103,11 @@ class GatewayModels:
                 return []
             await self._apply(self._models, metering)
             return [name for name, one in self._deployed.items() if one.key != before[name].key]
+
+    def _tiers(self) -> list[list[tuple[str, Health]]]:
+        """Each tier that is served, once: the names and the health of its deployments."""
+        tiers = {id(tier): tier for route in self.router.routes.values() for tier in route.tiers}
+        return [[(target.deployment, target.health) for target in tier.targets] for tier in tiers.values()]
 
     async def close(self) -> None:
         """Closes connections to engines and providers."""
@@ -141,7 +157,7 @@ class GatewayModels:
     def _open_slots(self, models: Sequence[ModelSettings]) -> dict[str, ReplicaSlots]:
         """Those of launched deployments, by name; one that goes on under its name keeps its own."""
         return {
-            name: self._pools.open_slots(name, deployment)
+            name: self._pools.open_slots(name, deployment, affinity=model.affinity)
             for model in models
             for name, deployment in model.named_deployments()
             if isinstance(deployment, LaunchedDeployment)

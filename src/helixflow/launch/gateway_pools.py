@@ -1,7 +1,8 @@
 """The pools that one gateway uses: which replicas there are, whose slots they have, and loading on request."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from ssl import SSLContext
 from typing import Final
 
@@ -12,9 +13,12 @@ from helixflow.clients.fleet import merge_views, rank_of
 from helixflow.clients.pool import DeploymentView, PoolWatch, RemotePool
 from helixflow.clients.registry import PoolAddress, RegistryWatch
 from helixflow.clients.tokenizers import TokenizerCache
+from helixflow.core.call import Call
 from helixflow.core.errors import HelixError
 from helixflow.pki.contexts import PeerContext
 from helixflow.pki.identity import ServiceIdentity
+from helixflow.routing.balancing import Balancer
+from helixflow.routing.seats import Seat
 from helixflow.routing.slots import ReplicaSlots
 from helixflow.rpc.channels import create_channel
 from helixflow.rpc.sockets import socket_path
@@ -65,8 +69,10 @@ class GatewayPools:
     away the pools stay as they are.
     """
 
-    def __init__(self, settings: Settings, identity: ServiceIdentity, control: grpc.aio.Channel | None) -> None:
-        """`control` leads to the registry of pools; without it there is this node's alone.
+    def __init__(
+        self, settings: Settings, identity: ServiceIdentity, control: grpc.aio.Channel | None, balancer: Balancer
+    ) -> None:
+        """`control` leads to the registry of pools; without it there is this node's alone. `balancer` chooses replicas.
 
         Raises `UserError` (CONFIG, STORAGE).
         """
@@ -80,6 +86,8 @@ class GatewayPools:
         self._closing: set[asyncio.Task[None]] = set()
         self._slots: dict[str, ReplicaSlots] = {}
         self._launched: dict[str, LaunchedDeployment] = {}
+        self._balancer = balancer
+        self._indifferent: set[str] = set()
         self._loads: set[asyncio.Task[None]] = set()
         self.views: Mapping[str, DeploymentView] = {}
         self._add(LOCAL, None)
@@ -111,9 +119,15 @@ class GatewayPools:
         link = self._links.get(pool)
         return link.channel if link is not None else None
 
-    def open_slots(self, name: str, deployment: LaunchedDeployment) -> ReplicaSlots:
-        """The slots of a deployment, from now on until `close_slots`; those that it has, if it is open already."""
+    def open_slots(self, name: str, deployment: LaunchedDeployment, *, affinity: bool = True) -> ReplicaSlots:
+        """The slots of a deployment, from now on until `close_slots`; those that it has, if it is open already. With
+        `affinity`, prompts that begin alike go to the same replica.
+        """
         self._launched[name] = deployment
+        if affinity:
+            self._indifferent.discard(name)
+        else:
+            self._indifferent.add(name)
         if (known := self._slots.get(name)) is not None:
             known.max_queue = deployment.max_queue
             return known
@@ -122,6 +136,8 @@ class GatewayPools:
             max_queue=deployment.max_queue,
             load_wait_s=self._settings.gateway.load_wait_s,
             request_load=self._request_load,
+            choose=partial(self._choose, name),
+            forget=self._balancer.forget,
         )
         if (view := self.views.get(name)) is not None:
             slots.update(view)
@@ -131,6 +147,10 @@ class GatewayPools:
         """The deployment is not served any more; leases that are out stay good until they are released."""
         del self._slots[name]
         del self._launched[name]
+        self._indifferent.discard(name)
+
+    def _choose(self, deployment: str, seats: Sequence[Seat], call: Call) -> Seat:
+        return self._balancer.choose(seats, call, deployment, affinity=deployment not in self._indifferent)
 
     def problems(self) -> list[str]:
         """Models that are to be loaded from the start and are not."""

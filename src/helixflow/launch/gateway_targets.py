@@ -11,10 +11,10 @@ import structlog
 
 from helixflow.core.call import Completer
 from helixflow.core.capacity import Limited
+from helixflow.core.capacity import Slots
 from helixflow.core.clock import Clock
 from helixflow.launch.gateway_engines import EngineBuilder
 from helixflow.pki.files import Version, version_of
-from helixflow.routing.slots import ReplicaSlots
 from helixflow.routing.target import Target
 from helixflow.settings.deployments import Deployment, ProviderDeployment, RoutedDeployment
 from helixflow.settings.models import ModelSettings
@@ -55,7 +55,7 @@ class TargetBuilder:
     def deploy(
         self,
         models: Sequence[ModelSettings],
-        slots: Mapping[str, ReplicaSlots],
+        slots: Mapping[str, Slots],
         before: Mapping[str, Deployed],
     ) -> dict[str, Deployed]:
         """All deployments of these models, by name: those of `before` where nothing has changed. Reads files: call it
@@ -75,7 +75,7 @@ class TargetBuilder:
         name: str,
         model: str,
         deployment: Deployment,
-        slots: ReplicaSlots | None,
+        slots: Slots | None,
         before: Deployed | None,
     ) -> Deployed:
         key, version = _key_of(deployment)
@@ -93,9 +93,10 @@ class TargetBuilder:
         if before.settings != deployment:
             target = self._target(name, target.engine, deployment, target.slots)
             target.health, target.latency = before.target.health, before.target.latency
+            target.ceiling = before.target.ceiling.changed(deployment)
         return Deployed(target, before.client, before.key, version)
 
-    def _target(self, name: str, engine: Completer, deployment: Deployment, slots: ReplicaSlots | None) -> Target:
+    def _target(self, name: str, engine: Completer, deployment: Deployment, slots: Slots | None) -> Target:
         return Target(
             name,
             engine,

@@ -53,14 +53,15 @@ class PoolGeneration:
         """Until cancelled."""
         await self._wanted.wait()
         settings, clock = self._settings, SystemClock()
-        pools = GatewayPools(settings, self._identity, None)
+        balancer = Balancer.of(settings.routing, clock)
+        pools = GatewayPools(settings, self._identity, None, balancer)
         try:
             self._models = GatewayModels(
                 own_models(settings),
                 pools,
                 clock,
                 routing=settings.routing,
-                balancer=Balancer.of(settings.routing, clock),
+                balancer=balancer,
                 longest_call_s=settings.gateway.request_timeout_s,
             )
             self._made.set()

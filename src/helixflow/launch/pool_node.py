@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -12,8 +13,9 @@ from grpc_health.v1 import health  # type: ignore[import-untyped]
 from helixflow.clients.registry import Registration
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import POOL_ADDRESS_NAME
-from helixflow.launch.node_id import read_node_id
 from helixflow.launch.pool_generation import PoolGeneration
+from helixflow.launch.serving_follower import ServingFollower
+from helixflow.metering.node import read_node_id
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pool.generate import Generator
 from helixflow.pool.plan import pool_name
@@ -23,6 +25,7 @@ from helixflow.rpc.generated.pool_v1 import registry_pb2
 from helixflow.rpc.peers import Policy
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
 from helixflow.rpc.sockets import socket_path
+from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
 _STOP_GRACE_S: Final = 1.0
@@ -92,6 +95,11 @@ class PoolNode:
             if self._settings.pool.control:
                 tasks.create_task(self._register(self._settings.pool.control), name="registration")
 
+    async def apply(self, models: Sequence[ModelSettings]) -> None:
+        """Serves these models from now on. Raises as `PoolServices.apply`."""
+        await self._services.apply(models)
+        await self._generation.apply(models)
+
     async def close(self) -> None:
         """Ends watches and listeners; engines go on. Idempotent. Cancel `run` before."""
         await asyncio.to_thread(self._address_file.unlink, missing_ok=True)
@@ -104,7 +112,10 @@ class PoolNode:
 
     async def _register(self, control: str) -> None:
         async with create_channel(control, self._identity, "auth") as channel:
-            await Registration(channel, self.entry).run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(Registration(channel, self.entry).run(), name="registration")
+                follower = ServingFollower(channel, "pool", self.entry.name, self.apply)
+                tasks.create_task(follower.run(), name="serving configuration")
 
     def _advertised_host(self) -> str:
         settings = self._settings.pool

@@ -17,6 +17,7 @@ from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import CONTROL_SOCKETS, HTTPS_URL_NAME, SOCKET_NAME, URL_NAME
 from helixflow.launch.lock import lock_data_dir
 from helixflow.launch.ports import base_url, is_loopback, open_data_port, open_listeners
+from helixflow.launch.provider_keys import check_keys
 from helixflow.launch.pulling import pull_all
 from helixflow.launch.serving_cache import write_cache
 from helixflow.launch.serving_start import decide_serving
@@ -34,8 +35,8 @@ log = structlog.get_logger("helixflow.serve")
 
 
 def serve(settings: Settings, *, config: Path | None = None, welcome_argv: Sequence[str] | None = None) -> NoReturn:
-    """Replaces this process by the launcher, keeping its pid. `config` is the file that is in use. `welcome_argv` is run once everything serves; a part
-    `{base_url}` of it becomes the gateway's address.
+    """Replaces this process by the launcher, keeping its pid. `config` is the file that is in use. `welcome_argv` is
+    run once everything serves; a part `{base_url}` of it becomes the gateway's address.
 
     Raises `UserError` before anything was started: PORT_BUSY, CONFIG, STORAGE, MODEL, UNAVAILABLE (another `serve` has
     the data directory, or a model cannot be fetched).
@@ -45,6 +46,7 @@ def serve(settings: Settings, *, config: Path | None = None, welcome_argv: Seque
     settings, serving = decide_serving(settings, config, catalogue)
     planned = plan_deployments(settings, catalogue)
     check_binaries(planned)
+    check_keys(settings.models)
     for name in (SOCKET_NAME, *CONTROL_SOCKETS):
         socket_path(settings.run_dir, name.removesuffix(".sock"))
     prepare_run_dir(settings.run_dir)

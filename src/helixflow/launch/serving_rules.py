@@ -11,6 +11,7 @@ from typing import Any
 
 from helixflow.auth.configuration.rules import Rules
 from helixflow.core.errors import UserError
+from helixflow.launch.provider_keys import check_keys, missing_key
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.plan import fill_from_catalogue, plan_deployments
 from helixflow.settings.configuration import Models
@@ -46,6 +47,9 @@ def find_model_problems(
             filled = fill_from_catalogue(Settings().model_copy(update={"models": (model,)}), catalogue)
             if on_this_machine:
                 plan_deployments(filled, catalogue)
+                if not model.deployments:
+                    # Of a preset.
+                    check_keys(filled.models)
         except UserError as exc:
             yield Problem(("models", index), exc.message)
         for number, deployment in enumerate(model.deployments):
@@ -74,13 +78,10 @@ def _in_deployment(deployment: Any, *, on_this_machine: bool) -> Iterator[tuple[
     binary = getattr(deployment, "binary", None)
     if binary is not None and shutil.which(binary.expanduser()) is None:
         yield "binary", f"{binary} is not an executable file"
-    for field in ("api_key_file", "api_key_env"):
-        if getattr(deployment, field, None) is not None:
-            try:
-                deployment.api_key.read()
-            except ValueError as exc:
-                if field == "api_key_env" or "is empty" in str(exc):
-                    yield field, str(exc)
+    if (reason := missing_key(deployment)) is not None:
+        field = "api_key_env" if deployment.api_key_file is None else "api_key_file"
+        if field == "api_key_env" or "is empty" in reason:
+            yield field, reason
     yield from _in_headers(getattr(deployment, "headers", {}))
 
 

@@ -3,12 +3,14 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from typing import Annotated, Literal
 
 import msgspec
 
 from helixflow.core.errors import ExitCode, UserError
+from helixflow.pool.presets import Presets
 from helixflow.pool.sources.source import parse_source
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -65,6 +67,11 @@ class Catalogue:
         """The catalogue that is shipped with this version."""
         text = resources.files("helixflow.pool").joinpath("catalogue.toml").read_text(encoding="utf-8")
         return cls(msgspec.convert(tomllib.loads(text), _File).models)
+
+    @cached_property
+    def presets(self) -> Presets:
+        """Further models by name: at providers, or to be fetched without a known hash."""
+        return Presets.load()
 
     def find(self, name: str) -> ModelSpec | None:
         return self._specs.get(name)

@@ -84,6 +84,11 @@ class LocalDeployment:
         """Whether something of it takes memory or is about to."""
         return any(view.state not in (State.IDLE, State.FAILED) for view in self.seat_views)
 
+    @property
+    def _lasting_seats(self) -> list[Seat]:
+        """Without those that go once they are empty."""
+        return [seat for seat in self._seats if not seat.is_dismissed]
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -94,7 +99,7 @@ class LocalDeployment:
     def load(self, *, may_evict: bool) -> None:
         """Asks for all replicas that are not there. `may_evict`: idle models may be unloaded for the first of them."""
         self._may_evict = may_evict
-        for seat in self._seats:
+        for seat in self._lasting_seats:
             seat.want()
 
     def adopt(self, index: int, engine: RunningEngine) -> bool:
@@ -127,13 +132,13 @@ class LocalDeployment:
         """How many replicas it is to have; further ones are loaded at once if it is loaded. 0 unloads it."""
         was_loaded = self.is_loaded
         self.replicas = replicas
-        for seat in self._seats[max(1, replicas) :]:
+        for seat in self._lasting_seats[max(1, replicas) :]:
             seat.leave(self._grace_s, for_good=True)
         if replicas == 0:
             self.unload()
         self._fill_seats()
         if was_loaded:
-            for seat in self._seats[:replicas]:
+            for seat in self._lasting_seats[:replicas]:
                 seat.want()
         self._on_change()
 
@@ -146,7 +151,7 @@ class LocalDeployment:
 
     def _fill_seats(self) -> None:
         """At least one: it shows the state of a deployment without replicas."""
-        taken = {seat.index for seat in self._seats if not seat.is_dismissed}
+        taken = {seat.index for seat in self._lasting_seats}
         for index in range(max(1, self.replicas)):
             if index in taken:
                 continue

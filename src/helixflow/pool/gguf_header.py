@@ -15,10 +15,10 @@ from typing import IO, Final
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
-# Known files stay below 100 entries, 2,000 tensors and 600,000 strings.
+# Known files stay below 100 entries, 2,000 tensors and 800,000 strings.
 _MAX_ENTRIES: Final = 1 << 14
 _MAX_TENSORS: Final = 1 << 17
-_MAX_STRINGS: Final = 1 << 22
+_MAX_STRINGS: Final = 1 << 21
 _MAX_NAME_BYTES: Final = 1 << 16
 _MAX_DIMENSIONS: Final = 4
 # Chat templates and the like are passed over.

@@ -56,6 +56,7 @@ class SeatView:
 class DeploymentView:
     """What watchers see of a deployment.
 
+    `replicas` serve; those `closing` go on with the generations that they have and get no others.
     `need` is what one replica takes, None while it is not known; `last_used_at` in seconds since the epoch, 0 for
     never; `busy` its slots with a running generation, over all gateways, by replica.
     """
@@ -66,6 +67,7 @@ class DeploymentView:
     restarts: int
     retry_after_s: float
     replicas: tuple[ServingReplica, ...]
+    closing: tuple[ServingReplica, ...] = ()
     pinned: bool = False
     wanted_replicas: int = 1
     need: Need | None = None
@@ -139,7 +141,8 @@ def combine(
         detail=detail,
         restarts=restarts,
         retry_after_s=round(max(0.0, leading.retry_at - now), 3) if waits else 0.0,
-        replicas=tuple(seat.serving for seat in seats if seat.serving is not None),
+        replicas=tuple(seat.serving for seat in seats if seat.serving is not None and seat.state is State.READY),
+        closing=tuple(seat.serving for seat in seats if seat.serving is not None and seat.state is State.UNLOADING),
     )
 
 

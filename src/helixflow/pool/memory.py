@@ -1,11 +1,13 @@
 """Memory as the pool reckons with it: what a replica needs, what there is, and who may take how much of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 import psutil
+
+from helixflow.settings.serving import PoolSettings
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
@@ -96,6 +98,12 @@ def cgroup_limit(cgroup: Path = _CGROUP) -> int | None:
         except (OSError, ValueError):
             continue  # no such file, or "max"
     return None
+
+
+def read_limits(settings: PoolSettings, devices: Devices, ours: Mapping[str, int]) -> Limits:
+    """What engines may take on this node now; `ours` as for `gpu_limits`. Blocks."""
+    gpus = gpu_limits(devices.devices(), settings.gpu_memory_percent, ours)
+    return replace(gpus, ram_bytes=ram_limit(settings.memory_bytes, settings.memory_percent))
 
 
 def gpu_limits(devices: Sequence[Device], percent: int, ours: Mapping[str, int]) -> Limits:

@@ -12,7 +12,13 @@ import msgspec
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
-from helixflow.settings.deployments import Launched, LaunchedDeployment, LlamaCppDeployment, RoutedDeployment
+from helixflow.settings.deployments import (
+    Deployment,
+    Launched,
+    LaunchedDeployment,
+    LlamaCppDeployment,
+    RoutedDeployment,
+)
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
@@ -62,7 +68,8 @@ def pool_name(settings: Settings) -> str:
 def fill_from_catalogue(settings: Settings, catalogue: Catalogue) -> Settings:
     """The same settings with complete deployments, which every process of the node then sees.
 
-    A model without deployments gets the catalogue's: chat models load with the service, embedding models on first use.
+    A model without deployments gets the catalogue's, where chat models load with the service and embedding models on
+    first use, or those of a preset. Splits stay as they are.
     Raises `UserError` (CONFIG) for a name without deployments or source that the catalogue does not know.
     """
     models = tuple(_fill(model, catalogue) for model in settings.models)
@@ -115,8 +122,12 @@ def _check_tokenizer(name: str, deployment: LlamaCppDeployment, spec: ModelSpec)
 
 
 def _fill(model: ModelSettings, catalogue: Catalogue) -> ModelSettings:
+    if model.split:
+        return model
     if not model.deployments:
-        return model.model_copy(update={"deployments": (_default_deployment(model.name, catalogue),)})
+        # What is taken from a preset is complete: no need to know which.
+        taken = {"deployments": (_default_deployment(model, catalogue),), "preset": None, "api_key_file": None}
+        return model.model_copy(update=taken)
     filled = tuple(
         _with_source(model.name, deployment, catalogue) if isinstance(deployment, LlamaCppDeployment) else deployment
         for deployment in model.deployments
@@ -124,8 +135,20 @@ def _fill(model: ModelSettings, catalogue: Catalogue) -> ModelSettings:
     return model.model_copy(update={"deployments": filled})
 
 
-def _default_deployment(name: str, catalogue: Catalogue) -> LlamaCppDeployment:
-    spec = _known(name, catalogue)
+def _default_deployment(model: ModelSettings, catalogue: Catalogue) -> Deployment:
+    """As its preset says; without one as the catalogue says of its name, else as the preset of its name."""
+    presets = catalogue.presets
+    if model.preset is not None:
+        return presets.deployment(presets.require(model.preset), model.api_key_file)
+    if catalogue.find(model.name) is None and (preset := presets.find(model.name)) is not None:
+        return presets.deployment(preset, model.api_key_file)
+    if model.api_key_file is not None:
+        raise UserError(
+            f"the model {model.name!r} has an api_key_file, but no preset that would need it; give it a preset, or "
+            "deployments",
+            ExitCode.CONFIG,
+        )
+    spec = _known(model.name, catalogue)
     default = LlamaCppDeployment(engine="llama_cpp")
     return LlamaCppDeployment(
         engine="llama_cpp",
@@ -151,8 +174,14 @@ def _known(name: str, catalogue: Catalogue) -> ModelSpec:
     spec = catalogue.find(name)
     if spec is not None:
         return spec
-    close = difflib.get_close_matches(name, catalogue.names(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known models: {', '.join(catalogue.names())}"
+    known = [*catalogue.names(), *(preset.name for preset in catalogue.presets.all())]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"known models: {', '.join(catalogue.names())}; `helixflow models presets` lists those of providers"
+    )
     raise UserError(
-        f"model {name!r} has no deployments (or no source) and is not in the catalogue; {hint}", ExitCode.CONFIG
+        f"model {name!r} has no deployments (or no source) and is neither in the catalogue nor a preset; {hint}",
+        ExitCode.CONFIG,
     )

@@ -86,9 +86,8 @@ class Seat:
             self._history.forgive()
             self._wanted = True
             self._asked.set()
-            if self.view.state is State.IDLE:
-                # At once, so that nobody takes it for a seat that needs to be asked.
-                self._show(State.PULLING, "waiting for the model store")
+            # At once, so that nobody takes it for a seat that needs to be asked, or that has failed at this.
+            self._show(State.PULLING)
 
     def adopt(self, engine: RunningEngine) -> None:
         """Goes on with an engine that an earlier control process started. Before `keep`."""
@@ -110,7 +109,10 @@ class Seat:
         self._grace_s = grace_s if self.view.serving is not None or self._leaving.is_set() else 0.0
         self._leaving.set()
         self._asked.set()
-        self._show(State.UNLOADING if self._engine is not None else State.IDLE)
+        if self._engine is not None:
+            self._show(State.UNLOADING, serving=self.view.serving)
+        else:
+            self._show(State.IDLE)
 
     @property
     def is_vacant(self) -> bool:

@@ -10,10 +10,11 @@ from typing import Final
 import structlog
 
 from helixflow.core.clock import Clock, SystemClock
-from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.engines.launching import EngineKind
 from helixflow.pool.activity import Activity, NoActivity
 from helixflow.pool.broadcast import Broadcast
+from helixflow.pool.catalogue import ModelSpec
 from helixflow.pool.deployment import LocalDeployment
 from helixflow.pool.launcher_client import Engines, RunningEngine
 from helixflow.pool.lifecycle import DeploymentView, State, combine
@@ -35,7 +36,7 @@ log = structlog.get_logger("helixflow.pool")
 class Supervisor:
     """`run` works until cancelled and leaves running engines to its successor, which finds them at the launcher.
 
-    `kinds` are those of engines, by their names in the settings. Without `residency` and `figures` everything fits.
+    `kinds` are those of engines, by their names in the settings; making it raises as `apply`. Without `residency` and `figures` everything fits.
     Methods that take a deployment's name raise `HelixError` (NOT_FOUND) for an unknown one.
     """
 
@@ -83,6 +84,10 @@ class Supervisor:
         """All deployments as they are now, in the order of the settings; then those that are on their way out."""
         retiring = [one for one in self._retiring if one.deployment not in self._current]
         return tuple(self._view(one) for one in (*self._current.values(), *retiring) if one.seat_views)
+
+    def spec_of(self, deployment: str) -> ModelSpec | None:
+        """The model of a deployment; None where the engine brings its own."""
+        return self._find(deployment).planned.spec
 
     def load(self, deployment: str) -> None:
         """Asks for a deployment that is idle or has failed.
@@ -150,8 +155,11 @@ class Supervisor:
         """Takes new settings over. What is unchanged, or changed in nothing that engines depend on, goes on as it is.
 
         What is gone ends once its generations have. What has changed is loaded beside the old one, which serves until
-        the new one does, if memory allows; a new one that cannot be loaded leaves the old one serving.
+        the new one does, if memory allows; a new one that cannot be loaded leaves the old one serving. Raises
+        `UserError` (CONFIG) for an engine that this node has not; nothing has changed then.
         """
+        for one in planned:
+            self._kind_of(one)
         before, self._current = self._current, {}
         for one in planned:
             known = before.pop(one.name, None)
@@ -193,7 +201,7 @@ class Supervisor:
             f"{planned.name}#{next(self._generations)}",
             planned,
             self._engines,
-            self._kinds[planned.settings.engine],
+            self._kind_of(planned),
             self._means,
             self._policy,
             self._make_backoff,
@@ -202,6 +210,12 @@ class Supervisor:
         if planned.settings.load == "start" and one.replicas:
             one.load(may_evict=False)
         return one
+
+    def _kind_of(self, planned: PlannedDeployment) -> EngineKind:
+        kind = self._kinds.get(planned.settings.engine)
+        if kind is None:
+            raise UserError(f"{planned.name}: this node has no engine {planned.settings.engine!r}", ExitCode.CONFIG)
+        return kind
 
     def _add(self, planned: PlannedDeployment) -> LocalDeployment:
         one = self._make(planned)

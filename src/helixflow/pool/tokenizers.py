@@ -1,7 +1,7 @@
 """The tokenizers of this node's models, for gateways on other nodes: known by their SHA-256."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -11,7 +11,7 @@ from helixflow.pool.lifecycle import DeploymentView
 CHUNK_BYTES: Final = 256 * 1024
 
 
-async def read_tokenizer(views: Iterable[DeploymentView], sha256: str) -> AsyncIterator[bytes]:
+async def read_tokenizer(views: Iterable[DeploymentView], sha256: str) -> AsyncGenerator[bytes, None]:
     """The pieces of the tokenizer with that digest, of a replica that serves now.
 
     Raises `HelixError`: NOT_FOUND when no replica has it, INTERNAL when the file is gone.

@@ -142,8 +142,7 @@ class Tunnel(asyncio.Protocol):
         except ssl.SSLError:
             pass  # the farewell is written; nobody waits for the answer to it
         self._flush()
-        assert self._transport is not None
-        self._transport.close()
+        # The gateway closes once it has read the farewell: uvloop loses what is unread when the socket ends before.
         self._start_timer(_LINGER_S, "")
 
     def hold(self) -> None:

@@ -1,5 +1,6 @@
 """Which seat probably still has the beginning of a prompt in its cache: a bounded memory of where beginnings went."""
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -39,8 +40,8 @@ class PrefixTable:
     def __init__(self, *, entries: int, block_bytes: int) -> None:
         self._most = entries
         sizes = [block_bytes * 2**doubled for doubled in range(_SIZES) for _ in range(_BLOCKS_OF_A_SIZE)]
-        ends = list(accumulate(sizes))
-        self._blocks = tuple(zip([0, *ends], ends, strict=False))
+        self._ends = list(accumulate(sizes))
+        self._blocks = [slice(end - size, end) for end, size in zip(self._ends, sizes, strict=True)]
         self._block_bytes = block_bytes
         self._places: dict[str, _Place] = {}
         self._entries: OrderedDict[int, _Place] = OrderedDict()
@@ -64,13 +65,7 @@ class PrefixTable:
         # Templates put the tools before the messages.
         tools = call.fields.get("tools")
         known = hash((scope, call.principal.organisation_id, bytes(tools) if tools is not None else None))
-        hashes = []
-        for begin, end in self._blocks:
-            if end > size:
-                break
-            known = hash((known, text[begin:end]))
-            hashes.append(known)
-        return hashes
+        return [known := hash((known, text[block])) for block in self._blocks[: bisect_right(self._ends, size)]]
 
     def session(self, scope: str, call: Call) -> Sequence[int]:
         """The same for the session that the call says it belongs to: one hash, of its own."""
@@ -89,7 +84,7 @@ class PrefixTable:
         return found, matched
 
     def remember(self, hashes: Sequence[int], seat_id: str) -> None:
-        """All these beginnings are now at that seat."""
+        """All these beginnings, at least one, are now at that seat."""
         if not self._most:
             return
         place = self._places.get(seat_id)
@@ -97,14 +92,20 @@ class PrefixTable:
             place = self._places[seat_id] = _Place(seat_id)
         entries = self._entries
         # Longest first: they are dropped in this order, so that nothing is there without all that is shorter.
+        if entries.get(hashes[-1]) is place:
+            for known in reversed(hashes):
+                entries.move_to_end(known)
+            return
         for known in reversed(hashes):
             before = entries.get(known)
-            if before is not place:
-                entries[known] = place
+            entries[known] = place
+            if before is None:
                 place.entries += 1
-                if before is not None:
+            else:
+                entries.move_to_end(known)
+                if before is not place:
+                    place.entries += 1
                     self._leave(before)
-            entries.move_to_end(known)
         while len(entries) > self._most:
             self._leave(entries.popitem(last=False)[1])
 

@@ -45,8 +45,9 @@ class Balancer:
     """Affinity where a seat probably has the beginning of the prompt in its cache, or the session's; else the power of
     two choices.
 
-    Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the least
-    loaded one, and one call where there is much to gain. `monotonic` is the clock of `Seat.latency_s`, `random_unit`
+    Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the one that
+    would be taken otherwise (of two: the less loaded one), and one call more where there is much to gain. Not that of
+    the least loaded one of all: among many some seat is always idle, and nobody would return to anywhere. `monotonic` is the clock of `Seat.latency_s`, `random_unit`
     gives floats from 0 to below 1.
     """
 
@@ -90,33 +91,29 @@ class Balancer:
             chain = prefixes.session(scope, call)
         elif not affinity or not (chain := prefixes.chain(scope, call)):
             return self._spread(seats, shares)
-        chosen: AnySeat | None = None
+        preferred: AnySeat | None = None
         seat_id, matched = prefixes.find(chain)
         if matched:
             for seat in seats:
                 if seat.seat_id == seat_id:
-                    chosen = seat
+                    preferred = seat
                     break
-        if chosen is None and session:
+        if preferred is None and session:
             # All gateways begin with the same one. Apart for each organisation, as everything here.
-            chosen = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
-        if chosen is None or not self._may_have(chosen, seats, session or matched * 2 >= len(chain)):
-            chosen = self._spread(seats, shares)
+            preferred = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
+        chosen = self._spread(seats, shares)
+        if preferred is not None:
+            # Where much is to gain, one call more is worth it.
+            slack = 1 if session or matched * 2 >= len(chain) else 0
+            load = (chosen.in_flight + 1) / chosen.capacity
+            if preferred.in_flight + 1 <= load * self._load_guard * preferred.capacity + slack:
+                chosen = preferred
         prefixes.remember(chain, chosen.seat_id)
         return chosen
 
     def forget(self, seat_id: str) -> None:
         """It has ended, and its caches with it."""
         self._prefixes.forget(seat_id)
-
-    def _may_have(self, seat: Seat, seats: Sequence[Seat], much_to_gain: object) -> bool:
-        """The load guard."""
-        slack = 1 if much_to_gain else 0
-        in_flight = seat.in_flight
-        if in_flight <= slack:
-            return True
-        least = min([other.in_flight / other.capacity for other in seats])
-        return in_flight <= least * self._load_guard * seat.capacity + slack
 
     def _spread(self, seats: Sequence[AnySeat], shares: Sequence[float] | None) -> AnySeat:
         """Two are drawn by weight, and the one with less to do is taken."""

@@ -44,12 +44,15 @@ class Candidates:
         self._balancer = balancer
         self._cost_bound = cost_bound
         self._tried: list[Target] = []
-        self._regions = _regions(asked.residency, way.residency, call.principal.residency, call.hints.residency)
-        self._max_cost = _least(asked.max_cost, way.max_cost)
+        self._regions: Collection[str] = ()
+        here, there = call.principal.residency, call.hints.residency
+        if asked.residency or way.residency or here or there:
+            self._regions = {asked.residency, way.residency, here, there} - {""}
+        self._max_cost = asked.max_cost if asked is way else _least(asked.max_cost, way.max_cost)
         self._least_context = 0
         if call.body_bytes > way.least_context * _MOST_BYTES_A_TOKEN:
             self._least_context = self._context_needed()
-        self._limited = bool(self._regions) or self._max_cost is not None or self._least_context > 0
+        self._limited = self._max_cost is not None or self._least_context > 0 or len(self._regions) > 0
 
     def next(self) -> Target | None:
         """The best one that has not been given yet; None when none is left.
@@ -83,7 +86,7 @@ class Candidates:
             return HelixError(ErrorKind.UNAVAILABLE, f"The model '{model}' has no deployments.")
         targets = [target for target in targets if self._is_in_region(target)]
         if not targets:
-            where = " and ".join(repr(region) for region in self._regions)
+            where = " and ".join(repr(region) for region in sorted(self._regions))
             return HelixError(
                 ErrorKind.PERMISSION_DENIED,
                 f"This request must be served in the region {where}, and the model '{model}' is not served there.",
@@ -173,10 +176,6 @@ class Candidates:
             size -= call.params.media.inlined_bytes
         needed = size // _MOST_BYTES_A_TOKEN
         return needed if any(target.context >= needed for target in self.way.targets) else 0
-
-
-def _regions(*demanded: str) -> Collection[str]:
-    return {region for region in demanded if region} if any(demanded) else ()
 
 
 def _least(one: int | None, other: int | None) -> int | None:

@@ -30,47 +30,47 @@ class Ceiling:
     the loop; then `leave`, once. None of that is needed while `is_active` is False.
     """
 
-    __slots__ = (
-        "_clock",
-        "_concurrency",
-        "_in_flight",
-        "_limits",
-        "_refused_until",
-        "_requests",
-        "_tokens",
-        "counts_tokens",
-        "is_active",
-    )
+    __slots__ = ("_clock", "_concurrency", "_gateways", "_limits", "_requests", "_tokens", "_used", "is_active")
 
     def __init__(
         self, settings: RoutedDeployment, clock: Clock, *, gateways: int = 1, limits: ProviderLimits | None = None
     ) -> None:
         self._clock = clock
-        self._concurrency = _share(settings.max_concurrency, gateways)
-        requests = _share(settings.requests_per_minute, gateways)
-        tokens = _share(settings.tokens_per_minute, gateways)
-        self._requests = _Window(requests) if requests is not None else None
-        self._tokens = _Window(tokens) if tokens is not None else None
+        self._gateways = gateways
         self._limits = limits
-        self._in_flight = 0
-        self._refused_until = 0.0
+        self._concurrency = _share(settings.max_concurrency, gateways)
+        self._requests = _share(settings.requests_per_minute, gateways)
+        self._tokens = _share(settings.tokens_per_minute, gateways)
+        self._used = _Used()
         # Whether there is any ceiling, or the provider may say that there is one.
-        self.is_active = limits is not None or any(c is not None for c in (self._concurrency, requests, tokens))
-        # Whether it matters how many tokens a call brings: else 0 will do (see `expected_tokens`).
-        self.counts_tokens = tokens is not None or limits is not None
+        self.is_active = limits is not None or any(
+            ceiling is not None for ceiling in (self._concurrency, self._requests, self._tokens)
+        )
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters how many tokens a call brings: else 0 will do (see `expected_tokens`)."""
+        return self._tokens is not None or self._limits is not None
+
+    def changed(self, settings: RoutedDeployment) -> "Ceiling":
+        """One with other ceilings, for the same provider: what this one has let in counts there, and the other way."""
+        other = Ceiling(settings, self._clock, gateways=self._gateways, limits=self._limits)
+        other._used = self._used
+        return other
 
     def wait_s(self, tokens: int) -> float:
         """Seconds until a call of so many tokens, prompt and answer, may enter; 0.0: now."""
         now = self._clock.monotonic()
-        wait = self._refused_until - now
-        if wait < 0.0:
-            wait = 0.0
-        if self._concurrency is not None and self._in_flight >= self._concurrency:
+        used = self._used
+        wait = 0.0
+        if used.refused_until > now:
+            wait = used.refused_until - now
+        if self._concurrency is not None and used.in_flight >= self._concurrency:
             wait = max(wait, _PLACE_WAIT_S)
         if self._requests is not None:
-            wait = max(wait, self._requests.wait_s(now, 1))
+            wait = max(wait, used.requests.wait_s(now, 1, self._requests))
         if self._tokens is not None:
-            wait = max(wait, self._tokens.wait_s(now, tokens))
+            wait = max(wait, used.tokens.wait_s(now, tokens, self._tokens))
         if (limits := self._limits) is not None:
             left = limits.requests_left + (now - limits.requests_at) * limits.requests_a_second
             if left < 1:
@@ -82,12 +82,13 @@ class Ceiling:
 
     def enter(self, tokens: int) -> int:
         """Takes what it needs, whatever `wait_s` says. What it gives is for `leave`."""
-        self._in_flight += 1
-        second = int(self._clock.monotonic())
-        if self._requests is not None:
-            self._requests.add(second, 1)
-        if self._tokens is not None:
-            self._tokens.add(second, tokens)
+        used = self._used
+        used.in_flight += 1
+        second = 0
+        if self._requests is not None or self._tokens is not None:
+            second = int(self._clock.monotonic())
+            used.requests.add(second, 1)
+            used.tokens.add(second, tokens)
         if (limits := self._limits) is not None:
             # Until the provider says more.
             limits.requests_left -= 1
@@ -96,18 +97,31 @@ class Ceiling:
 
     def leave(self, entry: int, tokens: int, used: int | None = None) -> None:
         """The call that entered with `tokens` has ended, having used so many; None: nobody knows."""
-        self._in_flight -= 1
+        count = self._used
+        count.in_flight -= 1
         if self._tokens is not None and used is not None and used != tokens:
             second = int(self._clock.monotonic())
             if used > tokens:
-                self._tokens.add(second, used - tokens)
+                count.tokens.add(second, used - tokens)
             else:
-                self._tokens.take_back(second, entry, tokens - used)
+                count.tokens.take_back(second, entry, tokens - used)
 
     def refuse(self, retry_after_s: float) -> None:
         """The provider refused a call as one too many (429): none is sent until that time is over."""
         self.is_active = True
-        self._refused_until = max(self._refused_until, self._clock.monotonic() + retry_after_s)
+        self._used.refused_until = max(self._used.refused_until, self._clock.monotonic() + retry_after_s)
+
+
+class _Used:
+    """What calls have taken of a deployment, whatever its ceilings are."""
+
+    __slots__ = ("in_flight", "refused_until", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.refused_until = 0.0
+        self.requests = _Window()
+        self.tokens = _Window()
 
 
 def expected_tokens(call: Call) -> int:
@@ -125,20 +139,19 @@ def expected_tokens(call: Call) -> int:
 class _Window:
     """What was added in the last `WINDOW_S` seconds, by whole ones: that in which the window begins counts in full."""
 
-    __slots__ = ("_added", "_ceiling", "_second", "_sum")
+    __slots__ = ("_added", "_second", "_sum")
 
-    def __init__(self, ceiling: int) -> None:
-        self._ceiling = ceiling
+    def __init__(self) -> None:
         self._added = [0] * (WINDOW_S + 1)
         self._sum = 0
         self._second = 0
 
-    def wait_s(self, now: float, cost: int) -> float:
+    def wait_s(self, now: float, cost: int, ceiling: int) -> float:
         """Seconds until so much can be added; what is more than the ceiling fits when nothing else is there."""
         second = int(now)
         if second != self._second:
             self._turn_to(second)
-        excess = self._sum + min(cost, self._ceiling) - self._ceiling
+        excess = self._sum + min(cost, ceiling) - ceiling
         if excess <= 0:
             return 0.0
         size = len(self._added)

@@ -37,13 +37,11 @@ class Tenant:
 
 
 class Waiting(Generic[Item]):
-    """A request that waits: `item` is the owner's. `estimate` tokens are charged when it is taken."""
+    """A request that waits: `item` is the owner's. `estimate` tokens are reserved when it is taken."""
 
     __slots__ = ("deadline", "estimate", "item", "line", "priority", "since", "tenant")
 
-    def __init__(
-        self, tenant: Tenant, item: Item, priority: int, estimate: int, since: float, deadline: float
-    ) -> None:
+    def __init__(self, tenant: Tenant, item: Item, priority: int, estimate: int, since: float, deadline: float) -> None:
         self.tenant = tenant
         self.item = item
         self.priority = priority
@@ -65,10 +63,10 @@ class FairQueue(Generic[Item]):
     """Higher priorities first; of one priority the organisation, and of that the key, which has had the fewest tokens by
     weight; of one key who came first.
 
-    Tokens are counted with `charge` as they happen, and `estimate` of them when a request is taken, so that a tenant
-    does not take all slots before its first token is counted: the owner charges only what exceeds the estimate, or gives
-    the rest back with a negative charge. Who has not been waiting is lifted to the counter of who was served last.
-    Counters are forgotten once their tenant is idle and not above those, and all of them when nobody has waited for
+    Tokens are counted with `charge` as they happen, and `estimate` of them is reserved when a request is taken, so that
+    a tenant does not take all slots before its first token is counted: the owner charges only what exceeds the estimate,
+    or gives the rest back with a negative charge. Who has not been waiting is lifted to what the one served last had
+    used. Counters are forgotten once their tenant is idle and not above those, and all of them when nobody has waited for
     `QUIET_S`: nothing is counted then.
 
     Times are on the clock's monotonic scale. `slots` is how many can be served at once, for predictions.
@@ -76,7 +74,7 @@ class FairQueue(Generic[Item]):
 
     def __init__(self, clock: Clock, *, limit: int) -> None:
         self._clock = clock
-        self._limit = limit
+        self.limit = limit
         self.slots = 0
         self._accounts: dict[str, Account] = {}
         self._kept = 0
@@ -119,7 +117,7 @@ class FairQueue(Generic[Item]):
         """Lets a request wait, unless it could not be served in time. `certain`: a slot for it is on its way."""
         now = self._clock.monotonic()
         if not certain:
-            if self._count >= self._limit:
+            if self._count >= self.limit:
                 # By then as many have been served as there are slots.
                 return Refusal(max(self._held_s, _LEAST_RETRY_S), queue_full=True)
             late_s = now + self.predict_s(tenant, priority) - deadline
@@ -176,8 +174,10 @@ class FairQueue(Generic[Item]):
             self._quiet_since = self._clock.monotonic()
         return True
 
-    def charge(self, tenant: Tenant, tokens: int) -> None:
-        """Tokens that were used, or (negative) given back of an estimate."""
+    def charge(self, tenant: Tenant, tokens: int, settled: int = 0) -> None:
+        """Tokens that were used beyond estimates, or (negative) given back of them; `settled` is the sum of the estimates
+        of requests that have ended.
+        """
         if not self._count and self._clock.monotonic() - self._quiet_since >= QUIET_S:
             self._forget_all()
             return
@@ -185,8 +185,8 @@ class FairQueue(Generic[Item]):
         if tokens < 0 and (organisation is None or tenant.key not in organisation.keys):
             return  # forgotten meanwhile: it has no debt to be relieved of
         organisation, key = self._open(tenant)
-        organisation.charge(tokens)
-        key.charge(tokens)
+        organisation.charge(tokens, settled)
+        key.charge(tokens, settled)
 
     def note_held(self, held_s: float, ended: int) -> None:
         """Requests that have `ended` held their slots for so long together: what predictions are made from."""
@@ -284,10 +284,10 @@ class FairQueue(Generic[Item]):
         self._count_in(self._accounts[waiting.tenant.organisation], key, waiting.estimate)
 
     def _count_in(self, organisation: Account, key: Account, estimate: int) -> None:
-        organisation.floor = max(organisation.floor, key.virtual)
-        self._floor = max(self._floor, organisation.virtual)
-        organisation.charge(estimate)
-        key.charge(estimate)
+        organisation.floor = max(organisation.floor, key.used)
+        self._floor = max(self._floor, organisation.used)
+        organisation.reserve(estimate)
+        key.reserve(estimate)
         if self._kept > self._sweep_at:
             self._sweep()
 

@@ -11,20 +11,32 @@ _SPARE_LISTINGS: Final = 64
 class Account:
     """The counter of an organisation, with those of its keys below it, or of a key.
 
-    `virtual` is tokens by weight. `floor` is that of the last key served: keys that come (back) begin there. `lines` are
-    the lines, by priority, in which somebody waits on this account.
+    `virtual` is tokens by weight: those that were used, and those `reserved` for requests that run. `floor` is what the
+    key served last had used: keys that come (back) begin there. `lines` are those, by priority, in which somebody waits
+    on this account.
     """
 
-    __slots__ = ("floor", "keys", "lines", "virtual", "weight")
+    __slots__ = ("floor", "keys", "lines", "reserved", "virtual", "weight")
 
     def __init__(self, virtual: float, weight: float) -> None:
         self.virtual = virtual
+        self.reserved = 0.0
         self.weight = weight
         self.floor = 0.0
         self.keys: dict[str, Account] = {}
         self.lines: dict[int, Line] = {}
 
-    def charge(self, tokens: float) -> None:
+    @property
+    def used(self) -> float:
+        return self.virtual - self.reserved
+
+    def reserve(self, tokens: float) -> None:
+        self.virtual += tokens / self.weight
+        self.reserved += tokens / self.weight
+
+    def charge(self, tokens: float, settled: float) -> None:
+        """`settled` of what was reserved is used now, and `tokens` more, or less."""
+        self.reserved = max(0.0, self.reserved - settled / self.weight)
         self.virtual += tokens / self.weight
         if tokens < 0:
             for line in self.lines.values():
@@ -32,7 +44,7 @@ class Account:
 
     def lift(self, floor: float) -> None:
         """Nobody has credit for having been idle."""
-        self.virtual = max(self.virtual, floor)
+        self.virtual = max(self.virtual, floor + self.reserved)
 
 
 class Line:
@@ -42,7 +54,18 @@ class Line:
     `count` is how many wait, `weight` the sum over the members.
     """
 
-    __slots__ = ("_heap", "_sequence", "account", "count", "entries", "listed", "members", "parent", "priority", "weight")
+    __slots__ = (
+        "_heap",
+        "_sequence",
+        "account",
+        "count",
+        "entries",
+        "listed",
+        "members",
+        "parent",
+        "priority",
+        "weight",
+    )
 
     def __init__(self, priority: int, parent: "Line | None", account: Account | None) -> None:
         self.priority = priority

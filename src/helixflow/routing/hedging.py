@@ -46,9 +46,10 @@ async def open_hedged(
     `call.progress` (the same object then) says is of that attempt. Cancelled, it ends both attempts, and `side_usage`
     has what the second may have cost.
 
-    Only streams are hedged: of other answers nobody sees when they begin.
+    Only streams are hedged: of other answers nobody sees when they begin. And a call for which a loser is paid already
+    is not hedged again: two attempts at most are billed.
     """
-    if not call.stream:
+    if not call.stream or call.progress.side_usage:
         return await open_one(call, first)
     leading = _begin(open_one, call, first)
     try:

@@ -129,6 +129,10 @@ class Probes:
                     reason = exc.code
             except TimeoutError:
                 reason = "timeout"
+            except Exception:
+                # A fault of ours: this deployment is not probed well, and all others go on.
+                reason = "internal_error"
+                log.exception("deployment.probe_raised", deployment=target.deployment)
         if self._schedule.done(target, well=not reason):
             if reason:
                 log.warning("deployment.probe_failed", deployment=target.deployment, reason=reason)

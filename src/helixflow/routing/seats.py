@@ -13,13 +13,16 @@ _UNSEEN = Replica("", "", 0, "", 1, 1)
 
 
 class Account:
-    """What a tenant has used since that was last reported. `leases` are those that count here and have not ended."""
+    """What a tenant has used since that was last reported, beyond estimates; `settled` is the sum of the estimates of
+    what has ended. `leases` are those that count here and have not ended.
+    """
 
-    __slots__ = ("leases", "tenant", "tokens")
+    __slots__ = ("leases", "settled", "tenant", "tokens")
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
         self.tokens = 0
+        self.settled = 0
         self.leases = 0
 
 
@@ -68,14 +71,14 @@ class Seat:
 
 
 class SlotLease:
-    """The right to one generation on one replica. `credit` tokens were counted when it was granted."""
+    """The right to one generation on one replica. `estimate` tokens were counted when it was granted."""
 
-    __slots__ = ("_account", "_began_at", "_credit", "_principal", "_released", "_seat")
+    __slots__ = ("_account", "_began_at", "_credit", "_estimate", "_principal", "_released", "_seat")
 
-    def __init__(self, seat: Seat, principal: Principal, credit: int, began_at: float) -> None:
+    def __init__(self, seat: Seat, principal: Principal, estimate: int, began_at: float) -> None:
         self._seat = seat
         self._principal = principal
-        self._credit = credit
+        self._estimate = self._credit = estimate
         self._began_at = began_at
         self._account: Account | None = None
         self._released = False
@@ -101,9 +104,10 @@ class SlotLease:
         if self._released:
             return
         self._released = True
-        if self._credit:
+        if self._estimate:
             account = self._account if self._account is not None else self._open_account()
             account.tokens -= self._credit
+            account.settled += self._estimate
             self._credit = 0
         if self._account is not None:
             self._account.leases -= 1

@@ -20,6 +20,7 @@ AWAY_AFTER_S: Final = 1.0
 # A replica that was granted and is not shown after so long is not waited for.
 _UNSEEN_S: Final = 1.0
 _MOST_ACCOUNTS: Final = 1024
+_MOST_WITHDRAWN: Final = 256
 
 Send = Callable[[LeaseSlotsRequest], None]
 
@@ -48,8 +49,8 @@ class Owner(Protocol):
         """A slot of it may be free for somebody who waits."""
         ...
 
-    def hand_over(self, waiter: Waiter, seat: Seat, credit: int) -> None:
-        """A slot of it is the waiter's."""
+    def hand_over(self, waiter: Waiter, seat: Seat, estimate: int) -> None:
+        """A slot of it is the waiter's; `estimate` tokens were reserved for it."""
         ...
 
     def suspect(self, seat: Seat) -> None:
@@ -81,6 +82,8 @@ class SlotDesk:
         self._send: Send | None = None
         self._accounts: dict[tuple[str, str], Account] = {}
         self._unseen: dict[str, list[Waiter]] = {}
+        # A slot may have been granted for them meanwhile.
+        self._withdrawn: dict[int, Waiter] = {}
         self._counters: Iterable[LeaseSlotsResponse.Counter] = ()
         self._gateways, self._position = 1, 0
         self._last_ticket = 0
@@ -94,12 +97,12 @@ class SlotDesk:
 
     # Leases.
 
-    def lend(self, seat: Seat, principal: Principal, credit: int) -> SlotLease:
+    def lend(self, seat: Seat, principal: Principal, estimate: int) -> SlotLease:
         """A slot of a seat that has one free."""
         seat.in_flight += 1
         if not self.armed:
             self._arm()
-        return SlotLease(seat, principal, credit, self._now())
+        return SlotLease(seat, principal, estimate, self._now())
 
     def end(self, seat: Seat, began_at: float, *, failed: bool) -> None:
         """A lease was released."""
@@ -143,6 +146,9 @@ class SlotDesk:
             self.queue.cancel(waiter.waiting)
             waiter.waiting = None
         elif self.tickets.pop(waiter.ticket, None) is not None and self._send is not None:
+            self._withdrawn[waiter.ticket] = waiter
+            if len(self._withdrawn) > _MOST_WITHDRAWN:
+                del self._withdrawn[next(iter(self._withdrawn))]
             self._send(LeaseSlotsRequest(cancel=LeaseSlotsRequest.Cancel(ticket=waiter.ticket)))
 
     def ask_again(self) -> None:
@@ -211,11 +217,9 @@ class SlotDesk:
         for seat in self.seats.values():
             seat.granted = seat.limit = seat.low = seat.reported = seat.in_flight
             seat.owed = 0
-            if seat.in_flight:
-                holding.append(_holding(seat, seat.in_flight))
-        send(
-            LeaseSlotsRequest(open=LeaseSlotsRequest.Open(deployment=deployment, gateway=gateway, holding=holding))
-        )
+            if busy := seat.in_flight:
+                holding.append(LeaseSlotsRequest.Holding(replica_id=seat.seat_id, slots=busy, busy=busy))
+        send(LeaseSlotsRequest(open=LeaseSlotsRequest.Open(deployment=deployment, gateway=gateway, holding=holding)))
 
     def receive(self, message: LeaseSlotsResponse) -> None:
         match message.WhichOneof("kind"):
@@ -223,7 +227,7 @@ class SlotDesk:
                 self._on_grant(message.grant)
             case "recall":
                 if (seat := self.seats.get(message.recall.replica_id)) is not None:
-                    seat.owed += message.recall.slots
+                    seat.owed = min(seat.owed + message.recall.slots, seat.granted)
                     self.settle(seat)
             case "refuse":
                 waiter = self.tickets.pop(message.refuse.ticket, None)
@@ -307,7 +311,14 @@ class SlotDesk:
             seat = self.seats[grant.replica_id] = Seat(grant.replica_id, self)
         seat.granted += grant.slots
         seat.limit = seat.granted
-        waiter = self.tickets.pop(grant.ticket, None) if grant.ticket else None
+        if grant.ticket:
+            # The pool takes it as used until it hears otherwise.
+            seat.reported = -1
+            if not self.armed:
+                self._arm()
+        waiter = self.tickets.pop(grant.ticket, None)
+        if (withdrawn := self._withdrawn.pop(grant.ticket, None)) is not None:
+            self._decline(withdrawn)
         if not seat.is_listed:
             waiters = self._unseen.setdefault(seat.seat_id, [])
             if waiter is not None:
@@ -323,6 +334,7 @@ class SlotDesk:
         if waiters is None:
             return
         for waiter in waiters:
+            self._decline(waiter)
             if not waiter.future.done():
                 self.enqueue(waiter)
         self.settle(seat)
@@ -330,11 +342,18 @@ class SlotDesk:
     def _hand_over(self, waiter: Waiter, seat: Seat) -> None:
         """A slot that was granted for it."""
         if waiter.future.done():
-            return  # its client left in this turn of the loop
-        if seat.is_suspect or seat.seat_id in waiter.avoid:
+            self._decline(waiter)  # its client left in this turn of the loop
+        elif seat.is_suspect or seat.seat_id in waiter.avoid:
+            self._decline(waiter)
             self._ask(waiter)  # avoiding it this time
         else:
             self._owner.hand_over(waiter, seat, waiter.estimate)
+
+    def _decline(self, waiter: Waiter) -> None:
+        """What was reserved for it with its grant is not used."""
+        account = self.account(waiter.call.principal)
+        account.tokens -= waiter.estimate
+        account.settled += waiter.estimate
 
     # Messages.
 
@@ -399,7 +418,7 @@ class SlotDesk:
             self._flush()
             for seat in self.seats.values():
                 seat.low = seat.reported = seat.in_flight
-        if any(seat.in_flight or seat.low != seat.reported for seat in self.seats.values()):
+        if any(seat.in_flight for seat in self.seats.values()):
             self._arm()
 
     def _send_report(self) -> None:
@@ -413,13 +432,13 @@ class SlotDesk:
                 tokens=account.tokens,
                 organisation_weight=tenant.organisation_weight,
                 key_weight=tenant.key_weight,
+                settled=account.settled,
             )
-            account.tokens = 0
+            account.tokens = account.settled = 0
         for seat in self.seats.values():
-            if seat.low != seat.reported:
-                seat.reported = seat.low
-                report.busy.append(_holding(seat, seat.low))
-            seat.low = seat.in_flight
+            if seat.low != seat.reported or seat.in_flight != seat.reported:
+                report.busy.add(replica_id=seat.seat_id, slots=seat.in_flight, busy=seat.low)
+                seat.low = seat.reported = seat.in_flight
         self.queue.note_held(self._held_s, self._ended)
         self._ended, self._held_s = 0, 0.0
         if report.ByteSize():
@@ -428,17 +447,13 @@ class SlotDesk:
     def _flush(self) -> None:
         """What was used counts in our own queue."""
         for account in self._take_accounts():
-            self.queue.charge(account.tenant, account.tokens)
-            account.tokens = 0
+            self.queue.charge(account.tenant, account.tokens, account.settled)
+            account.tokens = account.settled = 0
         self.queue.note_held(self._held_s, self._ended)
         self._ended, self._held_s = 0, 0.0
 
     def _take_accounts(self) -> list[Account]:
         """Those with something to tell; those that nobody holds are forgotten."""
-        accounts = [account for account in self._accounts.values() if account.tokens]
+        accounts = [account for account in self._accounts.values() if account.tokens or account.settled]
         self._accounts = {name: account for name, account in self._accounts.items() if account.leases}
         return accounts
-
-
-def _holding(seat: Seat, busy: int) -> LeaseSlotsRequest.Holding:
-    return LeaseSlotsRequest.Holding(replica_id=seat.seat_id, slots=seat.granted, busy=busy)

@@ -224,11 +224,11 @@ class ReplicaSlots:
             self._dismiss(waiter)
             self.hand_over(waiter, seat, 0)
 
-    def hand_over(self, waiter: Waiter, seat: Seat, credit: int) -> None:
-        """A slot of it is the waiter's."""
+    def hand_over(self, waiter: Waiter, seat: Seat, estimate: int) -> None:
+        """A slot of it is the waiter's; `estimate` tokens were reserved for it."""
         self._waiters.pop(waiter, None)
         if not waiter.future.done():  # else its client left in this turn of the loop
-            waiter.future.set_result(seat.desk.lend(seat, waiter.call.principal, credit))
+            waiter.future.set_result(seat.desk.lend(seat, waiter.call.principal, estimate))
 
     def suspect(self, seat: Seat) -> None:
         """A generation on it has failed: it is left alone for a while."""

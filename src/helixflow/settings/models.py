@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -22,8 +23,13 @@ class ModelSettings(Section):
 
     name: Name = Field(description="The name that clients ask for.")
     aliases: tuple[Name, ...] = Field((), description="Further names for it.")
-    preset: Name | None = Field(None, description="Takes deployments from the preset of this name; default: its own.")
-    deployments: tuple[Deployment, ...] = Field((), description="What serves it; none: as the catalogue says.")
+    preset: Name | None = Field(
+        None, description="Without deployments: the preset that says what serves it; default: the one of its own name."
+    )
+    api_key_file: Path | None = Field(
+        None, description="File that holds the key for the preset's provider; default: the provider's usual variable."
+    )
+    deployments: tuple[Deployment, ...] = Field((), description="What serves it; none: as catalogue or preset say.")
     split: tuple[Split, ...] = Field(
         (), description="Instead of deployments: other models by weight, the same one for the same user (canaries)."
     )
@@ -47,6 +53,8 @@ class ModelSettings(Section):
     def _one_source(self) -> "ModelSettings":
         if self.split and (self.deployments or self.preset is not None):
             raise ValueError("give deployments (or a preset) or a split, not both")
+        if self.deployments and (self.preset is not None or self.api_key_file is not None):
+            raise ValueError("preset and api_key_file are for models without deployments; a deployment has its own key")
         names = [self.local_name(index) for index in range(len(self.deployments))]
         if len(set(names)) < len(names):
             raise ValueError(f"the model {self.name!r} has two deployments of the same name")

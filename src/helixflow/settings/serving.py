@@ -25,7 +25,7 @@ class RoutingSettings(Section):
         ge=1,
         le=100,
         description="A replica is preferred for a known beginning while its load is not this many "
-        "times that of the least loaded one.",
+        "times that of the one that would be taken otherwise.",
     )
     latency_half_life_s: Seconds = Field(10, description="How fast measured latencies are forgotten.")
 

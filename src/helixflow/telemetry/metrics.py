@@ -40,10 +40,11 @@ class Distribution:
 class RequestSeries:
     """The figures of one (operation, deployment, status, error)."""
 
-    __slots__ = ("duration", "first_token", "inter_token", "requests", "tokens_in", "tokens_out")
+    __slots__ = ("duration", "first_token", "inter_token", "requests", "resumed", "tokens_in", "tokens_out")
 
     def __init__(self) -> None:
         self.requests = 0
+        self.resumed = 0
         self.tokens_in = 0
         self.tokens_out = 0
         self.duration = Distribution(DURATION_BUCKETS)
@@ -82,6 +83,9 @@ class GatewayMetrics(Collector):
             "helixflow_inter_token_seconds", "Mean time between the tokens of an answer.", labels=labels
         )
         tokens = CounterMetricFamily("helixflow_tokens", "Tokens.", labels=[*labels, "direction"])
+        resumed = CounterMetricFamily(
+            "helixflow_answers_resumed", "Replicas that were lost under an answer and replaced.", labels=labels
+        )
         for (operation, deployment, status, error), series in self._series.items():
             values = [operation, deployment, str(status), error]
             requests.add_metric(values, series.requests)
@@ -90,11 +94,13 @@ class GatewayMetrics(Collector):
             series.inter_token.add_to(inter_token, values)
             tokens.add_metric([*values, "in"], series.tokens_in)
             tokens.add_metric([*values, "out"], series.tokens_out)
+            if series.resumed:
+                resumed.add_metric(values, series.resumed)
         in_flight = GaugeMetricFamily("helixflow_requests_in_flight", "Requests under way.", value=self.in_flight())
         lost = CounterMetricFamily(
             "helixflow_log_writes_lost", "Writes of request lines that failed.", value=self.lost_log_writes()
         )
-        return [requests, duration, first_token, inter_token, tokens, in_flight, lost]
+        return [requests, duration, first_token, inter_token, tokens, resumed, in_flight, lost]
 
 
 class QueueFigures:

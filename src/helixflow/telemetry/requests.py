@@ -19,7 +19,8 @@ _FLUSH_AT_BYTES = 16 * 1024
 class RequestRecord(Struct, kw_only=True, gc=False):
     """What is known of a request once it is over; never prompts, answers, keys or tokens. Times in seconds.
 
-    `scheme` tells the listener; `key_id` is the id of the key, or of the account behind an access token.
+    `scheme` tells the listener; `key_id` is the id of the key, or of the account behind an access token;
+    `resumed` counts the replicas that were lost under the answer and replaced.
     """
 
     timestamp: str
@@ -41,6 +42,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
+    resumed: int | None = None
     error: str | None = None
 
 

@@ -24,8 +24,8 @@ def engine_answer(text: str) -> list[Step]:
     return event_stream([event({"content": text}), event({}, "stop"), b"data: [DONE]\n\n"])
 
 
-def replica(name: str, port: int, *, vocabulary: int = 0) -> Replica:
-    return Replica(name, "127.0.0.1", port, "k", 1, 512, vocabulary=vocabulary)
+def replica(name: str, port: int, *, slots: int = 1, vocabulary: int = 0) -> Replica:
+    return Replica(name, "127.0.0.1", port, "k", slots, 512, vocabulary=vocabulary)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -35,7 +35,8 @@ async def test_a_replica_that_fails_before_its_first_word_is_replaced(tmp_path: 
         ScriptedUpstream([engine_answer("from the good one")]) as good,
         run_gateway(tmp_path, {"m": [local()]}) as gateway,
     ):
-        replicas = (replica("bad", bad.origin.port), replica("good", good.origin.port))
+        # The one with more slots is less loaded, and so comes first.
+        replicas = (replica("bad", bad.origin.port, slots=2), replica("good", good.origin.port))
         gateway.show("m/llama_cpp-0", "ready", *replicas)
         answer = await gateway.chat(json.dumps({**PLAIN, "stream": stream}).encode())
         assert answer.status == 200

@@ -59,7 +59,7 @@ async def converse(
     """One question to a gateway before one or two upstreams."""
     async with ScriptedUpstream(scripts) as first, ScriptedUpstream(others or []) as second:
         upstreams = [first] if others is None else [first, second]
-        deployments = [provider(f"{u.base_url}/v1", model="their-m") for u in upstreams]
+        deployments = [provider(f"{u.base_url}/v1", model="their-m", tier=n) for n, u in enumerate(upstreams)]
         async with run_gateway(tmp_path, {"m": deployments}) as gateway:
             return await gateway.chat(body), first, second
 

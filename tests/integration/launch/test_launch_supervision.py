@@ -15,15 +15,21 @@ import grpc
 import psutil
 import pytest
 
+from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.engines.llama_cpp.probe import LlamaCppKind
+from helixflow.pool.activity import NoActivity
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.pool.lifecycle import DeploymentView, State
 from helixflow.pool.manifest import StoredModel
+from helixflow.pool.measured import MemoryFigures
+from helixflow.pool.memory import Limits, NoDevices
 from helixflow.pool.plan import plan_deployments
 from helixflow.pool.replica import HealthPolicy
-from helixflow.pool.service import PoolServices
+from helixflow.pool.residency import Residency
+from helixflow.pool.service import PoolService, PoolServices
+from helixflow.pool.store import ModelStore
 from helixflow.pool.supervisor import Supervisor
 from helixflow.process.backoff import Backoff
 from helixflow.rpc.channels import create_channel
@@ -72,7 +78,7 @@ class Pool:
 
     def __init__(self, supervisor: Supervisor, client: HttpClient) -> None:
         self.supervisor = supervisor
-        self.services = PoolServices(supervisor, client)
+        self.client = client
 
     async def until(self, wanted: Callable[[DeploymentView], bool], seconds: float = 30) -> DeploymentView:
         changes = self.supervisor.changes
@@ -96,6 +102,7 @@ async def supervised(launcher: Running, model: StoredModel, **settings: Any) -> 
             engines,
             {"llama_cpp": LlamaCppKind(client)},
             lambda _spec, _report: model,
+            figures=MemoryFigures(launcher.folder / "measured.json", NoDevices()),
             policy=POLICY,
             make_backoff=lambda: Backoff(initial_s=0.05, maximum_s=0.1),
         )
@@ -143,7 +150,7 @@ async def test_the_key_is_not_visible_to_other_users(launcher: Running, chat_mod
         assert serving.replica.api_key not in launcher.log_path.read_text()
 
 
-async def test_a_broken_model_file_fails_with_its_cause(
+async def test_a_truncated_model_file_is_refused_before_an_engine_starts(
     launcher: Running, chat_model: StoredModel, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.gguf"
@@ -151,9 +158,9 @@ async def test_a_broken_model_file_fails_with_its_cause(
         broken.write_bytes(whole.read(2_000_000))
     async with supervised(launcher, replace(chat_model, path=broken), context=512) as pool:
         view = await pool.until(is_failed)
-    assert "corrupted or incomplete" in view.detail
-    assert "\n" not in view.detail
-    assert view.replicas == ()
+        assert view.detail == "m/llama_cpp-0: broken.gguf cannot be used: it was cut short"
+        assert view.replicas == ()
+        assert not launcher.records("engine.started")
 
 
 async def test_a_restarted_control_takes_engines_over(launcher: Running, chat_model: StoredModel) -> None:
@@ -195,11 +202,23 @@ async def test_a_binary_that_is_no_llama_server_fails(launcher: Running, chat_mo
         assert (await pool.until(is_failed)).detail == "ended with status 1"
 
 
-async def test_watchers_follow_over_grpc(launcher: Running, chat_model: StoredModel, server: Path, pki: Pki) -> None:
+async def test_watchers_follow_over_grpc(
+    launcher: Running, chat_model: StoredModel, server: Path, pki: Pki, tmp_path: Path
+) -> None:
     async with supervised(launcher, chat_model, binary=server, load="first_use") as pool:
         identity = pki.identity("control")
         rpc = create_server(identity, allow("helixflow.pool.v1.PoolService"))
-        pool.services.register(rpc)
+        residency = Residency(lambda _given: Limits(1 << 40), NoActivity(), SystemClock())
+        service = PoolService(
+            pool.supervisor,
+            ModelStore(tmp_path),
+            residency,
+            NoDevices(),
+            name="node",
+            trust_domain="helixflow.internal",
+        )
+        services = PoolServices(pool.supervisor, service, pool.client, lambda _models: ())
+        services.register(rpc)
         socket_path = launcher.settings.run_dir / "pool.sock"
         await listen(rpc, socket_path, identity)
         await rpc.start()
@@ -218,7 +237,7 @@ async def test_watchers_follow_over_grpc(launcher: Running, chat_model: StoredMo
             (replica,) = status.replicas
             assert (replica.host, replica.slots, replica.supports_tools) == ("127.0.0.1", 3, True)
             assert replica.pid
-            await pool.services.close()
+            await services.close()
             while await watch.read() is not grpc.aio.EOF:
                 pass
         await rpc.stop(0)

@@ -36,7 +36,7 @@ def test_the_tree_has_the_documented_commands() -> None:
     assert {" ".join(path) for path in PATHS} == {
         "", "serve", "chat", "doctor", "version", "models", "models list", "models pull", "models show", "models rm",
         "keys", "keys create", "keys list", "keys show", "keys update", "keys rotate", "keys revoke",
-        "config", "config check", "config show",
+        "config", "config check", "config show", "config plan", "config history", "config rollback", "config status", "apply",
         "redeem", "login", "logout", "whoami", "password", "mfa", "mfa enrol", "mfa disable", "mfa recovery-codes",
         "orgs", "orgs list", "orgs create", "orgs invite-owner", "orgs show", "orgs update",
         "projects", "projects list", "projects create", "projects delete",
@@ -172,14 +172,19 @@ def test_only_what_a_command_line_may_mean_is_built() -> None:
 
 
 def test_serve_passes_flags_and_the_welcome_command_on(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, data_dir: Path
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, data_dir: Path, tmp_path: Path
 ) -> None:
     seen: list[Any] = []
+    empty = tmp_path / "empty.toml"
+    empty.write_text("")
     monkeypatch.setattr(
-        "helixflow.launch.serve.serve", lambda settings, *, welcome_argv: seen.append((settings, welcome_argv))
+        "helixflow.launch.serve.serve",
+        lambda settings, *, config, welcome_argv: seen.append((settings, welcome_argv, config)),
     )
+    monkeypatch.setenv("HELIXFLOW_CONFIG", str(empty))
     assert run("serve", "--http-port", "9001", "--log-format", "json", "--welcome").code == 0
-    settings, argv = seen[0]
+    settings, argv, config = seen[0]
+    assert config == empty, "what is followed while it runs"
     assert (settings.gateway.http_port, settings.log.format, settings.data_dir) == (9001, "json", data_dir)
     assert argv[argv.index("-m") + 1] == "helixflow.cli.welcome"
     assert argv[argv.index("--base-url") + 1] == "{base_url}/v1"

@@ -182,9 +182,15 @@ def test_check_accepts_good_files_and_connects_to_nothing(
     assert not data_dir.exists(), "nothing is made"
 
 
-def test_check_accepts_a_good_file_and_none(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_check_accepts_a_good_file_and_none(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run("config", "check").code == 0
-    assert run("--config", write(tmp_path / "h.toml", PROVIDER), "config", "check").out == "the configuration is fine\n"
+    file = write(tmp_path / "h.toml", PROVIDER)
+    missing = run("--config", file, "config", "check")
+    assert (missing.code, "headers: the environment variable ORG is not set" in missing.err) == (3, True)
+    monkeypatch.setenv("ORG", "acme")
+    assert run("--config", file, "config", "check").out == "the configuration is fine\n"
 
 
 def test_show_is_toml_that_reads_back_and_hides_secrets(run: Callable[..., Any], tmp_path: Path) -> None:

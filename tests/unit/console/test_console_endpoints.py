@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from helixflow.console.app import create_app
 from helixflow.console.binding import PREFIX, operation_id
 from helixflow.console.document import build_document
-from helixflow.console.endpoint import ADMIN, SESSIONS, USAGE, Endpoint
+from helixflow.console.endpoint import ADMIN, CONFIGURATION, FLEET, SESSIONS, USAGE, Endpoint
 from helixflow.console.openai_usage import PATHS as OPENAI_PATHS
 from helixflow.console.tags import TAGS
 from helixflow.core.permissions import ROLE_PERMISSIONS, Permission
 from helixflow.rpc.access import Level, access_of
 
 ENDPOINTS = [endpoint for tag in TAGS for endpoint in tag.endpoints]
-METHODS = [*ADMIN.values(), *SESSIONS.values(), *USAGE.values()]
+METHODS = [*ADMIN.values(), *SESSIONS.values(), *USAGE.values(), *FLEET.values(), *CONFIGURATION.values()]
 
 
 class NoChannel:
@@ -42,7 +42,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 def test_every_rpc_is_reached_through_exactly_one_endpoint_of_its_name() -> None:
     named = [e.method.full_name for e in ENDPOINTS if e.name == e.method.name]
     assert sorted(named) == sorted(method.full_name for method in METHODS)
-    assert {e.name for e in ENDPOINTS if e.name != e.method.name} == {"ExplainRequest"}
+    assert {e.name for e in ENDPOINTS if e.name != e.method.name} == {"ExplainRequest", "GetConfigurationRevision"}
     assert len({e.name for e in ENDPOINTS}) == len(ENDPOINTS)
 
 
@@ -72,7 +72,8 @@ def test_creations_are_what_may_be_repeated_with_a_key(endpoint: Endpoint) -> No
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.name)
 def test_only_reading_is_a_get(endpoint: Endpoint) -> None:
     exported = endpoint.method.name == "ExportAuditLog"  # recorded, but changes nothing
-    assert (endpoint.verb == "GET") == (not endpoint.access.writes or exported)
+    asked = endpoint.method.name == "PlanConfiguration"  # what is asked about is as large as what is applied
+    assert (endpoint.verb == "GET") == (not endpoint.access.writes and not asked or exported)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.name)

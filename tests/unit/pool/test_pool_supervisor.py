@@ -10,23 +10,29 @@ from typing import Any
 
 import pytest
 
+from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
 from helixflow.engines.launching import EngineCommand, EngineProperties, LaunchSpec
+from helixflow.pool.activity import NoActivity
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.launcher_client import EngineExit, RunningEngine
 from helixflow.pool.lifecycle import DeploymentView, State
 from helixflow.pool.manifest import StoredModel
+from helixflow.pool.memory import Limits, Need
 from helixflow.pool.plan import PlannedDeployment, plan_deployments
 from helixflow.pool.progress import PullProgress, Report
-from helixflow.pool.replica import HealthPolicy
+from helixflow.pool.replica import HealthPolicy, ModelFiles
+from helixflow.pool.residency import Residency
 from helixflow.pool.supervisor import Supervisor
 from helixflow.process.backoff import Backoff
-from helixflow.settings.deployments import Launched, LlamaCppDeployment
+from helixflow.settings.deployments import Launched, LlamaCppDeployment, VllmDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
 MODEL = StoredModel("m", "file:/m.gguf", "a" * 64, Path("/m.gguf"), 1, "", 4096, "chat", None, 0.0)
-POLICY = HealthPolicy(ready_interval_s=0, interval_s=0, deadline_s=1, failures=3)
+POLICY = HealthPolicy(
+    ready_interval_s=0, interval_s=0, deadline_s=1, failures=3, quiet_s=0, quiet_interval_s=0, stop_grace_s=0
+)
 TAIL = ("0.00.001.000 E gguf_init: invalid magic characters",)
 
 
@@ -62,6 +68,7 @@ class FakeKind:
     def __init__(self) -> None:
         self.answer: Callable[[], bool] = lambda: True
         self.properties = EngineProperties(slots=4, context=8192, supports_tools=True)
+        self.running = 0
 
     async def is_healthy(self, port: int, key: str, deadline_s: float) -> bool:
         await asyncio.sleep(0)
@@ -71,31 +78,48 @@ class FakeKind:
         return self.properties
 
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
-        return 0
+        await asyncio.sleep(0)
+        return self.running
 
     def command(self, spec: LaunchSpec) -> EngineCommand:
         return EngineCommand(("engine", spec.key))
 
 
-def plan(**settings: Any) -> PlannedDeployment:
+def plan(public_name: str = "m", **settings: Any) -> PlannedDeployment:
     deployment = LlamaCppDeployment(engine="llama_cpp", source="file:/m.gguf", **settings)
-    tree = Settings(data_dir=Path("/nowhere"), models=(ModelSettings(name="m", deployments=(deployment,)),))
+    tree = Settings(data_dir=Path("/nowhere"), models=(ModelSettings(name=public_name, deployments=(deployment,)),))
     return plan_deployments(tree, Catalogue([]))[0]
+
+
+class SixtyEach:
+    """Every replica takes 60 bytes."""
+
+    def need(self, planned: PlannedDeployment, files: ModelFiles) -> Need:
+        return Need(60)
+
+    def note(self, planned: PlannedDeployment, digest: str, need: Need, pid: int, *, fresh: bool) -> Need:
+        return need
 
 
 class Pool:
     """A supervisor with its fakes, and waiting for what it shows."""
 
     def __init__(
-        self, planned: PlannedDeployment, engines: FakeEngines, pull: Callable[[ModelSpec, Report], StoredModel]
+        self,
+        planned: Sequence[PlannedDeployment],
+        engines: FakeEngines,
+        pull: Callable[[ModelSpec, Report], StoredModel],
+        memory: int,
     ) -> None:
         self.engines = engines
         self.probe = FakeKind()
         self.supervisor = Supervisor(
-            [planned],
+            planned,
             engines,
             {"llama_cpp": self.probe},
             pull,
+            residency=Residency(lambda _given: Limits(memory), NoActivity(), SystemClock()),
+            figures=SixtyEach(),
             policy=POLICY,
             make_backoff=lambda: Backoff(initial_s=0, maximum_s=0),
         )
@@ -104,20 +128,29 @@ class Pool:
     def view(self) -> DeploymentView:
         return self.supervisor.snapshot()[0]
 
-    async def until(self, wanted: Callable[[DeploymentView], bool]) -> DeploymentView:
+    def view_of(self, name: str) -> DeploymentView:
+        return next(view for view in self.supervisor.snapshot() if view.deployment == f"{name}/llama_cpp-0")
+
+    async def until(self, wanted: Callable[[DeploymentView], bool], name: str = "m") -> DeploymentView:
         async with asyncio.timeout(5):
-            while not wanted(self.view):
+            while not wanted(self.view_of(name)):
                 await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
-        return self.view
+        return self.view_of(name)
+
+    async def until_gone(self, name: str) -> None:
+        async with asyncio.timeout(5):
+            while any(view.deployment.startswith(f"{name}/") for view in self.supervisor.snapshot()):
+                await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
 
 
 @asynccontextmanager
 async def running(
-    planned: PlannedDeployment,
+    *planned: PlannedDeployment,
     engines: FakeEngines | None = None,
     pull: Callable[[ModelSpec, Report], StoredModel] = lambda _spec, _report: MODEL,
+    memory: int = 1 << 40,
 ) -> AsyncIterator[Pool]:
-    pool = Pool(planned, engines or FakeEngines(), pull)
+    pool = Pool(planned, engines or FakeEngines(), pull, memory)
     task = asyncio.create_task(pool.supervisor.run())
     try:
         yield pool
@@ -178,7 +211,7 @@ async def test_a_crashed_engine_is_replaced_by_another_replica() -> None:
 async def test_a_model_that_never_loads_fails_with_its_cause_and_can_be_asked_for_again() -> None:
     engines = FakeEngines()
     engines.doomed = True
-    async with running(plan(), engines) as pool:
+    async with running(plan(), engines=engines) as pool:
         view = await pool.until(is_failed)
         assert view.detail == "gguf_init: invalid magic characters"
         assert len(engines.started) == 5
@@ -218,19 +251,19 @@ async def test_each_replica_has_a_seat_of_its_own() -> None:
 
 async def test_a_successor_takes_running_engines_over() -> None:
     engines = FakeEngines()
-    async with running(plan(), engines) as pool:
+    async with running(plan(), engines=engines) as pool:
         before = (await pool.until(is_ready)).replicas
     assert engines.stopped == [], "engines outlive the supervisor"
-    async with running(plan(), engines) as pool:
+    async with running(plan(), engines=engines) as pool:
         assert (await pool.until(is_ready)).replicas == before
     assert len(engines.started) == 1
 
 
 async def test_engines_of_other_settings_are_ended() -> None:
     engines = FakeEngines()
-    async with running(plan(parallel=2), engines) as pool:
+    async with running(plan(parallel=2), engines=engines) as pool:
         old = (await pool.until(is_ready)).replicas[0].replica.replica_id
-    async with running(plan(parallel=3), engines) as pool:
+    async with running(plan(parallel=3), engines=engines) as pool:
         await pool.until(is_ready)
     assert engines.stopped == [old]
     assert len(engines.started) == 2
@@ -267,14 +300,235 @@ async def test_an_unforeseen_fault_of_one_deployment_is_its_own() -> None:
         await pool.until(is_ready)
 
 
-async def test_every_seat_has_a_thread_to_wait_for_the_store_in() -> None:
-    seats = 40  # more than the default executor has threads on a small machine
-    together = threading.Barrier(seats)
+async def test_replicas_of_one_model_share_its_pull() -> None:
+    pulls: list[ModelSpec] = []
+
+    def pull(spec: ModelSpec, _report: Report) -> StoredModel:
+        pulls.append(spec)
+        return MODEL
+
+    async with running(plan(replicas=5), pull=pull) as pool:
+        await pool.until(lambda view: len(view.replicas) == 5)
+    assert len(pulls) == 1
+
+
+async def test_every_model_has_a_thread_to_wait_for_the_store_in() -> None:
+    models = 40  # more than the default executor has threads on a small machine
+    together = threading.Barrier(models)
 
     def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
         together.wait(5)
         return MODEL
 
-    async with running(plan(replicas=seats), pull=pull) as pool:
-        view = await pool.until(lambda view: len(view.replicas) == seats)
-        assert view.restarts == 0
+    async with running(*(plan(f"m{index}") for index in range(models)), pull=pull) as pool:
+        for index in range(models):
+            await pool.until(is_ready, f"m{index}")
+
+
+def is_idle(view: DeploymentView) -> bool:
+    return view.state is State.IDLE
+
+
+async def test_unloading_ends_engines_once_they_do_nothing_and_hides_them_at_once() -> None:
+    async with running(plan(replicas=2)) as pool:
+        await pool.until(lambda view: len(view.replicas) == 2)
+        pool.probe.running = 1
+        unloading = asyncio.create_task(pool.supervisor.unload("m/llama_cpp-0", 60))
+        view = await pool.until(lambda view: view.state is State.UNLOADING)
+        assert (len(view.replicas), len(view.closing)) == (0, 2)
+        assert pool.engines.stopped == []
+        pool.probe.running = 0
+        await unloading
+        assert is_idle(pool.view)
+        assert len(pool.engines.stopped) == 2
+        pool.supervisor.load("m/llama_cpp-0")
+        await pool.until(is_ready)
+
+
+async def test_a_generation_that_does_not_end_is_cut_off_after_the_grace() -> None:
+    async with running(plan()) as pool:
+        await pool.until(is_ready)
+        pool.probe.running = 1
+        await pool.supervisor.unload("m/llama_cpp-0", 0.05)
+        assert is_idle(pool.view)
+
+
+async def test_a_request_that_comes_while_a_model_leaves_brings_it_back() -> None:
+    async with running(plan()) as pool:
+        await pool.until(is_ready)
+        unloading = asyncio.create_task(pool.supervisor.unload("m/llama_cpp-0", 60))
+        await pool.until(lambda view: view.state is State.UNLOADING)
+        pool.supervisor.load("m/llama_cpp-0")
+        await unloading
+        await pool.until(is_ready)
+
+
+async def test_unloading_ends_what_is_loading_or_waiting_too() -> None:
+    release = threading.Event()
+
+    def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
+        release.wait(5)
+        return MODEL
+
+    async with running(plan("slow"), plan("m"), pull=lambda spec, report: pull(spec, report)) as pool:
+        await pool.until(lambda view: view.state is State.PULLING, "slow")
+        await pool.supervisor.unload("slow/llama_cpp-0", 60)
+        assert pool.view_of("slow").state is State.IDLE
+        release.set()
+        await pool.until(is_ready)
+        pool.probe.answer = lambda: False
+        pool.supervisor.load("slow/llama_cpp-0")
+        await pool.until(lambda view: view.state is State.LOADING, "slow")
+        await pool.supervisor.unload("slow/llama_cpp-0", 60)
+        assert pool.view_of("slow").state is State.IDLE
+
+
+async def test_models_that_do_not_fit_together_take_turns() -> None:
+    async with running(plan("a", load="first_use"), plan("b", load="first_use"), memory=100) as pool:
+        for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
+            await pool.supervisor.load_and_wait(f"{name}/llama_cpp-0")
+            assert (pool.view_of(name).state, pool.view_of(other).state) == (State.READY, State.IDLE)
+            assert len(pool.engines.running) == 1
+
+
+async def test_a_pinned_model_stays_and_the_other_is_refused_with_the_numbers() -> None:
+    async with running(plan("a", load="first_use"), plan("b", load="first_use"), memory=100) as pool:
+        await pool.supervisor.load_and_wait("a/llama_cpp-0")
+        pool.supervisor.pin("a/llama_cpp-0", True)
+        with pytest.raises(HelixError, match="needs 60 B of RAM, the limit is 100 B, of which 60 B pinned") as caught:
+            await pool.supervisor.load_and_wait("b/llama_cpp-0")
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert pool.view_of("a").pinned
+        pool.supervisor.pin("a/llama_cpp-0", False)
+        await pool.supervisor.load_and_wait("b/llama_cpp-0")
+
+
+async def test_a_model_that_starts_with_the_node_evicts_nobody() -> None:
+    async with running(plan("a"), plan("b"), memory=100) as pool:
+        await pool.until(is_ready, "a")
+        view = await pool.until(lambda view: "no room" in view.detail, "b")
+        assert view.state is State.IDLE, "it is loaded when somebody wants it"
+        pool.supervisor.load("b/llama_cpp-0")
+        await pool.until(is_ready, "b")
+        assert pool.view_of("a").state is State.IDLE
+
+
+async def test_adopted_engines_have_the_memory_they_had() -> None:
+    engines = FakeEngines()
+    async with running(plan("a"), plan("b", load="first_use"), engines=engines, memory=100) as pool:
+        await pool.until(is_ready, "a")
+    async with running(plan("a"), plan("b", load="first_use"), engines=engines, memory=100) as pool:
+        await pool.until(is_ready, "a")
+        await pool.supervisor.load_and_wait("b/llama_cpp-0")
+        assert pool.view_of("a").state is State.IDLE
+
+
+async def test_scaling() -> None:
+    async with running(plan()) as pool:
+        await pool.until(is_ready)
+        pool.supervisor.scale("m/llama_cpp-0", 3)
+        view = await pool.until(lambda view: len(view.replicas) == 3)
+        assert view.wanted_replicas == 3
+        pool.supervisor.scale("m/llama_cpp-0", 1)
+        await pool.until(lambda view: len(view.replicas) == 1 and not view.closing)
+        pool.supervisor.scale("m/llama_cpp-0", 0)
+        assert "scaled to 0" in (await pool.until(is_failed)).detail
+        with pytest.raises(HelixError, match="scaled to 0"):
+            pool.supervisor.load("m/llama_cpp-0")
+        pool.supervisor.scale("m/llama_cpp-0", 2)
+        assert is_idle(await pool.until(lambda view: not is_failed(view)))
+        pool.supervisor.load("m/llama_cpp-0")
+        await pool.until(lambda view: len(view.replicas) == 2)
+
+
+async def test_a_drained_pool_loads_nothing_and_says_what_still_runs() -> None:
+    async with running(plan("m"), plan("other", load="first_use")) as pool:
+        await pool.until(is_ready)
+        pool.probe.running = 2
+        assert await pool.supervisor.drain(0) == 2
+        with pytest.raises(HelixError, match="drained") as caught:
+            pool.supervisor.load("other/llama_cpp-0")
+        assert caught.value.kind is ErrorKind.SHUTTING_DOWN
+        draining = asyncio.create_task(pool.supervisor.drain(60))
+        await asyncio.sleep(0)
+        pool.probe.running = 0
+        assert await draining == 0
+        assert is_ready(pool.view), "its engines stay loaded"
+        pool.supervisor.resume()
+        await pool.supervisor.load_and_wait("other/llama_cpp-0")
+
+
+async def test_settings_that_engines_do_not_depend_on_restart_nothing() -> None:
+    async with running(plan()) as pool:
+        before = (await pool.until(is_ready)).replicas
+        pool.supervisor.scale("m/llama_cpp-0", 2)
+        await pool.until(lambda view: len(view.replicas) == 2)
+        pool.supervisor.apply([plan(weight=3, keep_alive_s=9, pinned=True, max_queue=1)])
+        view = await pool.until(lambda view: len(view.replicas) == 1 and not view.closing)
+        assert view.replicas == before
+        assert (view.pinned, view.wanted_replicas) == (True, 1), "what was asked for at run time is over"
+        pool.supervisor.apply([plan(replicas=2)])
+        view = await pool.until(lambda view: len(view.replicas) == 2)
+        assert before[0] in view.replicas
+
+
+async def test_changed_engines_take_over_from_the_old_ones_without_a_gap() -> None:
+    async with running(plan(parallel=2)) as pool:
+        old = (await pool.until(is_ready)).replicas
+        serving = asyncio.Event()
+        pool.probe.answer = lambda: serving.is_set() or len(pool.engines.started) == 1
+        pool.supervisor.apply([plan(parallel=3)])
+        while len(pool.engines.started) == 1:
+            await asyncio.sleep(0)
+        assert pool.view.replicas == old
+        assert is_ready(pool.view)
+        serving.set()
+        view = await pool.until(lambda view: view.replicas != old and len(view.replicas) == 1)
+        assert is_ready(view)
+        while len(pool.engines.running) > 1:
+            await asyncio.sleep(0)
+        assert [old[0].replica.replica_id] == pool.engines.stopped
+
+
+async def test_without_memory_for_both_the_old_engine_ends_first() -> None:
+    async with running(plan(parallel=2, pinned=True), memory=100) as pool:
+        old = (await pool.until(is_ready)).replicas
+        pool.supervisor.apply([plan(parallel=3, pinned=True)])
+        view = await pool.until(lambda view: is_ready(view) and view.replicas != old)
+        assert len(view.replicas) == 1
+        assert len(pool.engines.running) == 1
+
+
+async def test_new_settings_that_do_not_work_leave_the_old_engine_serving() -> None:
+    async with running(plan(parallel=2)) as pool:
+        old = (await pool.until(is_ready)).replicas
+        pool.engines.doomed = True
+        pool.supervisor.apply([plan(parallel=3)])
+        view = await pool.until(lambda view: "invalid magic" in view.detail)
+        assert view.replicas == old
+        assert is_ready(view)
+        pool.engines.doomed = False
+        pool.supervisor.apply([plan(parallel=2)])
+        await pool.until(lambda view: is_ready(view) and not view.detail and len(view.replicas) == 1)
+
+
+async def test_what_is_no_longer_configured_ends_and_what_is_new_begins() -> None:
+    async with running(plan("old")) as pool:
+        await pool.until(is_ready, "old")
+        pool.probe.running = 1
+        pool.supervisor.apply([plan("new")])
+        await pool.until(is_ready, "new")
+        view = pool.view_of("old")
+        assert (view.state, view.replicas, len(view.closing)) == (State.UNLOADING, (), 1)
+        pool.probe.running = 0
+        await pool.until_gone("old")
+        assert len(pool.engines.running) == 1
+
+
+async def test_settings_that_this_node_cannot_run_change_nothing() -> None:
+    async with running(plan()) as pool:
+        before = (await pool.until(is_ready)).replicas
+        vllm = VllmDeployment(engine="vllm", model="/nowhere")
+        with pytest.raises(UserError, match="no engine 'vllm'"):
+            pool.supervisor.apply([PlannedDeployment("v/vllm-0", "v", vllm, None)])
+        assert pool.view.replicas == before

@@ -78,6 +78,20 @@ def test_what_is_given_back_late_is_lost() -> None:
     assert ceiling.wait_s(1) > 0
 
 
+def test_other_ceilings_count_what_was_let_in_before_and_what_leaves_then() -> None:
+    clock = FakeClock()
+    before = make_ceiling(clock, gateways=2, max_concurrency=4, requests_per_minute=20)
+    entry = before.enter(0)
+    before.enter(0)
+    after = before.changed(RoutedDeployment(max_concurrency=4, requests_per_minute=6, tokens_per_minute=100))
+    assert after.wait_s(0) > 0
+    before.leave(entry, 0)
+    assert after.wait_s(0) == 0.0
+    after.leave(after.enter(0), 0)
+    assert after.wait_s(0) > 1, "three in this minute"
+    assert before.wait_s(0) == 0.0
+
+
 def test_a_429_is_heeded_until_its_time_is_over() -> None:
     clock = FakeClock()
     ceiling = make_ceiling(clock)

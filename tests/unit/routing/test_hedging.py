@@ -318,6 +318,19 @@ def test_without_another_or_a_stream_there_is_one_attempt(make: Callable[[], Rac
     run(scenario())
 
 
+def test_no_more_than_one_loser_is_paid_for_a_call() -> None:
+    async def scenario() -> None:
+        race = Race(Deployment("a", NEVER_S), Deployment("b", 0.5, fails=ErrorKind.INVALID_REQUEST))
+        with pytest.raises(HelixError):
+            await race.open()
+        race.first = Deployment("c", AFTER_S + 1)
+        race.others = [Deployment("d", 0)]
+        assert await race.open() is race.first.answers[0]
+        assert race.side == [("a", 10, 0)]
+
+    run(scenario())
+
+
 def test_a_fault_of_ours_is_not_hidden() -> None:
     async def scenario() -> None:
         slow = Deployment("a", NEVER_S)

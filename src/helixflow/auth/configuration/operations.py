@@ -38,7 +38,7 @@ class ConfigurationOperations:
             "PlanConfiguration": self.plan,
             "ApplyConfiguration": self.apply,
             "ListConfigurations": Operation(_list_versions),
-            "RollBackConfiguration": self.roll_back,
+            "RestoreConfiguration": self.roll_back,
             "ListFollowers": self.list_followers,
         }
 
@@ -73,7 +73,7 @@ class ConfigurationOperations:
         )
         return _message(version)
 
-    async def roll_back(self, invocation: Invocation, request: pb.RollBackConfigurationRequest, /) -> pb.Configuration:
+    async def roll_back(self, invocation: Invocation, request: pb.RestoreConfigurationRequest, /) -> pb.Configuration:
         """Raises `HelixError` as `apply`, and NOT_FOUND."""
         _check_note(request.note)
         earlier = await self._find(invocation, request.revision)

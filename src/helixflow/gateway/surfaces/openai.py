@@ -141,7 +141,9 @@ class OpenAISurface:
         except BaseException:
             keep_alive.cancel()
             raise
-        progress, ticket = call.progress, call.ticket
+        # Not the one it began with where a hedge has won.
+        exchange.progress = progress = call.progress
+        ticket = call.ticket
         try:
             await keep_alive.stop()
             if not exchange.response_started:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from helixflow.rpc.generated.auth_v1 import access_pb2 as helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3helixflow/rpc/generated/auth_v1/configuration.proto\x12\x11helixflow.auth.v1\x1a,helixflow/rpc/generated/auth_v1/access.proto\"+\n\x17GetConfigurationRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x8a\x01\n\rConfiguration\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x12\n\nactor_name\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\">\n\x18PlanConfigurationRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\":\n\x0b\x46ieldChange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x9a\x01\n\x13\x43onfigurationChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12.\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1e.helixflow.auth.v1.FieldChange\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x10\n\x08unserved\x18\x06 \x01(\x08\"]\n\x11\x43onfigurationPlan\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x37\n\x07\x63hanges\x18\x02 \x03(\x0b\x32&.helixflow.auth.v1.ConfigurationChange\"_\n\x19\x41pplyConfigurationRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x12\n\nif_version\x18\x02 \x01(\x03\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\">\n\x19ListConfigurationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\x1aListConfigurationsResponse\x12\x38\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32 .helixflow.auth.v1.Configuration\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"R\n\x1cRollBackConfigurationRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x12\n\nif_version\x18\x02 \x01(\x03\x12\x0c\n\x04note\x18\x03 \x01(\t\"\x16\n\x14ListFollowersRequest\"]\n\x08\x46ollower\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0f\n\x07problem\x18\x05 \x01(\t\"G\n\x15ListFollowersResponse\x12.\n\tfollowers\x18\x01 \x03(\x0b\x32\x1b.helixflow.auth.v1.Follower\"F\n\x13WatchServingRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\":\n\x14WatchServingResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\"K\n\x14ReportServingRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x17\n\x15ReportServingResponse2\xbd\x06\n\x14\x43onfigurationService\x12|\n\x10GetConfiguration\x12*.helixflow.auth.v1.GetConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x82\x01\n\x11PlanConfiguration\x12+.helixflow.auth.v1.PlanConfigurationRequest\x1a$.helixflow.auth.v1.ConfigurationPlan\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x84\x01\n\x12\x41pplyConfiguration\x12,.helixflow.auth.v1.ApplyConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1e\xda\xe7\x18\x1a\x08\x05\x12\x14\x63onfiguration:update\x18\x01\x12\x8d\x01\n\x12ListConfigurations\x12,.helixflow.auth.v1.ListConfigurationsRequest\x1a-.helixflow.auth.v1.ListConfigurationsResponse\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x8a\x01\n\x15RollBackConfiguration\x12/.helixflow.auth.v1.RollBackConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1e\xda\xe7\x18\x1a\x08\x05\x12\x14\x63onfiguration:update\x18\x01\x12~\n\rListFollowers\x12\'.helixflow.auth.v1.ListFollowersRequest\x1a(.helixflow.auth.v1.ListFollowersResponse\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read2\xe7\x01\n\x0eServingService\x12i\n\x0cWatchServing\x12&.helixflow.auth.v1.WatchServingRequest\x1a\'.helixflow.auth.v1.WatchServingResponse\"\x06\xda\xe7\x18\x02\x08\x06\x30\x01\x12j\n\rReportServing\x12\'.helixflow.auth.v1.ReportServingRequest\x1a(.helixflow.auth.v1.ReportServingResponse\"\x06\xda\xe7\x18\x02\x08\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3helixflow/rpc/generated/auth_v1/configuration.proto\x12\x11helixflow.auth.v1\x1a,helixflow/rpc/generated/auth_v1/access.proto\"+\n\x17GetConfigurationRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x8a\x01\n\rConfiguration\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x12\n\nactor_name\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\">\n\x18PlanConfigurationRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\":\n\x0b\x46ieldChange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x9a\x01\n\x13\x43onfigurationChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12.\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1e.helixflow.auth.v1.FieldChange\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x10\n\x08unserved\x18\x06 \x01(\x08\"]\n\x11\x43onfigurationPlan\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x37\n\x07\x63hanges\x18\x02 \x03(\x0b\x32&.helixflow.auth.v1.ConfigurationChange\"_\n\x19\x41pplyConfigurationRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x12\n\nif_version\x18\x02 \x01(\x03\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\">\n\x19ListConfigurationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\x1aListConfigurationsResponse\x12\x38\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32 .helixflow.auth.v1.Configuration\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"Q\n\x1bRestoreConfigurationRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x12\n\nif_version\x18\x02 \x01(\x03\x12\x0c\n\x04note\x18\x03 \x01(\t\"\x16\n\x14ListFollowersRequest\"]\n\x08\x46ollower\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0f\n\x07problem\x18\x05 \x01(\t\"G\n\x15ListFollowersResponse\x12.\n\tfollowers\x18\x01 \x03(\x0b\x32\x1b.helixflow.auth.v1.Follower\"F\n\x13WatchServingRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\":\n\x14WatchServingResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\"K\n\x14ReportServingRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x17\n\x15ReportServingResponse2\xbb\x06\n\x14\x43onfigurationService\x12|\n\x10GetConfiguration\x12*.helixflow.auth.v1.GetConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x82\x01\n\x11PlanConfiguration\x12+.helixflow.auth.v1.PlanConfigurationRequest\x1a$.helixflow.auth.v1.ConfigurationPlan\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x84\x01\n\x12\x41pplyConfiguration\x12,.helixflow.auth.v1.ApplyConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1e\xda\xe7\x18\x1a\x08\x05\x12\x14\x63onfiguration:update\x18\x01\x12\x8d\x01\n\x12ListConfigurations\x12,.helixflow.auth.v1.ListConfigurationsRequest\x1a-.helixflow.auth.v1.ListConfigurationsResponse\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read\x12\x88\x01\n\x14RestoreConfiguration\x12..helixflow.auth.v1.RestoreConfigurationRequest\x1a .helixflow.auth.v1.Configuration\"\x1e\xda\xe7\x18\x1a\x08\x05\x12\x14\x63onfiguration:update\x18\x01\x12~\n\rListFollowers\x12\'.helixflow.auth.v1.ListFollowersRequest\x1a(.helixflow.auth.v1.ListFollowersResponse\"\x1a\xda\xe7\x18\x16\x08\x05\x12\x12\x63onfiguration:read2\xe7\x01\n\x0eServingService\x12i\n\x0cWatchServing\x12&.helixflow.auth.v1.WatchServingRequest\x1a\'.helixflow.auth.v1.WatchServingResponse\"\x06\xda\xe7\x18\x02\x08\x06\x30\x01\x12j\n\rReportServing\x12\'.helixflow.auth.v1.ReportServingRequest\x1a(.helixflow.auth.v1.ReportServingResponse\"\x06\xda\xe7\x18\x02\x08\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIGURATIONSERVICE'].methods_by_name['ApplyConfiguration']._serialized_options = b'\332\347\030\032\010\005\022\024configuration:update\030\001'
   _globals['_CONFIGURATIONSERVICE'].methods_by_name['ListConfigurations']._loaded_options = None
   _globals['_CONFIGURATIONSERVICE'].methods_by_name['ListConfigurations']._serialized_options = b'\332\347\030\026\010\005\022\022configuration:read'
-  _globals['_CONFIGURATIONSERVICE'].methods_by_name['RollBackConfiguration']._loaded_options = None
-  _globals['_CONFIGURATIONSERVICE'].methods_by_name['RollBackConfiguration']._serialized_options = b'\332\347\030\032\010\005\022\024configuration:update\030\001'
+  _globals['_CONFIGURATIONSERVICE'].methods_by_name['RestoreConfiguration']._loaded_options = None
+  _globals['_CONFIGURATIONSERVICE'].methods_by_name['RestoreConfiguration']._serialized_options = b'\332\347\030\032\010\005\022\024configuration:update\030\001'
   _globals['_CONFIGURATIONSERVICE'].methods_by_name['ListFollowers']._loaded_options = None
   _globals['_CONFIGURATIONSERVICE'].methods_by_name['ListFollowers']._serialized_options = b'\332\347\030\026\010\005\022\022configuration:read'
   _globals['_SERVINGSERVICE'].methods_by_name['WatchServing']._loaded_options = None
@@ -66,24 +66,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCONFIGURATIONSREQUEST']._serialized_end=841
   _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_start=843
   _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_end=950
-  _globals['_ROLLBACKCONFIGURATIONREQUEST']._serialized_start=952
-  _globals['_ROLLBACKCONFIGURATIONREQUEST']._serialized_end=1034
-  _globals['_LISTFOLLOWERSREQUEST']._serialized_start=1036
-  _globals['_LISTFOLLOWERSREQUEST']._serialized_end=1058
-  _globals['_FOLLOWER']._serialized_start=1060
-  _globals['_FOLLOWER']._serialized_end=1153
-  _globals['_LISTFOLLOWERSRESPONSE']._serialized_start=1155
-  _globals['_LISTFOLLOWERSRESPONSE']._serialized_end=1226
-  _globals['_WATCHSERVINGREQUEST']._serialized_start=1228
-  _globals['_WATCHSERVINGREQUEST']._serialized_end=1298
-  _globals['_WATCHSERVINGRESPONSE']._serialized_start=1300
-  _globals['_WATCHSERVINGRESPONSE']._serialized_end=1358
-  _globals['_REPORTSERVINGREQUEST']._serialized_start=1360
-  _globals['_REPORTSERVINGREQUEST']._serialized_end=1435
-  _globals['_REPORTSERVINGRESPONSE']._serialized_start=1437
-  _globals['_REPORTSERVINGRESPONSE']._serialized_end=1460
-  _globals['_CONFIGURATIONSERVICE']._serialized_start=1463
-  _globals['_CONFIGURATIONSERVICE']._serialized_end=2292
-  _globals['_SERVINGSERVICE']._serialized_start=2295
-  _globals['_SERVINGSERVICE']._serialized_end=2526
+  _globals['_RESTORECONFIGURATIONREQUEST']._serialized_start=952
+  _globals['_RESTORECONFIGURATIONREQUEST']._serialized_end=1033
+  _globals['_LISTFOLLOWERSREQUEST']._serialized_start=1035
+  _globals['_LISTFOLLOWERSREQUEST']._serialized_end=1057
+  _globals['_FOLLOWER']._serialized_start=1059
+  _globals['_FOLLOWER']._serialized_end=1152
+  _globals['_LISTFOLLOWERSRESPONSE']._serialized_start=1154
+  _globals['_LISTFOLLOWERSRESPONSE']._serialized_end=1225
+  _globals['_WATCHSERVINGREQUEST']._serialized_start=1227
+  _globals['_WATCHSERVINGREQUEST']._serialized_end=1297
+  _globals['_WATCHSERVINGRESPONSE']._serialized_start=1299
+  _globals['_WATCHSERVINGRESPONSE']._serialized_end=1357
+  _globals['_REPORTSERVINGREQUEST']._serialized_start=1359
+  _globals['_REPORTSERVINGREQUEST']._serialized_end=1434
+  _globals['_REPORTSERVINGRESPONSE']._serialized_start=1436
+  _globals['_REPORTSERVINGRESPONSE']._serialized_end=1459
+  _globals['_CONFIGURATIONSERVICE']._serialized_start=1462
+  _globals['_CONFIGURATIONSERVICE']._serialized_end=2289
+  _globals['_SERVINGSERVICE']._serialized_start=2292
+  _globals['_SERVINGSERVICE']._serialized_end=2523
 # @@protoc_insertion_point(module_scope)

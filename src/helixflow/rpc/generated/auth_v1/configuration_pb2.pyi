@@ -268,7 +268,7 @@ class ListConfigurationsResponse(_message.Message):
 Global___ListConfigurationsResponse: _TypeAlias = ListConfigurationsResponse  # noqa: Y015
 
 @_typing.final
-class RollBackConfigurationRequest(_message.Message):
+class RestoreConfigurationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
@@ -290,7 +290,7 @@ class RollBackConfigurationRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RollBackConfigurationRequest: _TypeAlias = RollBackConfigurationRequest  # noqa: Y015
+Global___RestoreConfigurationRequest: _TypeAlias = RestoreConfigurationRequest  # noqa: Y015
 
 @_typing.final
 class ListFollowersRequest(_message.Message):

@@ -56,9 +56,9 @@ class ConfigurationServiceStub:
                 request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.ListConfigurationsRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.ListConfigurationsResponse.FromString,
                 _registered_method=True)
-        self.RollBackConfiguration = channel.unary_unary(
-                '/helixflow.auth.v1.ConfigurationService/RollBackConfiguration',
-                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RollBackConfigurationRequest.SerializeToString,
+        self.RestoreConfiguration = channel.unary_unary(
+                '/helixflow.auth.v1.ConfigurationService/RestoreConfiguration',
+                request_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RestoreConfigurationRequest.SerializeToString,
                 response_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.Configuration.FromString,
                 _registered_method=True)
         self.ListFollowers = channel.unary_unary(
@@ -102,7 +102,7 @@ class ConfigurationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RollBackConfiguration(self, request, context):
+    def RestoreConfiguration(self, request, context):
         """Puts an earlier one in force again, as a new version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -139,9 +139,9 @@ def add_ConfigurationServiceServicer_to_server(servicer, server):
                     request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.ListConfigurationsRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.ListConfigurationsResponse.SerializeToString,
             ),
-            'RollBackConfiguration': grpc.unary_unary_rpc_method_handler(
-                    servicer.RollBackConfiguration,
-                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RollBackConfigurationRequest.FromString,
+            'RestoreConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreConfiguration,
+                    request_deserializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RestoreConfigurationRequest.FromString,
                     response_serializer=helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.Configuration.SerializeToString,
             ),
             'ListFollowers': grpc.unary_unary_rpc_method_handler(
@@ -271,7 +271,7 @@ class ConfigurationService:
             _registered_method=True)
 
     @staticmethod
-    def RollBackConfiguration(request,
+    def RestoreConfiguration(request,
             target,
             options=(),
             channel_credentials=None,
@@ -284,8 +284,8 @@ class ConfigurationService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/helixflow.auth.v1.ConfigurationService/RollBackConfiguration',
-            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RollBackConfigurationRequest.SerializeToString,
+            '/helixflow.auth.v1.ConfigurationService/RestoreConfiguration',
+            helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.RestoreConfigurationRequest.SerializeToString,
             helixflow_dot_rpc_dot_generated_dot_auth__v1_dot_configuration__pb2.Configuration.FromString,
             options,
             channel_credentials,

@@ -47,7 +47,7 @@ class ConfigurationServiceStub:
     """Puts it in force. What changes nothing makes no new version."""
     ListConfigurations: _grpc.UnaryUnaryMultiCallable[_configuration_pb2.ListConfigurationsRequest, _configuration_pb2.ListConfigurationsResponse]
     """Newest first, without their documents."""
-    RollBackConfiguration: _grpc.UnaryUnaryMultiCallable[_configuration_pb2.RollBackConfigurationRequest, _configuration_pb2.Configuration]
+    RestoreConfiguration: _grpc.UnaryUnaryMultiCallable[_configuration_pb2.RestoreConfigurationRequest, _configuration_pb2.Configuration]
     """Puts an earlier one in force again, as a new version."""
     ListFollowers: _grpc.UnaryUnaryMultiCallable[_configuration_pb2.ListFollowersRequest, _configuration_pb2.ListFollowersResponse]
     """Gateways and pools that follow the configuration, and which version each of them serves."""
@@ -69,7 +69,7 @@ class ConfigurationServiceAsyncStub(ConfigurationServiceStub):
     """Puts it in force. What changes nothing makes no new version."""
     ListConfigurations: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ListConfigurationsRequest, _configuration_pb2.ListConfigurationsResponse]  # type: ignore[assignment]
     """Newest first, without their documents."""
-    RollBackConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.RollBackConfigurationRequest, _configuration_pb2.Configuration]  # type: ignore[assignment]
+    RestoreConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.RestoreConfigurationRequest, _configuration_pb2.Configuration]  # type: ignore[assignment]
     """Puts an earlier one in force again, as a new version."""
     ListFollowers: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ListFollowersRequest, _configuration_pb2.ListFollowersResponse]  # type: ignore[assignment]
     """Gateways and pools that follow the configuration, and which version each of them serves."""
@@ -114,9 +114,9 @@ class ConfigurationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Newest first, without their documents."""
 
     @_abc_1.abstractmethod
-    def RollBackConfiguration(
+    def RestoreConfiguration(
         self,
-        request: _configuration_pb2.RollBackConfigurationRequest,
+        request: _configuration_pb2.RestoreConfigurationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_configuration_pb2.Configuration, _abc.Awaitable[_configuration_pb2.Configuration]]:
         """Puts an earlier one in force again, as a new version."""

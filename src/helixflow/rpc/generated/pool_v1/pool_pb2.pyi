@@ -598,8 +598,8 @@ class LeaseSlotsRequest(_message.Message):
         BUSY_FIELD_NUMBER: _builtins.int
         replica_id: _builtins.str
         slots: _builtins.int
-        """Of these, `busy` have a running generation."""
         busy: _builtins.int
+        """Of these, so many have a running generation."""
         def __init__(
             self,
             *,
@@ -722,11 +722,14 @@ class LeaseSlotsRequest(_message.Message):
         TOKENS_FIELD_NUMBER: _builtins.int
         ORGANISATION_WEIGHT_FIELD_NUMBER: _builtins.int
         KEY_WEIGHT_FIELD_NUMBER: _builtins.int
+        SETTLED_FIELD_NUMBER: _builtins.int
         organisation: _builtins.str
         key: _builtins.str
         tokens: _builtins.int
         organisation_weight: _builtins.int
         key_weight: _builtins.int
+        settled: _builtins.int
+        """Sum of the estimates of requests that have ended since."""
         def __init__(
             self,
             *,
@@ -735,10 +738,11 @@ class LeaseSlotsRequest(_message.Message):
             tokens: _builtins.int = ...,
             organisation_weight: _builtins.int = ...,
             key_weight: _builtins.int = ...,
+            settled: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_weight", b"key_weight", "organisation", b"organisation", "organisation_weight", b"organisation_weight", "tokens", b"tokens"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_weight", b"key_weight", "organisation", b"organisation", "organisation_weight", b"organisation_weight", "settled", b"settled", "tokens", b"tokens"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,8 +763,8 @@ class LeaseSlotsRequest(_message.Message):
         def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsRequest.Charge]: ...
         @_builtins.property
         def busy(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSlotsRequest.Holding]:
-            """The fewest slots that had a running generation since the last report, by replica, where it is another number than
-            it was reported to be.
+            """Slots with a running generation, by replica, where that has changed: `slots` now, `busy` the fewest since the last
+            report.
             """
 
         def __init__(

@@ -1,137 +1,20 @@
-"""Who is tried, who waits, who is told to come back."""
+"""Who waits for a slot, and who is told to come back."""
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
 from helixflow.clients.pool import DeploymentView
-from helixflow.core.call import Call, Progress, Stream, Usage
+from helixflow.core.call import Call
 from helixflow.core.capacity import Replica
-from helixflow.core.clock import FakeClock
-from helixflow.core.errors import ERRORS, ErrorKind, HelixError
-from helixflow.routing.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker
-from helixflow.routing.router import Route, Router, Target
+from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.routing.slots import ReplicaSlots
-
-ANSWER = cast(Stream, object())
-
-
-class ScriptedEngine:
-    """Answers, or fails with `kind`."""
-
-    def __init__(self, kind: ErrorKind | None = None) -> None:
-        self.kind = kind
-        self.calls = 0
-
-    async def open(self, call: Call) -> Stream:
-        self.calls += 1
-        if self.kind is not None:
-            raise HelixError(self.kind, "no")
-        return ANSWER
-
-
-class Asking:
-    model = "m"
-    deadline = 0.0
-    progress = Progress()
-
-
-CALL = cast(Call, Asking())
+from tests.harness.routing import make_call
 
 
 def asking(deadline: float) -> Call:
-    call = Asking()
-    call.deadline = deadline
-    return cast(Call, call)
-
-
-def router(*engines: ScriptedEngine, clock: FakeClock | None = None) -> Router:
-    clock = clock or FakeClock()
-    return Router({"m": Route("m", [Target(f"m/{n}", engine, Breaker(clock)) for n, engine in enumerate(engines)])})
-
-
-def test_every_kind_of_error_has_traits_and_a_code_of_its_own() -> None:
-    assert set(ERRORS) == set(ErrorKind)
-    assert len({kind.value for kind in ErrorKind}) == len(ErrorKind)
-    for kind, traits in ERRORS.items():
-        assert 400 <= traits.http < 600
-        # OpenAI's clients take 422 for a fault of their own making: only the admin API says it.
-        assert (traits.http == 422) is (kind is ErrorKind.UNPROCESSABLE)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID, ErrorKind.OVERLOADED, ErrorKind.LOADING,
-     ErrorKind.RATE_LIMITED],
-)  # fmt: skip
-async def test_the_next_deployment_is_tried(kind: ErrorKind) -> None:
-    first, second = ScriptedEngine(kind), ScriptedEngine()
-    assert await router(first, second).open(CALL) is ANSWER
-    assert (first.calls, second.calls) == (1, 1)
-
-
-@pytest.mark.parametrize("kind", [ErrorKind.INVALID_REQUEST, ErrorKind.CONTEXT_LENGTH_EXCEEDED, ErrorKind.DEADLINE])
-async def test_what_another_deployment_cannot_better_is_raised(kind: ErrorKind) -> None:
-    first, second = ScriptedEngine(kind), ScriptedEngine()
-    with pytest.raises(HelixError) as caught:
-        await router(first, second).open(CALL)
-    assert caught.value.kind is kind
-    assert second.calls == 0
-
-
-async def test_the_last_failure_is_the_callers() -> None:
-    with pytest.raises(HelixError) as caught:
-        await router(ScriptedEngine(ErrorKind.LOADING), ScriptedEngine(ErrorKind.OVERLOADED)).open(CALL)
-    assert caught.value.kind is ErrorKind.OVERLOADED
-
-
-async def test_a_deployment_that_keeps_failing_is_left_alone_until_its_pause_is_over() -> None:
-    clock = FakeClock()
-    first, second = ScriptedEngine(ErrorKind.UPSTREAM_UNAVAILABLE), ScriptedEngine()
-    routes = router(first, second, clock=clock)
-    for _ in range(FAILURES_TO_OPEN + 3):
-        await routes.open(CALL)
-    assert first.calls == FAILURES_TO_OPEN
-    first.kind = None
-    clock.advance(FIRST_PAUSE_S)
-    await routes.open(CALL)
-    await routes.open(CALL)
-    assert first.calls == FAILURES_TO_OPEN + 2
-
-
-def test_a_breakers_pauses_grow_to_a_bound_and_one_trial_decides() -> None:
-    clock = FakeClock()
-    breaker = Breaker(clock)
-    for _ in range(FAILURES_TO_OPEN - 1):
-        breaker.fail()
-    assert not breaker.is_open
-    pause = FIRST_PAUSE_S
-    for _ in range(8):
-        breaker.fail()
-        assert breaker.is_open
-        assert breaker.retry_after_s == pause
-        clock.advance(pause)
-        assert not breaker.is_open
-        breaker.begin()
-        assert breaker.is_open
-        pause = min(pause * 2, LONGEST_PAUSE_S)
-    breaker.abandon()
-    assert not breaker.is_open
-    breaker.succeed()
-    breaker.fail()
-    assert not breaker.is_open
-
-
-def test_an_unknown_model_names_close_ones() -> None:
-    with pytest.raises(HelixError) as caught:
-        Router({"smollm2-135m": Route("smollm2-135m", [])}).route("smolm2-135m")
-    assert "'smollm2-135m'" in caught.value.message
-    assert (caught.value.kind, caught.value.param) == (ErrorKind.MODEL_NOT_FOUND, "model")
-    with pytest.raises(HelixError) as caught:
-        Router({}).route("x" * 100_000)
-    assert len(caught.value.message) < 1000
+    return make_call(deadline=deadline)
 
 
 def replica(name: str = "r1", slots: int = 1) -> Replica:
@@ -295,24 +178,3 @@ async def test_a_request_after_a_crash_gets_the_next_replica() -> None:
     assert not waiting.done()
     slots.update(view("ready", replica("r2", 2)))
     assert (await waiting).replica.replica_id == "r2"
-
-
-async def test_what_a_failed_attempt_made_is_not_paid() -> None:
-    class Half(ScriptedEngine):
-        async def open(self, call: Call) -> Stream:
-            call.progress.usage.completion_tokens = 90
-            call.progress.usage.reported = True
-            call.progress.first_content_at = 1.0
-            return await super().open(call)
-
-    class Fresh:
-        model = "m"
-
-        def __init__(self) -> None:
-            self.progress = Progress()
-
-    call = Fresh()
-    await router(Half(ErrorKind.UPSTREAM_UNAVAILABLE), ScriptedEngine()).open(cast(Call, call))
-    assert (call.progress.usage, call.progress.first_content_at) == (Usage(), None)
-    assert call.progress.attempts == (("m/0", "upstream_unavailable"),)
-    assert call.progress.deployment == "m/1"

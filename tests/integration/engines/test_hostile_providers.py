@@ -1,0 +1,315 @@
+"""Servers that answer rubbish, stall, or never end: a clear error, one line for the operator, nothing left open."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+from structlog.testing import capture_logs
+
+from helixflow.core.call import Call, Completer, Operation
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.engines.answers import WholeAnswer
+from helixflow.engines.anthropic import AnthropicEngine
+from helixflow.engines.ollama import OllamaEngine
+from helixflow.engines.openai import OpenAIEngine
+from helixflow.transport.client import HttpClient, PoolStats, Timeouts
+from helixflow.transport.testing import LAST_CHUNK, Close, Reset, ScriptedUpstream, Send, Step, Wait, answer, chunk
+from tests.harness.engine_kinds import make_call, provider_options
+
+# Long for a machine, short for a test.
+SILENCE = Timeouts(connect_s=5, first_byte_s=0.3, idle_s=0.3)
+FREED_S = 5.0
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One provider's: an answer is `word`, any number of times, and `end`; `error` comes with status 200."""
+
+    make: Callable[..., Completer]
+    media_type: str
+    word: bytes
+    end: bytes
+    error: bytes
+    absurd: bytes
+    extra: Mapping[str, Any]
+
+    def engine(self, client: HttpClient, base_url: str) -> Completer:
+        return self.make(client, **{**provider_options(base_url), "timeouts": SILENCE}, **self.extra)
+
+
+def _sse(*events: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events)
+
+
+def _openai_chunk(delta: dict[str, str], reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "up", "choices": [choice], **fields}
+
+
+def _openai_end(prompt: int, completion: int) -> bytes:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return _sse(_openai_chunk({}, "stop"), _openai_chunk({}) | {"choices": [], "usage": usage}) + b"data: [DONE]\n\n"
+
+
+def _anthropic_end(completion: int) -> bytes:
+    delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": completion}}
+    return _sse(delta, {"type": "message_stop"})
+
+
+def _ollama(text: str, **fields: Any) -> bytes:
+    return json.dumps({"message": {"role": "assistant", "content": text}, "done": False, **fields}).encode() + b"\n"
+
+
+DIALECTS: Final = {
+    "openai": Dialect(
+        OpenAIEngine,
+        "text/event-stream",
+        _sse(_openai_chunk({"content": "Hi"})),
+        _openai_end(5, 2),
+        _sse({"error": {"message": "boom", "code": 500}}),
+        _openai_end(10**12, -7),
+        {},
+    ),
+    "anthropic": Dialect(
+        AnthropicEngine,
+        "text/event-stream",
+        _sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}),
+        _anthropic_end(2),
+        _sse({"type": "error", "error": {"type": "api_error", "message": "boom"}}),
+        _anthropic_end(10**12),
+        {"version": "2023-06-01", "max_tokens": 64},
+    ),
+    "ollama": Dialect(
+        OllamaEngine,
+        "application/x-ndjson",
+        _ollama("Hi"),
+        _ollama("", done=True, done_reason="stop", prompt_eval_count=5, eval_count=2),
+        b'{"error":"boom"}\n',
+        _ollama("", done=True, done_reason="stop", prompt_eval_count=10**12, eval_count=-3),
+        {"context": 512},
+    ),
+}
+
+
+@pytest.fixture(params=DIALECTS)
+def dialect(request: pytest.FixtureRequest) -> Dialect:
+    return DIALECTS[request.param]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one call: the error, the bytes before it, and what was left behind."""
+
+    error: HelixError | None
+    body: bytes
+    call: Call
+    lines: Sequence[Mapping[str, Any]]
+    stats: PoolStats
+
+
+async def run(dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True) -> Outcome:
+    call = make_call(Operation.CHAT, {**HELLO, "stream": streamed})
+    error: HelixError | None = None
+    body = b""
+    client = HttpClient()
+    async with ScriptedUpstream([steps]) as upstream:
+        try:
+            with capture_logs() as lines:
+                try:
+                    stream = await dialect.engine(client, upstream.base_url).open(call)
+                    if isinstance(stream, WholeAnswer):
+                        body = stream.body
+                    else:
+                        while piece := await stream.read():
+                            body += piece
+                        stream.close()
+                except HelixError as exc:
+                    error = exc
+            stats = client.stats()
+            if stats.open == 0:
+                await asyncio.wait_for(upstream.connections[0].lost.wait(), FREED_S)
+        finally:
+            await client.close()
+    return Outcome(error, body, call, [line for line in lines if line["event"] == "provider.failed"], stats)
+
+
+def check_failed(outcome: Outcome, kind: ErrorKind = ErrorKind.UPSTREAM_INVALID) -> None:
+    assert outcome.error is not None
+    assert outcome.error.kind is kind
+    assert "127.0.0.1" not in outcome.error.message
+    (line,) = outcome.lines
+    assert (line["log_level"], line["code"]) == ("warning", outcome.error.code)
+    assert line["reason"] == outcome.error.message
+    assert outcome.stats.open == outcome.stats.idle, "nothing is left under way"
+    assert not outcome.call.progress.complete
+
+
+def head(media_type: str, *more: str) -> Send:
+    lines = "".join(f"{line}\r\n" for line in (f"content-type: {media_type}", "transfer-encoding: chunked", *more))
+    return Send(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode())
+
+
+def body_of(dialect: Dialect, *pieces: bytes, end: bool = True) -> list[Step]:
+    """The pieces as an answer in the dialect's form."""
+    return [head(dialect.media_type), *(Send(chunk(piece)) for piece in pieces), *([Send(LAST_CHUNK)] if end else [])]
+
+
+Script = Callable[[Dialect], Sequence[Step]]
+# Before the first word, so for streams and for whole answers alike.
+AT_ONCE: Final[Mapping[str, tuple[Script, ErrorKind]]] = {
+    "no HTTP": (lambda _: [Send(b"\x00\x01 rubbish\r\n\r\n"), Close()], ErrorKind.UPSTREAM_INVALID),
+    "hangs up": (lambda _: [Reset()], ErrorKind.UPSTREAM_UNAVAILABLE),
+    "an endless head": (
+        lambda _: [Send(b"HTTP/1.1 200 OK\r\n"), Send(b"x-more: and more\r\n", times=50_000), Wait(asyncio.Event())],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "rubbish": (lambda d: [answer(b"\x8f\xff\n\n\n", headers=[("content-type", d.media_type)])], ErrorKind.UPSTREAM_INVALID),
+    "nothing": (lambda d: [answer(b"", headers=[("content-type", d.media_type)])], ErrorKind.UPSTREAM_INVALID),
+    "half a JSON": (lambda _: [answer(b'{"choices":[{"mess', headers=[("content-type", JSON)])], ErrorKind.UPSTREAM_INVALID),
+    "another JSON": (lambda _: [answer(b'{"hello":"world"}\n', headers=[("content-type", JSON)])], ErrorKind.UPSTREAM_INVALID),
+    "a web page": (
+        lambda _: [answer(b"<html>Welcome</html>", headers=[("content-type", "text/html; charset=utf-8")])],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "a web page that says it is none": (
+        lambda d: [answer(b"<html>Welcome</html>\n\n", headers=[("content-type", d.media_type)])],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "an error with status 200": (
+        lambda _: [answer(b'{"error":{"message":"boom"}}\n', headers=[("content-type", JSON)])],
+        ErrorKind.UPSTREAM_UNAVAILABLE,
+    ),
+    "gzip": (
+        lambda d: [answer(b"\x1f\x8b", headers=[("content-type", d.media_type), ("content-encoding", "gzip")])],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "never a line": (
+        lambda d: [head(d.media_type), Send(chunk(b"x" * 2**20), times=80), Wait(asyncio.Event())],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "silence before the head": (lambda _: [Wait(asyncio.Event())], ErrorKind.DEADLINE),
+    "silence after it": (lambda d: [head(d.media_type), Wait(asyncio.Event())], ErrorKind.DEADLINE),
+    "silence within a refusal": (
+        lambda _: [Send(b"HTTP/1.1 500 Oops\r\ncontent-length: 5\r\n\r\n"), Wait(asyncio.Event())],
+        ErrorKind.DEADLINE,
+    ),
+    "a refusal that never ends": (
+        lambda _: [
+            Send(b"HTTP/1.1 500 Oops\r\ntransfer-encoding: chunked\r\n\r\n"),
+            Send(chunk(b"x" * 65_536), times=64),
+            Wait(asyncio.Event()),
+        ],
+        ErrorKind.UPSTREAM_UNAVAILABLE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", AT_ONCE)
+async def test_before_the_first_word(dialect: Dialect, name: str, streamed: bool) -> None:
+    script, kind = AT_ONCE[name]
+    outcome = await run(dialect, script(dialect), streamed=streamed)
+    check_failed(outcome, kind)
+    assert outcome.body == b""
+    assert outcome.call.progress.first_content_at is None
+
+
+LATER: Final[Mapping[str, tuple[Callable[[Dialect], Sequence[Step]], ErrorKind]]] = {
+    "hangs up": (lambda d: [*body_of(d, d.word, end=False), Reset()], ErrorKind.UPSTREAM_INVALID),
+    "ends without its end": (lambda d: body_of(d, d.word), ErrorKind.UPSTREAM_INVALID),
+    "half an event": (lambda d: body_of(d, d.word, d.word[:20]), ErrorKind.UPSTREAM_INVALID),
+    "silence": (lambda d: [*body_of(d, d.word, end=False), Wait(asyncio.Event())], ErrorKind.DEADLINE),
+    "an error": (lambda d: body_of(d, d.word, d.error), ErrorKind.UPSTREAM_UNAVAILABLE),
+    "an error in the same piece": (lambda d: body_of(d, d.word + d.error), ErrorKind.UPSTREAM_UNAVAILABLE),
+    "rubbish": (lambda d: body_of(d, d.word, b'data: {"choices":\n\n'), ErrorKind.UPSTREAM_INVALID),
+    "no text": (lambda d: body_of(d, d.word, d.word.replace(b"Hi", b"H\xff")), ErrorKind.UPSTREAM_INVALID),
+    "NUL": (lambda d: body_of(d, d.word, d.word, d.word.replace(b"Hi", b"H\0")), ErrorKind.UPSTREAM_INVALID),
+    "no text in the same piece": (
+        lambda d: body_of(d, d.word, d.word, d.word * 3 + d.word.replace(b"Hi", b"H\xff")),
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+    "an event without end": (
+        lambda d: [*body_of(d, d.word, d.word.rstrip(b"\n}"), end=False), Send(chunk(b" " * 2**20), times=20), Close()],
+        ErrorKind.UPSTREAM_INVALID,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATER)
+async def test_after_it(dialect: Dialect, name: str) -> None:
+    script, kind = LATER[name]
+    outcome = await run(dialect, script(dialect))
+    check_failed(outcome, kind)
+    assert b"Hi" in outcome.body, "what came is not lost"
+    assert b"[DONE]" not in outcome.body
+    assert b"\xff" not in outcome.body
+    assert b"\0" not in outcome.body
+
+
+async def test_an_escaped_nul_is_text(dialect: Dialect) -> None:
+    outcome = await run(dialect, body_of(dialect, dialect.word.replace(b"Hi", b"H\\u0000"), dialect.end))
+    assert outcome.error is None
+    assert b"H\\u0000" in outcome.body
+
+
+@pytest.mark.parametrize("after", ["the end again", "more words", "rubbish", "no end", "words without end"])
+async def test_what_comes_after_the_end_is_not_read(dialect: Dialect, after: str) -> None:
+    more: dict[str, list[Step]] = {
+        "the end again": [Send(chunk(dialect.end)), Send(LAST_CHUNK)],
+        "more words": [Send(chunk(dialect.word)), Send(LAST_CHUNK)],
+        "rubbish": [Send(chunk(b"\xff" * 500)), Send(LAST_CHUNK)],
+        "no end": [Wait(asyncio.Event())],
+        "words without end": [Send(chunk(dialect.word), times=100_000), Wait(asyncio.Event())],
+    }
+    steps = [*body_of(dialect, dialect.word, dialect.end, end=False), *more[after]]
+    outcome = await run(dialect, steps)
+    assert outcome.error is None
+    assert outcome.lines == []
+    assert outcome.body.count(b"[DONE]") == 1
+    assert outcome.body.count(b'"Hi"') == 1
+    assert outcome.body.endswith(b"data: [DONE]\n\n")
+    assert outcome.call.progress.complete
+    assert outcome.stats.open == outcome.stats.idle
+    usage = outcome.call.progress.usage
+    assert (usage.completion_tokens, usage.reported) == (2, dialect.make is not AnthropicEngine)
+
+
+async def test_usage_that_cannot_be_is_not_believed(dialect: Dialect) -> None:
+    outcome = await run(dialect, body_of(dialect, dialect.word, dialect.absurd))
+    assert outcome.error is None
+    usage = outcome.call.progress.usage
+    assert not usage.reported
+    assert 0 < usage.prompt_tokens < 100
+    assert usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_events_that_never_say_anything_have_a_bound(streamed: bool) -> None:
+    role = _sse(_openai_chunk({"role": "assistant"}, padding="x" * 8000))
+    steps: list[Step] = [head("text/event-stream"), Send(chunk(role), times=10_000), Wait(asyncio.Event())]
+    check_failed(await run(DIALECTS["openai"], steps, streamed=streamed))
+
+
+async def test_a_whole_answer_that_never_ends_has_a_bound(dialect: Dialect) -> None:
+    word = dialect.word.replace(b"Hi", b"x" * 2**20)
+    steps: list[Step] = [head(dialect.media_type), Send(chunk(word), times=80), Wait(asyncio.Event())]
+    check_failed(await run(dialect, steps, streamed=False))
+
+
+async def test_a_client_that_leaves_takes_the_connection_with_it(dialect: Dialect) -> None:
+    client = HttpClient()
+    async with ScriptedUpstream([[*body_of(dialect, dialect.word, end=False), Wait(asyncio.Event())]] * 2) as upstream:
+        engine = dialect.engine(client, upstream.base_url)
+        stream = await engine.open(make_call(Operation.CHAT, {**HELLO, "stream": True}))
+        stream.close()
+        await asyncio.wait_for(upstream.connections[0].lost.wait(), FREED_S)
+        opening = asyncio.create_task(engine.open(make_call(Operation.CHAT, HELLO)))
+        await upstream.arrival(2)
+        opening.cancel()
+        await asyncio.wait_for(upstream.connections[1].lost.wait(), FREED_S)
+    await client.close()

@@ -1,0 +1,168 @@
+"""Memory as the pool gives and takes it, with real engines over a real launcher."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.pool.launcher_client import LauncherClient
+from helixflow.pool.lifecycle import DeploymentView, State
+from helixflow.pool.manifest import StoredModel
+from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.pool.catalogue import Catalogue
+from helixflow.pool.service import create_pool
+from helixflow.pool.supervisor import Supervisor
+from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.models import ModelSettings
+from helixflow.settings.serving import PoolSettings
+from helixflow.settings.tree import Settings
+from tests.harness.node import CHAT_MODEL, fill_store
+from tests.integration.launch.conftest import Running
+
+A, B = "a/llama_cpp-0", "b/llama_cpp-0"
+# One fits, planned (390 MB) or measured (350 MB); two do not.
+LIMIT_BYTES = 600_000_000
+ROUNDS = 4
+
+
+class Pool:
+    """The pool as the control process has it, but for its server."""
+
+    def __init__(self, supervisor: Supervisor, services: Any) -> None:
+        self.supervisor = supervisor
+        self.services = services
+
+    def view(self, name: str) -> DeploymentView:
+        return next(view for view in self.supervisor.snapshot() if view.deployment == name)
+
+    async def until(self, name: str, wanted: Callable[[DeploymentView], bool]) -> DeploymentView:
+        changes = self.supervisor.changes
+        async with asyncio.timeout(30):
+            while not wanted(view := self.view(name)):
+                await changes.wait_beyond(changes.revision)
+        return view
+
+
+def model(name: str, source: str, **settings: Any) -> ModelSettings:
+    options = {"context": 1024, "parallel": 2, "load": "first_use", "prompt_cache_mib": 128, **settings}
+    return ModelSettings(
+        name=name, deployments=(LlamaCppDeployment(engine="llama_cpp", source=source, **options),)
+    )
+
+
+@asynccontextmanager
+async def pool_of(launcher: Running, *models: ModelSettings, **pool: Any) -> AsyncIterator[Pool]:
+    settings = Settings(
+        data_dir=launcher.folder,
+        models=models,
+        pool=PoolSettings(**{"memory_bytes": LIMIT_BYTES, "min_residence_s": 0, **pool}),
+    )
+    engines = await LauncherClient.connect(launcher.socket_path)
+    services = create_pool(settings, engines)
+    task = asyncio.create_task(services.run())
+    try:
+        yield Pool(services.supervisor, services)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await services.close()
+        await engines.close()
+        assert task.cancelled(), "the pool failed"
+
+
+@pytest.fixture
+def launcher_with_model(launcher: Running, chat_model: StoredModel) -> Running:
+    fill_store(launcher.folder, chat_model)
+    return launcher
+
+
+async def test_two_models_that_do_not_fit_together_take_turns(
+    launcher_with_model: Running, chat_model: StoredModel
+) -> None:
+    launcher = launcher_with_model
+    source = chat_model.source
+    sizes: list[int] = []
+    async with pool_of(launcher, model("a", source), model("b", source)) as pool:
+        for turn in range(ROUNDS):
+            for name, other in ((A, B), (B, A)):
+                async with asyncio.timeout(30):
+                    await pool.supervisor.load_and_wait(name)
+                assert (pool.view(name).state, pool.view(other).state) == (State.READY, State.IDLE)
+                (engine,) = [process for process in launcher.others() if "llama_cpp" in " ".join(process.cmdline())]
+                assert engine.pid == pool.view(name).replicas[0].pid
+            if turn:
+                sizes.append(psutil.Process(launcher.process.pid).memory_info().rss + psutil.Process().memory_info().rss)
+        need = pool.view(B).need
+        assert need is not None and need.measured
+        assert pool.view(A).restarts == pool.view(B).restarts == 0
+    assert sizes[-1] < sizes[0] * 1.05
+
+
+async def test_a_model_that_can_never_fit_fails_with_the_numbers(
+    launcher_with_model: Running, chat_model: StoredModel
+) -> None:
+    models = model("a", chat_model.source, pinned=True), model("b", chat_model.source)
+    async with pool_of(launcher_with_model, *models) as pool:
+        await pool.supervisor.load_and_wait(A)
+        with pytest.raises(HelixError, match=r"needs \d+\.\d MB of RAM .*limit is 600\.0 MB, of which .* pinned") as caught:
+            await pool.supervisor.load_and_wait(B)
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert pool.view(B).state is State.FAILED
+        # The pin is all that was in the way.
+        pool.supervisor.pin(A, False)
+        await pool.supervisor.load_and_wait(B)
+        assert pool.view(A).state is State.IDLE
+
+
+async def test_a_dead_replica_is_gone_from_the_watch_at_once(
+    launcher_with_model: Running, chat_model: StoredModel
+) -> None:
+    async with pool_of(launcher_with_model, model("a", chat_model.source)) as pool:
+        await pool.supervisor.load_and_wait(A)
+        delays = []
+        for _ in range(3):
+            (replica,) = (await pool.until(A, lambda view: bool(view.replicas))).replicas
+            os.kill(replica.pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            await pool.until(A, lambda view: not view.replicas)
+            delays.append(time.monotonic() - killed_at)
+        print("seen after", [f"{1000 * delay:.1f} ms" for delay in delays])
+        assert min(delays) < 0.2
+
+
+async def test_changed_settings_replace_engines_and_others_do_not(
+    launcher_with_model: Running, chat_model: StoredModel
+) -> None:
+    launcher = launcher_with_model
+    source = chat_model.source
+    catalogue = Catalogue.load()
+
+    def plan(*models: ModelSettings) -> Any:
+        return plan_deployments(Settings(data_dir=launcher.folder, models=models), catalogue)
+
+    async with pool_of(launcher, model("a", source), memory_bytes=4_000_000_000) as pool:
+        await pool.supervisor.load_and_wait(A)
+        before = pool.view(A).replicas
+        pool.supervisor.apply(plan(model("a", source, keep_alive_s=500, max_queue=3), model("b", source, load="start")))
+        await pool.until(B, lambda view: view.state is State.READY)
+        assert pool.view(A).replicas == before
+        seen = [before]
+        pool.supervisor.apply(plan(model("a", source, parallel=3)))
+        while (replicas := pool.view(A).replicas) == before or len(replicas) != 1:
+            seen.append(replicas)
+            await pool.supervisor.changes.wait_beyond(pool.supervisor.changes.revision)
+        assert all(seen), "one or the other served all the time"
+        assert replicas[0].replica.slots == 3
+        await asyncio.wait_for(_until_gone(pool, B), 20)
+
+
+async def _until_gone(pool: Pool, name: str) -> None:
+    while any(view.deployment == name for view in pool.supervisor.snapshot()):
+        await pool.supervisor.changes.wait_beyond(pool.supervisor.changes.revision)
