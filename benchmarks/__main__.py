@@ -18,6 +18,7 @@ BARS = (
     "nginx",
     "startup",
     "engine_efficiency",
+    "fairness",
     "key_resolution",
     "identification",
     "administration",
@@ -25,9 +26,11 @@ BARS = (
     "ledger",
     "journal",
     "metering",
+    "router_decision",
+    "prefix_affinity",
 )
 # These use all cores as a user's machine would; the others are pinned.
-_UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution"})
+_UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution", "prefix_affinity"})
 
 
 def main() -> int:

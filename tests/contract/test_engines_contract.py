@@ -4,15 +4,21 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from helixflow.core.call import Call, Operation
+from helixflow.core.call import Call, Completer, Operation
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.engines.answers import WholeAnswer
-from tests.harness.engine import RunningEngine
-from tests.harness.engine_kinds import KINDS, Subject, make_call
+from helixflow.engines.llama_cpp.engine import LlamaCppEngine
+from helixflow.pool.store import StoredModel
+from helixflow.routing.probes import Probed
+from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.transport.client import HttpClient
+from tests.harness.engine import RunningEngine, run_engine
+from tests.harness.engine_kinds import KINDS, FixedSlots, Subject, make_call
 
 # A slot must be free after 0.2 s; a machine that does many things at once is given more.
 FREED_S = 5.0
@@ -22,7 +28,7 @@ COUNT: dict[str, Any] = {
         {"role": "user", "content": "Count: one, two, three"},
     ],
     "temperature": 0,
-    "max_tokens": 12,
+    "max_tokens": 8,
 }
 ENDLESS: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Tell a story for ever and ever"}],
@@ -91,7 +97,7 @@ async def test_a_whole_answer(subject: Subject) -> None:
     usage = call.progress.usage
     assert usage.reported
     assert body["usage"]["prompt_tokens"] == usage.prompt_tokens > 0
-    assert 0 < body["usage"]["completion_tokens"] == usage.completion_tokens <= 12
+    assert 0 < body["usage"]["completion_tokens"] == usage.completion_tokens <= 8
     assert body["usage"]["total_tokens"] == usage.prompt_tokens + usage.completion_tokens
     assert call.progress.finish_reason == choice["finish_reason"]
     assert call.progress.engine_began_at is not None
@@ -154,7 +160,7 @@ async def test_a_tool_call(subject: Subject, streamed: bool) -> None:
         "tools": [TOOL],
         "tool_choice": "required" if subject.forces_tools else "auto",
         "temperature": 0,
-        "max_tokens": 40,
+        "max_tokens": 32,
     }
     if streamed:
         chunks, _ = await stream(subject, body)
@@ -322,6 +328,54 @@ async def test_the_deadline_ends_it(subject: Subject, streamed: bool) -> None:
     assert late.value.kind is ErrorKind.DEADLINE
     async with asyncio.timeout(FREED_S):
         await subject.become(0)
+
+
+async def test_a_probe_asks_whether_the_server_is_there(subject: Subject) -> None:
+    if subject.with_key is None:
+        pytest.skip("its pool knows")
+    deadline = asyncio.get_running_loop().time() + 10
+    assert isinstance(subject.engine, Probed)
+    await subject.engine.probe(deadline)
+    if subject.server is not None:
+        assert subject.server.bodies == [None], "no generation"
+        wrong = subject.with_key("wrong")
+        assert isinstance(wrong, Probed)
+        with pytest.raises(HelixError) as refused:
+            await wrong.probe(deadline)
+        assert refused.value.kind is ErrorKind.UPSTREAM_UNAVAILABLE
+
+
+async def test_embeddings(subject: Subject) -> None:
+    if not subject.embeddings:
+        with pytest.raises(HelixError) as refused:
+            await subject.engine.open(make_call(Operation.EMBEDDINGS, {"input": "one two"}))
+        assert refused.value.kind in (ErrorKind.UNSUPPORTED, ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.INVALID_REQUEST)
+        return
+    await check_embeddings(subject.engine, 3)
+
+
+async def test_embeddings_of_a_model_of_ours(embedding_model: StoredModel) -> None:
+    deployment = LlamaCppDeployment(engine="llama_cpp", task="embeddings", context=512, parallel=1, threads=1)
+    with run_engine(deployment, embedding_model.path) as running:
+        replica = replace(running.replica, tokenizer_path=str(embedding_model.tokenizer_path))
+        client = HttpClient()
+        engine = LlamaCppEngine(client, FixedSlots(replica), deployment="m/llama_cpp-0", task="embeddings")
+        await check_embeddings(engine, 7)  # each text between [CLS] and [SEP]
+        with pytest.raises(HelixError) as refused:
+            await engine.open(make_call(Operation.CHAT, COUNT))
+        assert refused.value.kind is ErrorKind.UNSUPPORTED
+        await client.close()
+
+
+async def check_embeddings(engine: Completer, prompt_tokens: int) -> None:
+    call = make_call(Operation.EMBEDDINGS, {"input": ["one two", "three"], "encoding_format": "float"})
+    answer = await engine.open(call)
+    assert isinstance(answer, WholeAnswer)
+    told = json.loads(answer.body)
+    assert (told["object"], told["model"]) == ("list", "m")
+    assert [entry["index"] for entry in told["data"]] == [0, 1]
+    assert all(isinstance(number, float) for entry in told["data"] for number in entry["embedding"])
+    assert told["usage"]["prompt_tokens"] == call.progress.usage.prompt_tokens == prompt_tokens
 
 
 async def test_a_finished_stream_leaves_its_connection_to_the_next(subject: Subject) -> None:

@@ -47,9 +47,9 @@ class Subject:
     """An engine under test.
 
     `context` is the most tokens of a request. `become(n)` waits until its server runs so many generations. `server` is
-    the scripted one behind it, None where a real engine is. What it can do: `completions`, `forces_tools` (a call can
-    be demanded), `keeps_connections` after a stream, `notices_absence` of a client that waits for a whole answer.
-    `with_key` makes the same engine with another key, where it has one.
+    the scripted one behind it, None where a real engine is. What it can do: `completions`, `embeddings`,
+    `forces_tools` (a call can be demanded), `keeps_connections` after a stream, `notices_absence` of a client that
+    waits for a whole answer. `with_key` makes the same engine with another key, where it has one.
     """
 
     engine: Completer
@@ -58,6 +58,7 @@ class Subject:
     client: HttpClient
     server: ModelServer | None = None
     completions: bool = True
+    embeddings: bool = False
     forces_tools: bool = True
     keeps_connections: bool = True
     notices_absence: bool = True
@@ -184,7 +185,7 @@ async def _openai(_engine: RunningEngine) -> AsyncIterator[Subject]:
         return OpenAIEngine(client, **provider_options(server.base_url, key))
 
     async with OpenAIServer() as server, _client() as client:
-        yield Subject(make(KEY), server.context, server.become, client, server, with_key=make)
+        yield Subject(make(KEY), server.context, server.become, client, server, embeddings=True, with_key=make)
 
 
 @asynccontextmanager
@@ -202,7 +203,9 @@ async def _ollama(_engine: RunningEngine) -> AsyncIterator[Subject]:
         return OllamaEngine(client, context=512, **provider_options(server.base_url, key))
 
     async with OllamaServer() as server, _client() as client:
-        yield Subject(make(KEY), server.context, server.become, client, server, forces_tools=False, with_key=make)
+        yield Subject(
+            make(KEY), server.context, server.become, client, server, embeddings=True, forces_tools=False, with_key=make
+        )
 
 
 Kind = Callable[[RunningEngine], AbstractAsyncContextManager[Subject]]

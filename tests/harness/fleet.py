@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,10 @@ class PoolProcess:
 @contextlib.contextmanager
 def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tuple[Node, PoolProcess]]:
     """`helixflow serve` without engines and `helixflow pool` with all of them, until the end of the block."""
-    node = Node(folder / "near", HELIXFLOW_CONFIG=str(config))
+    # A port that stays the same when the control process is started again.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        control = free.getsockname()[1]
+    node = Node(folder / "near", HELIXFLOW_CONFIG=str(config), HELIXFLOW_AUTH__PORT=str(control))
     pool: PoolProcess | None = None
     try:
         node.find_port()
@@ -101,7 +105,7 @@ def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tupl
         far = folder / "far"
         fill_store(far, *models)
         give_certificate(far, Settings(data_dir=node.data_dir))
-        pool = PoolProcess(far, address.read_text(), HELIXFLOW_CONFIG=str(config)).wait_serving()
+        pool = PoolProcess(far, f"127.0.0.1:{control}", HELIXFLOW_CONFIG=str(config)).wait_serving()
         node.wait_ready()
         yield node, pool
     finally:

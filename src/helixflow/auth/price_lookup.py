@@ -30,7 +30,7 @@ MAX_DEPLOYMENTS: Final = 5_000
 # Prices that change within the day are said for so long; gateways ask again within the hour.
 HORIZON_MS: Final = 2 * 86_400_000
 # Engines of our own, which nobody sends a bill for.
-_LOCAL_ENGINES: Final = frozenset({"llama_cpp"})
+_LOCAL_ENGINES: Final = frozenset({"llama_cpp", "vllm", "ollama"})
 _DEFAULT: Final = "default"
 _BATCH: Final = 500
 

@@ -57,7 +57,16 @@ def serve_command(
     )
     from helixflow.launch.serve import serve
 
-    serve(settings, config=invocation.config_file, welcome_argv=welcome_arguments(settings) if welcome else None)
+    welcome_argv = None
+    if welcome:
+        from helixflow.launch.serving_start import decide_serving
+        from helixflow.pool.catalogue import Catalogue
+
+        # What is served may have been applied since the file was written.
+        in_force, _ = decide_serving(settings, invocation.config_file, Catalogue.load())
+        welcome_argv = welcome_arguments(in_force)
+
+    serve(settings, config=invocation.config_file, welcome_argv=welcome_argv)
 
 
 def welcome_arguments(settings: "Settings") -> list[str]:

@@ -127,5 +127,6 @@ async def _read_to_end(call: Any) -> None:
 async def _say_goodbye(call: Any, reading: "asyncio.Task[None]") -> None:
     """Ends the stream as its pool wants it to end, so that gateways know at once."""
     with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+        await call.write(registry_pb2.RegisterRequest(leaving=True))
         await call.done_writing()
         await asyncio.wait({reading}, timeout=_GOODBYE_S)

@@ -83,7 +83,8 @@ class StreamEditor:
         if self._template is not None and not self.done and self._splitter.is_empty:
             data = data[self._edit_contents(data, edited) :]
             if not data:
-                return _checked(b"".join(edited))
+                return self._only_text(b"".join(edited))
+        had_started = self.started
         events = self._splitter.feed(data)
         try:
             self._edit_events(events, edited)
@@ -91,7 +92,19 @@ class StreamEditor:
             self.failure = exc
             if not any(edited):
                 raise
-        return _checked(b"".join(edited))
+        return self._only_text(b"".join(edited), had_started=had_started)
+
+    def _only_text(self, edited: bytes, *, had_started: bool = True) -> bytes:
+        """Clients would stumble over anything else: the events before it, and `failure`."""
+        position = _first_no_text(edited)
+        if position < 0:
+            return edited
+        self.failure = _no_text()
+        self.done = self._progress.complete = False
+        good = edited[: edited.rfind(b"\n\n", 0, position) + 2] if b"\n\n" in edited[:position] else b""
+        if not good or not had_started:
+            raise self.failure
+        return good
 
     def _edit_events(self, events: list[bytes], edited: list[bytes]) -> None:
         joined = False
@@ -247,7 +260,9 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     that came in its place.
     """
     try:
-        answer = _ANSWER.decode(_checked(body))
+        if _first_no_text(body) >= 0:
+            raise _no_text()
+        answer = _ANSWER.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise HelixError(
             ErrorKind.UPSTREAM_INVALID, "The model's server sent an answer that is not valid JSON."
@@ -267,17 +282,18 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     return body
 
 
-def _checked(text: bytes) -> bytes:
-    """What is not decoded is not known to be text: clients would stumble over it."""
+def _first_no_text(data: bytes) -> int:
+    """Where it stops to be text; -1 where all of it is. What is not decoded is not known to be."""
     try:
-        if not text.isascii():
-            text.decode()
-        if b"\0" not in text:
-            return text
-        cause = None
+        if not data.isascii():
+            data.decode()
     except UnicodeDecodeError as exc:
-        cause = exc
-    raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.") from cause
+        return exc.start
+    return data.find(b"\0")
+
+
+def _no_text() -> HelixError:
+    return HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server sent bytes that are no text.")
 
 
 def _replace(body: bytes, name: bytes, old: bytes, new: bytes) -> bytes:

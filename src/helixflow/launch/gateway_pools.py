@@ -15,6 +15,7 @@ from helixflow.clients.registry import PoolAddress, RegistryWatch
 from helixflow.clients.tokenizers import TokenizerCache
 from helixflow.core.call import Call
 from helixflow.core.errors import HelixError
+from helixflow.launch.slot_links import SlotLinks
 from helixflow.pki.contexts import PeerContext
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.routing.balancing import Balancer
@@ -24,6 +25,7 @@ from helixflow.rpc.channels import create_channel
 from helixflow.rpc.sockets import socket_path
 from helixflow.settings.deployments import LaunchedDeployment
 from helixflow.settings.tree import Settings
+from helixflow.telemetry.metrics import DeploymentRow
 
 # The name under which this node's own pool is known here; `Replica.pool` of its replicas.
 LOCAL: Final = ""
@@ -89,6 +91,7 @@ class GatewayPools:
         self._balancer = balancer
         self._indifferent: set[str] = set()
         self._loads: set[asyncio.Task[None]] = set()
+        self._leases = SlotLinks()
         self.views: Mapping[str, DeploymentView] = {}
         self._add(LOCAL, None)
 
@@ -96,6 +99,7 @@ class GatewayPools:
         """Follows the pools, until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            self._leases.begin(group)
             for link in self._links.values():
                 link.following = group.create_task(link.watch.run(), name=f"replicas {link.name}")
             if self._registry is not None:
@@ -139,13 +143,15 @@ class GatewayPools:
             choose=partial(self._choose, name),
             forget=self._balancer.forget,
         )
+        self._keep_leases()
         if (view := self.views.get(name)) is not None:
             slots.update(view)
         return slots
 
     def close_slots(self, name: str) -> None:
         """The deployment is not served any more; leases that are out stay good until they are released."""
-        del self._slots[name]
+        self._slots.pop(name).close()
+        self._keep_leases()
         del self._launched[name]
         self._indifferent.discard(name)
 
@@ -153,23 +159,29 @@ class GatewayPools:
         return self._balancer.choose(seats, call, deployment, affinity=deployment not in self._indifferent)
 
     def problems(self) -> list[str]:
-        """Models that are to be loaded from the start and are not."""
+        """Models that are to be loaded from the start and are not. One that was unloaded since, or found no room, comes
+        back when it is asked for.
+        """
         views = self.views
         if self._slots and not views:
             return ["the pool has not been reached yet"]
         return [
             f"{name} is {view.state}"
             for name, deployment in self._launched.items()
-            if deployment.load == "start" and (view := views.get(name)) is not None and view.state != "ready"
+            if deployment.load == "start"
+            and (view := views.get(name)) is not None
+            and view.state not in ("ready", "idle", "unloading")
         ]
 
-    def rows(self) -> list[tuple[str, int, int, int, int]]:
-        """For metrics: deployment, requests queued, in flight, replicas that serve, restarts."""
+    def rows(self) -> list[DeploymentRow]:
+        """For metrics."""
         rows = []
         for name, slots in self._slots.items():
             view = self.views.get(name)
             serving, restarts = (len(view.replicas), view.restarts) if view is not None else (0, 0)
-            rows.append((name, slots.queued, slots.in_flight, serving, restarts))
+            rows.append(
+                DeploymentRow(name, slots.queued, slots.first_place, slots.in_flight, serving, restarts, slots.figures)
+            )
         return rows
 
     def _on_pools(self, pools: Mapping[str, PoolAddress], complete: bool) -> None:
@@ -206,6 +218,7 @@ class GatewayPools:
 
     def _merge(self, deployments: Collection[str]) -> None:
         """Sees anew what all pools say of these deployments, and tells their slots of what has changed."""
+        self._keep_leases()
         views = dict(self.views)
         for name in deployments:
             known = [view for link in self._links.values() if (view := link.watch.views.get(name)) is not None]
@@ -219,6 +232,17 @@ class GatewayPools:
             if name in self._slots:
                 self._slots[name].update(view)
         self.views = views
+
+    def _keep_leases(self) -> None:
+        """Slots are leased from every pool that has the deployment."""
+        self._leases.keep(
+            {
+                (link.name, name): (link.channel, self._slots[name].desk(link.name))
+                for link in self._links.values()
+                for name in link.watch.views
+                if name in self._slots
+            }
+        )
 
     def _request_load(self, deployment: str) -> None:
         task = asyncio.create_task(self._load(deployment))

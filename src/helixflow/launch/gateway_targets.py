@@ -10,8 +10,7 @@ from typing import Final
 import structlog
 
 from helixflow.core.call import Completer
-from helixflow.core.capacity import Limited
-from helixflow.core.capacity import Slots
+from helixflow.core.capacity import Limited, Slots
 from helixflow.core.clock import Clock
 from helixflow.launch.gateway_engines import EngineBuilder
 from helixflow.pki.files import Version, version_of

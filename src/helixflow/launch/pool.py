@@ -14,6 +14,7 @@ import uvloop
 from helixflow.core.errors import ExitCode, HelixError, UserError
 from helixflow.launch.launcher import SOCKET_NAME
 from helixflow.launch.pool_node import PoolNode
+from helixflow.launch.serving_cache import with_cached_models
 from helixflow.launch.tasks import until_lost, until_stopped
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.renewal import Renewal
@@ -50,6 +51,8 @@ async def serve(settings: Settings, arguments: ChildArguments) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    # Others may have been applied since the node has started.
+    settings = await asyncio.to_thread(with_cached_models, settings)
     identity = await asyncio.to_thread(ServiceIdentity.open, settings, "pool")
     launcher = await LauncherClient.connect(settings.run_dir / SOCKET_NAME)
     node = PoolNode(settings, identity, create_pool(settings, launcher), reachable=True)

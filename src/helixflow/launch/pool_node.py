@@ -14,6 +14,7 @@ from helixflow.clients.registry import Registration
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import POOL_ADDRESS_NAME
 from helixflow.launch.pool_generation import PoolGeneration
+from helixflow.launch.serving_cache import keep_models
 from helixflow.launch.serving_follower import ServingFollower
 from helixflow.metering.node import read_node_id
 from helixflow.pki.identity import ServiceIdentity
@@ -25,6 +26,7 @@ from helixflow.rpc.generated.pool_v1 import registry_pb2
 from helixflow.rpc.peers import Policy
 from helixflow.rpc.servers import add_health_and_reflection, create_server, listen, listen_tcp
 from helixflow.rpc.sockets import socket_path
+from helixflow.settings.configuration import Models
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
@@ -110,12 +112,16 @@ class PoolNode:
             await self._server.stop(_STOP_GRACE_S)
         self._health = self._server = None
 
+    async def _take(self, models: Models) -> None:
+        """What the auth service of the fleet says."""
+        await self.apply(models)
+        await asyncio.to_thread(keep_models, self._settings, models)
+
     async def _register(self, control: str) -> None:
-        async with create_channel(control, self._identity, "auth") as channel:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(Registration(channel, self.entry).run(), name="registration")
-                follower = ServingFollower(channel, "pool", self.entry.name, self.apply)
-                tasks.create_task(follower.run(), name="serving configuration")
+        async with create_channel(control, self._identity, "auth") as channel, asyncio.TaskGroup() as tasks:
+            tasks.create_task(Registration(channel, self.entry).run(), name="registration")
+            follower = ServingFollower(channel, "pool", self.entry.name, self._take)
+            tasks.create_task(follower.run(), name="serving configuration")
 
     def _advertised_host(self) -> str:
         settings = self._settings.pool

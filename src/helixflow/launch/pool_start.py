@@ -7,10 +7,12 @@ from helixflow.launch.launcher import SOCKET_NAME
 from helixflow.launch.lock import lock_data_dir
 from helixflow.launch.ports import open_data_port
 from helixflow.launch.serve import become_launcher, check_binaries, pull_for_start, with_data_port
+from helixflow.launch.serving_cache import write_cache
+from helixflow.launch.serving_start import decide_serving
 from helixflow.pki.files import PkiFolder
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pool.catalogue import Catalogue
-from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.pool.plan import plan_deployments
 from helixflow.rpc.sockets import check_port, prepare_run_dir, socket_path
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
@@ -26,7 +28,7 @@ def serve_pool(settings: Settings) -> NoReturn:
     """
     configure_logging(settings.log.level, settings.log.format, service="pool")
     catalogue = Catalogue.load()
-    settings = fill_from_catalogue(settings, catalogue)
+    settings, serving = decide_serving(settings, None, catalogue)
     planned = plan_deployments(settings, catalogue)
     check_binaries(planned)
     _check_fleet(settings)
@@ -37,6 +39,7 @@ def serve_pool(settings: Settings) -> NoReturn:
     check_port(settings.pool.host, settings.pool.port)
     data_port = open_data_port(settings.pool)
     ensure_pki(settings, SERVICES)
+    write_cache(settings, serving)
     settings = with_data_port(settings, data_port)
     pull_for_start(settings, planned)
     become_launcher("pool", settings, {"--data-listen-fd": data_port}, lock_fd)

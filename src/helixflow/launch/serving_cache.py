@@ -76,6 +76,15 @@ def write_cache(settings: Settings, cache: ServingCache) -> None:
     write_atomically(path_of(settings), msgspec.json.encode(cache), 0o600)
 
 
+def keep_models(settings: Settings, models: Models) -> None:
+    """For a node that is told complete models and knows no history: its next start serves them again, unless its own
+    file has changed. Raises `UserError` (STORAGE).
+    """
+    if (cache := read_cache(settings)) is not None:
+        complete = complete_document_of(models)
+        write_cache(settings, msgspec.structs.replace(cache, document=complete, complete=complete))
+
+
 def with_cached_models(settings: Settings) -> Settings:
     """The settings of a process of a node with the models that are in force now, which may be others than those that it
     was started with. Raises `UserError` (CONFIG, STORAGE).

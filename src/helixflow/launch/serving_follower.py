@@ -69,6 +69,10 @@ class ServingFollower:
             problem = str(exc)
         except HelixError as exc:
             problem, passing = exc.message, True
+        except Exception as exc:
+            # A configuration that trips over a fault of ours must not bring down every gateway at once.
+            log.error("configuration.failed", revision=revision, exc_info=exc)
+            problem = "An internal error; the log of this process says more."
         if not problem:
             self._revision = revision
         elif problem != self._problem:

@@ -15,10 +15,11 @@ from helixflow.rpc.generated.pool_v1 import registry_pb2, registry_pb2_grpc
 SERVICE_NAME: Final = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 HEARTBEAT_S: Final = 2.0
 SILENCE_S: Final = 8.0
-# A pool whose stream broke comes back within it: its process is started again after a second at most.
-GRACE_S: Final = 5.0
+# A pool whose stream broke comes back within it: its process is started again at once, which takes seconds on a busy
+# machine, and its engines go on meanwhile.
+GRACE_S: Final = 15.0
 # Pools notice within a moment that the registry is back: what is not there by then has gone meanwhile.
-SETTLE_S: Final = 5.0
+SETTLE_S: Final = 10.0
 MAX_POOLS: Final = 4096
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _ADDRESS: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):[0-9]{1,5}")
@@ -111,12 +112,12 @@ class Registry:
             membership.pool = pool
             self.changes.bump()
 
-    def leave(self, membership: Membership, *, clean: bool) -> None:
-        """A stream has ended: `clean` if the pool wanted that, else it may come back within the grace."""
+    def leave(self, membership: Membership, *, for_good: bool) -> None:
+        """A stream has ended: `for_good` if the pool has said so, else it may come back within the grace."""
         name = membership.pool.name
         if self._members.get(name) is not membership:
             return
-        if clean:
+        if for_good:
             self._remove(name)
         else:
             self._leaving[name] = asyncio.get_running_loop().call_later(GRACE_S, self._remove, name)
@@ -149,17 +150,17 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         if first is None:
             raise HelixError(ErrorKind.INVALID_REQUEST, "The first message names the pool.")
         membership = self._registry.join(first.pool)
-        clean = False
+        leaving = False
         try:
             yield registry_pb2.RegisterResponse(heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S)
-            while (message := await _next(request_iterator)) is not None:
+            while not leaving and (message := await _next(request_iterator)) is not None:
+                leaving = message.leaving
                 if membership.ended.is_set():
                     raise HelixError(ErrorKind.CONFLICT, "A newer stream speaks for this pool.")
                 if message.HasField("pool"):
                     self._registry.change(membership, message.pool)
-            clean = True
         finally:
-            self._registry.leave(membership, clean=clean)
+            self._registry.leave(membership, for_good=leaving)
 
     async def WatchPools(
         self, request: registry_pb2.WatchPoolsRequest, context: _Context

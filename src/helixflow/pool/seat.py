@@ -173,6 +173,7 @@ class Seat:
         self._free_memory()
         self._leaving.clear()
         self._show(State.IDLE)
+        self._on_change()  # it may have looked empty before: now it is
         if self._wanted:
             self._asked.set()
 

@@ -11,7 +11,6 @@ import grpc
 from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.engines.llama_cpp.probe import LlamaCppKind
-from helixflow.pool.activity import Activity, NoActivity
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.generate import Generator
 from helixflow.pool.launcher_client import Engines
@@ -21,6 +20,7 @@ from helixflow.pool.model_service import ModelService
 from helixflow.pool.plan import PlannedDeployment, plan_deployments, pool_name
 from helixflow.pool.replica import HealthPolicy
 from helixflow.pool.residency import Residency
+from helixflow.pool.slot_service import SlotService
 from helixflow.pool.store import ModelStore
 from helixflow.pool.supervisor import Supervisor
 from helixflow.pool.tokenizers import read_tokenizer
@@ -37,6 +37,11 @@ class PoolService(ModelService):
     """All of it: models, slots, and what peers ask for."""
 
     generator: Generator | None = None
+    slots: SlotService | None = None
+
+    def LeaseSlots(self, request_iterator: AsyncIterator[pool_pb2.LeaseSlotsRequest], context: _Context) -> Any:
+        assert self.slots is not None
+        return self.slots.lease(request_iterator, context)
 
     async def Generate(
         self, request: pool_pb2.GenerateRequest, context: _Context
@@ -64,10 +69,13 @@ class PoolServices:
         service: PoolService,
         client: HttpClient,
         plan: Callable[[Sequence[ModelSettings]], Sequence[PlannedDeployment]],
+        slots: SlotService,
     ) -> None:
         """`plan` is called in a thread."""
         self.supervisor = supervisor
+        self._slots = slots
         self._service = service
+        service.slots = slots
         self._client = client
         self._plan = plan
 
@@ -83,21 +91,34 @@ class PoolServices:
         """Runs the deployments of these complete models that this node is for, see `Supervisor.apply`. Raises
         `UserError` (CONFIG) for models that it cannot run; nothing has changed then.
         """
-        self.supervisor.apply(await asyncio.to_thread(self._plan, models))
+        planned = await asyncio.to_thread(self._plan, models)
+        self.supervisor.apply(planned)
+        self._slots.plan(planned)
 
     async def run(self) -> None:
         """Supervises until cancelled. Raises `HelixError` (UNAVAILABLE) when the launcher is lost at the start."""
-        await self.supervisor.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.supervisor.run(), name="supervisor")
+            tasks.create_task(self._slots.run(), name="slots")
+            tasks.create_task(self._follow_replicas(), name="replicas")
+
+    async def _follow_replicas(self) -> None:
+        """Slots are those of the replicas that serve."""
+        changes = self.supervisor.changes
+        while not changes.is_closed:
+            seen = changes.revision
+            self._slots.drain(resume=not self.supervisor.is_draining)
+            self._slots.update(self.supervisor.snapshot(), inherited=self.supervisor.adopted)
+            await changes.wait_beyond(seen)
 
     async def close(self) -> None:
         """Ends all watches, which else never end. Engines go on. Idempotent."""
         self.supervisor.changes.close()
+        self._slots.close()
         await self._client.close()
 
 
-def create_pool(
-    settings: Settings, engines: Engines, *, devices: Devices | None = None, activity: Activity | None = None
-) -> PoolServices:
+def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None = None) -> PoolServices:
     """The pool for settings that are filled from the catalogue. Raises `UserError` (CONFIG)."""
     catalogue = Catalogue.load()
 
@@ -110,20 +131,22 @@ def create_pool(
     clock = SystemClock()
     pool = settings.pool
     devices = devices if devices is not None else NoDevices()
-    activity = activity if activity is not None else NoActivity()
-    residency = Residency(partial(read_limits, pool, devices), activity, clock, min_residence_s=pool.min_residence_s)
+    kinds = {"llama_cpp": LlamaCppKind(client)}
+    slots = SlotService(kinds, clock=clock)
+    slots.plan(planned)
+    residency = Residency(partial(read_limits, pool, devices), slots, clock, min_residence_s=pool.min_residence_s)
     supervisor = Supervisor(
         planned,
         engines,
-        {"llama_cpp": LlamaCppKind(client)},
+        kinds,
         store.pull,
         residency=residency,
         figures=MemoryFigures(pool.measurements_file or settings.models_dir / "measured.json", devices),
-        activity=activity,
+        activity=slots,
         policy=HealthPolicy(load_timeout_s=pool.load_deadline_s, end_grace_s=settings.gateway.request_timeout_s),
         clock=clock,
     )
     service = PoolService(
         supervisor, store, residency, devices, name=pool_name(settings), trust_domain=settings.pki.trust_domain
     )
-    return PoolServices(supervisor, service, client, plan)
+    return PoolServices(supervisor, service, client, plan, slots)

@@ -33,14 +33,11 @@ log = structlog.get_logger("helixflow.pool")
 class SlotService:
     """The brokers of all deployments. Implements `Activity`. `run` it while the pool serves.
 
-    `kinds` are those of engines, by their names in the settings; `inherited` are replicas that ran before this process.
+    `kinds` are those of engines, by their names in the settings.
     """
 
-    def __init__(
-        self, kinds: Mapping[str, EngineKind], *, inherited: Collection[str] = (), clock: Clock | None = None
-    ) -> None:
+    def __init__(self, kinds: Mapping[str, EngineKind], *, clock: Clock | None = None) -> None:
         self._kinds = kinds
-        self._inherited = inherited
         self._clock = clock if clock is not None else SystemClock()
         self._brokers: dict[str, SlotBroker] = {}
         self._planned: dict[str, PlannedDeployment] = {}
@@ -85,13 +82,13 @@ class SlotService:
             if not self._brokers[name].sessions:
                 del self._brokers[name]
 
-    def update(self, views: Iterable[DeploymentView]) -> None:
-        """The replicas that serve now."""
+    def update(self, views: Iterable[DeploymentView], *, inherited: Collection[str] = ()) -> None:
+        """The replicas that serve now. Those `inherited` ran before this process did."""
         self._views = {view.deployment: view for view in views}
         for name, broker in self._brokers.items():
             view = self._views.get(name)
             replicas = {one.replica.replica_id: one.replica.slots for one in view.replicas} if view is not None else {}
-            broker.update(replicas, inherited=self._inherited)
+            broker.update(replicas, inherited=inherited)
 
     def drain(self, *, resume: bool = False) -> None:
         """Takes back all slots and grants none; or begins again."""

@@ -36,8 +36,8 @@ log = structlog.get_logger("helixflow.pool")
 class Supervisor:
     """`run` works until cancelled and leaves running engines to its successor, which finds them at the launcher.
 
-    `kinds` are those of engines, by their names in the settings; making it raises as `apply`. Without `residency` and `figures` everything fits.
-    Methods that take a deployment's name raise `HelixError` (NOT_FOUND) for an unknown one.
+    `kinds` are those of engines, by their names in the settings; making it raises as `apply`. Without `residency` and
+    `figures` everything fits. Methods that take a deployment's name raise `HelixError` (NOT_FOUND) for an unknown one.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Supervisor:
     ) -> None:
         self.changes = Broadcast()
         self.is_draining = False
+        # Replicas that an earlier process started.
+        self.adopted: set[str] = set()
         self.pulls = Pulls(pull)
         self._engines = engines
         self._kinds = kinds
@@ -296,6 +298,7 @@ class Supervisor:
         index = meta.get("seat")
         matches = one is not None and one.planned.fingerprint == meta.get("fingerprint") and isinstance(index, int)
         if one is not None and matches and one.adopt(int(index or 0), engine):
+            self.adopted.add(engine.name)
             log.info("replica.adopted", replica=engine.name, pid=engine.pid)
         else:
             log.info("replica.unwanted", replica=engine.name, pid=engine.pid)

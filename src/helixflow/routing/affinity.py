@@ -1,8 +1,7 @@
 """Which seat probably still has the beginning of a prompt in its cache: a bounded memory of where beginnings went."""
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -17,17 +16,31 @@ _FIELDS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt"}
 
 
 class _Place:
-    """A seat, for as long as something is remembered of it. `entries` is 0 once it is forgotten."""
+    """A seat, until it is forgotten."""
 
-    __slots__ = ("entries", "seat_id")
+    __slots__ = ("known", "seat_id")
 
     def __init__(self, seat_id: str) -> None:
         self.seat_id = seat_id
-        self.entries = 0
+        self.known = True
+
+
+class _Generation:
+    """Beginnings that were used at about the same time, and where they went."""
+
+    __slots__ = ("entries", "places")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, _Place] = {}
+        self.places: dict[str, _Place] = {}
 
 
 class PrefixTable:
-    """Hashes of beginnings and the seat that each went to last; the least recently used ones are dropped.
+    """Hashes of beginnings and the seat that each went to last, at most `entries` of them.
+
+    There are two generations: what is used goes to the young one, and when that holds half of the entries it becomes
+    the old one, and what was old and has not been used meanwhile is dropped. (An exact order of use costs several times
+    as much, for each call and each of its hashes.)
 
     Beginnings compare as the bytes that the client sent, in blocks of `block_bytes`, later ones of a multiple. They are
     kept apart by organisation: the caches of engines are shared by all that a replica serves, and whoever is led to
@@ -38,24 +51,21 @@ class PrefixTable:
     """
 
     def __init__(self, *, entries: int, block_bytes: int) -> None:
-        self._most = entries
+        self._most_young = entries // 2
         sizes = [block_bytes * 2**doubled for doubled in range(_SIZES) for _ in range(_BLOCKS_OF_A_SIZE)]
         self._ends = list(accumulate(sizes))
         self._blocks = [slice(end - size, end) for end, size in zip(self._ends, sizes, strict=True)]
         self._block_bytes = block_bytes
-        self._places: dict[str, _Place] = {}
-        self._entries: OrderedDict[int, _Place] = OrderedDict()
+        self._young = _Generation()
+        self._old = _Generation()
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._entries)
+        return len(self._young.entries) + len(self._old.entries)
 
     def chain(self, scope: str, call: Call) -> Sequence[int]:
         """The hashes of the beginnings of the call's prompt, shortest first; none for a short one."""
         field = _FIELDS.get(call.operation)
-        raw = call.fields.get(field) if field is not None and self._most else None
+        raw = call.fields.get(field) if field is not None and self._most_young else None
         if raw is None:
             return ()
         text = bytes(raw)
@@ -73,50 +83,30 @@ class PrefixTable:
 
     def find(self, hashes: Sequence[int]) -> tuple[str, int]:
         """The seat of the longest beginning that is known, and how many of `hashes` that is; `("", 0)` for none."""
-        entries = self._entries
+        young, old = self._young.entries, self._old.entries
         found, matched = "", 0
         for number, known in enumerate(hashes, 1):
-            place = entries.get(known)
-            if place is None:  # and so nothing longer is there
+            place = young.get(known) or old.get(known)
+            if place is None:  # and so nothing longer is there: all of a chain is remembered together
                 break
-            if place.entries:
+            if place.known:
                 found, matched = place.seat_id, number
         return found, matched
 
     def remember(self, hashes: Sequence[int], seat_id: str) -> None:
-        """All these beginnings, at least one, are now at that seat."""
-        if not self._most:
-            return
-        place = self._places.get(seat_id)
+        """All these beginnings are now at that seat."""
+        young = self._young
+        if len(young.entries) + len(hashes) > self._most_young:
+            self._old, self._young = young, _Generation()
+            young = self._young
+        place = young.places.get(seat_id)
         if place is None:
-            place = self._places[seat_id] = _Place(seat_id)
-        entries = self._entries
-        # Longest first: they are dropped in this order, so that nothing is there without all that is shorter.
-        if entries.get(hashes[-1]) is place:
-            for known in reversed(hashes):
-                entries.move_to_end(known)
-            return
-        for known in reversed(hashes):
-            before = entries.get(known)
-            entries[known] = place
-            if before is None:
-                place.entries += 1
-            else:
-                entries.move_to_end(known)
-                if before is not place:
-                    place.entries += 1
-                    self._leave(before)
-        while len(entries) > self._most:
-            self._leave(entries.popitem(last=False)[1])
+            place = young.places[seat_id] = self._old.places.get(seat_id) or _Place(seat_id)
+        young.entries.update(dict.fromkeys(hashes[: self._most_young], place))
 
     def forget(self, seat_id: str) -> None:
         """Nothing of it is found any more; its entries go as they grow old."""
-        place = self._places.pop(seat_id, None)
-        if place is not None:
-            place.entries = 0
-
-    def _leave(self, place: _Place) -> None:
-        if place.entries:  # else it is forgotten already
-            place.entries -= 1
-            if not place.entries:
-                del self._places[place.seat_id]
+        for generation in (self._young, self._old):
+            place = generation.places.pop(seat_id, None)
+            if place is not None:
+                place.known = False

@@ -97,6 +97,8 @@ class SlotLease:
             self._credit = 0
         account = self._account
         if account is None:
+            if self._released:
+                return
             account = self._open_account()
         account.tokens += tokens
 

@@ -77,7 +77,6 @@ class SlotDesk:
         self.tickets: dict[int, Waiter] = {}
         self.queue: FairQueue[Waiter] = FairQueue(clock, limit=max_queue)
         self._owner = owner
-        self._max_queue = max_queue
         self._now = clock.monotonic
         self._send: Send | None = None
         self._accounts: dict[tuple[str, str], Account] = {}
@@ -134,7 +133,7 @@ class SlotDesk:
         """Lets it wait here; one that would wait too long is refused at once or soon."""
         if self.standing is not Standing.CONNECTED:
             self._offer(waiter)
-        elif len(self.tickets) >= self._max_queue and self.queued >= self._max_queue:
+        elif len(self.tickets) >= self.queue.limit and self.queued >= self.queue.limit:
             # The pool would say the same: it need not be asked for each.
             waiter.refuse(max(self.wait_s, 1.0), queue_full=True)
         else:

@@ -51,7 +51,7 @@ class ReplicaSlots:
     ) -> None:
         self.deployment = deployment
         self.figures = QueueFigures()
-        self.max_queue = max_queue
+        self._max_queue = max_queue
         self._probation_s = probation_s
         self._choose = choose
         self._forget = forget
@@ -63,6 +63,17 @@ class ReplicaSlots:
         self._usable: list[Seat] = []
         self._probation: dict[str, asyncio.TimerHandle] = {}
         self._waiters: dict[Waiter, SlotDesk] = {}
+
+    @property
+    def max_queue(self) -> int:
+        """How many requests may wait here."""
+        return self._max_queue
+
+    @max_queue.setter
+    def max_queue(self, max_queue: int) -> None:
+        self._max_queue = max_queue
+        for desk in self._desks.values():
+            desk.queue.limit = max_queue
 
     @property
     def queued(self) -> int:

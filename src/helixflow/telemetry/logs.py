@@ -49,7 +49,8 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, unfailing)),
+        # Line and line end in one piece: the processes of a node share their standard error.
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, unfailing)),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(cast(TextIO, unfailing))

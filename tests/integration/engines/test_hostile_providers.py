@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 
 from helixflow.core.call import Call, Completer, Operation
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.anthropic import AnthropicEngine
 from helixflow.engines.ollama import OllamaEngine
 from helixflow.engines.openai import OpenAIEngine
@@ -24,14 +23,16 @@ SILENCE = Timeouts(connect_s=5, first_byte_s=0.3, idle_s=0.3)
 FREED_S = 5.0
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 JSON = "application/json"
+INVALID = ErrorKind.UPSTREAM_INVALID
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One provider's: an answer is `word`, any number of times, and `end`; `error` comes with status 200."""
+    """One provider's: an answer is `begin`, `word`, any number of times, and `end`; `error` comes with status 200."""
 
     make: Callable[..., Completer]
     media_type: str
+    begin: bytes
     word: bytes
     end: bytes
     error: bytes
@@ -69,6 +70,7 @@ DIALECTS: Final = {
     "openai": Dialect(
         OpenAIEngine,
         "text/event-stream",
+        _sse(_openai_chunk({"role": "assistant"})),
         _sse(_openai_chunk({"content": "Hi"})),
         _openai_end(5, 2),
         _sse({"error": {"message": "boom", "code": 500}}),
@@ -78,6 +80,9 @@ DIALECTS: Final = {
     "anthropic": Dialect(
         AnthropicEngine,
         "text/event-stream",
+        _sse(
+            {"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}, {"type": "ping"}
+        ),
         _sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}),
         _anthropic_end(2),
         _sse({"type": "error", "error": {"type": "api_error", "message": "boom"}}),
@@ -87,6 +92,7 @@ DIALECTS: Final = {
     "ollama": Dialect(
         OllamaEngine,
         "application/x-ndjson",
+        b"",
         _ollama("Hi"),
         _ollama("", done=True, done_reason="stop", prompt_eval_count=5, eval_count=2),
         b'{"error":"boom"}\n',
@@ -112,7 +118,10 @@ class Outcome:
     stats: PoolStats
 
 
-async def run(dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True) -> Outcome:
+async def run(
+    dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True, gate: asyncio.Event | None = None
+) -> Outcome:
+    """One call. `gate` opens once its first word is at hand."""
     call = make_call(Operation.CHAT, {**HELLO, "stream": streamed})
     error: HelixError | None = None
     body = b""
@@ -122,11 +131,12 @@ async def run(dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True)
             with capture_logs() as lines:
                 try:
                     stream = await dialect.engine(client, upstream.base_url).open(call)
-                    if isinstance(stream, WholeAnswer):
-                        body = stream.body
-                    else:
+                    if gate is not None:
+                        gate.set()
+                    try:
                         while piece := await stream.read():
                             body += piece
+                    finally:
                         stream.close()
                 except HelixError as exc:
                     error = exc
@@ -138,7 +148,7 @@ async def run(dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True)
     return Outcome(error, body, call, [line for line in lines if line["event"] == "provider.failed"], stats)
 
 
-def check_failed(outcome: Outcome, kind: ErrorKind = ErrorKind.UPSTREAM_INVALID) -> None:
+def check_failed(outcome: Outcome, kind: ErrorKind = INVALID) -> None:
     assert outcome.error is not None
     assert outcome.error.kind is kind
     assert "127.0.0.1" not in outcome.error.message
@@ -154,31 +164,33 @@ def head(media_type: str, *more: str) -> Send:
     return Send(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode())
 
 
-def body_of(dialect: Dialect, *pieces: bytes, end: bool = True) -> list[Step]:
-    """The pieces as an answer in the dialect's form."""
-    return [head(dialect.media_type), *(Send(chunk(piece)) for piece in pieces), *([Send(LAST_CHUNK)] if end else [])]
+def body_of(dialect: Dialect, *pieces: bytes | asyncio.Event, end: bool = True) -> list[Step]:
+    """The pieces as an answer in the dialect's form, with waits between them."""
+    sent = [piece for piece in (dialect.begin, *pieces) if piece]
+    steps = [Wait(piece) if isinstance(piece, asyncio.Event) else Send(chunk(piece)) for piece in sent]
+    return [head(dialect.media_type), *steps, *([Send(LAST_CHUNK)] if end else [])]
 
 
 Script = Callable[[Dialect], Sequence[Step]]
 # Before the first word, so for streams and for whole answers alike.
 AT_ONCE: Final[Mapping[str, tuple[Script, ErrorKind]]] = {
-    "no HTTP": (lambda _: [Send(b"\x00\x01 rubbish\r\n\r\n"), Close()], ErrorKind.UPSTREAM_INVALID),
+    "no HTTP": (lambda _: [Send(b"\x00\x01 rubbish\r\n\r\n"), Close()], INVALID),
     "hangs up": (lambda _: [Reset()], ErrorKind.UPSTREAM_UNAVAILABLE),
     "an endless head": (
         lambda _: [Send(b"HTTP/1.1 200 OK\r\n"), Send(b"x-more: and more\r\n", times=50_000), Wait(asyncio.Event())],
-        ErrorKind.UPSTREAM_INVALID,
+        INVALID,
     ),
-    "rubbish": (lambda d: [answer(b"\x8f\xff\n\n\n", headers=[("content-type", d.media_type)])], ErrorKind.UPSTREAM_INVALID),
-    "nothing": (lambda d: [answer(b"", headers=[("content-type", d.media_type)])], ErrorKind.UPSTREAM_INVALID),
-    "half a JSON": (lambda _: [answer(b'{"choices":[{"mess', headers=[("content-type", JSON)])], ErrorKind.UPSTREAM_INVALID),
-    "another JSON": (lambda _: [answer(b'{"hello":"world"}\n', headers=[("content-type", JSON)])], ErrorKind.UPSTREAM_INVALID),
+    "rubbish": (lambda d: [answer(b"\x8f\xff\n\n\n", headers=[("content-type", d.media_type)])], INVALID),
+    "nothing": (lambda d: [answer(b"", headers=[("content-type", d.media_type)])], INVALID),
+    "half a JSON": (lambda _: [answer(b'{"choices":[{"mess', headers=[("content-type", JSON)])], INVALID),
+    "another JSON": (lambda _: [answer(b'{"hello":"world"}\n', headers=[("content-type", JSON)])], INVALID),
     "a web page": (
         lambda _: [answer(b"<html>Welcome</html>", headers=[("content-type", "text/html; charset=utf-8")])],
-        ErrorKind.UPSTREAM_INVALID,
+        INVALID,
     ),
     "a web page that says it is none": (
         lambda d: [answer(b"<html>Welcome</html>\n\n", headers=[("content-type", d.media_type)])],
-        ErrorKind.UPSTREAM_INVALID,
+        INVALID,
     ),
     "an error with status 200": (
         lambda _: [answer(b'{"error":{"message":"boom"}}\n', headers=[("content-type", JSON)])],
@@ -186,11 +198,11 @@ AT_ONCE: Final[Mapping[str, tuple[Script, ErrorKind]]] = {
     ),
     "gzip": (
         lambda d: [answer(b"\x1f\x8b", headers=[("content-type", d.media_type), ("content-encoding", "gzip")])],
-        ErrorKind.UPSTREAM_INVALID,
+        INVALID,
     ),
     "never a line": (
         lambda d: [head(d.media_type), Send(chunk(b"x" * 2**20), times=80), Wait(asyncio.Event())],
-        ErrorKind.UPSTREAM_INVALID,
+        INVALID,
     ),
     "silence before the head": (lambda _: [Wait(asyncio.Event())], ErrorKind.DEADLINE),
     "silence after it": (lambda d: [head(d.media_type), Wait(asyncio.Event())], ErrorKind.DEADLINE),
@@ -219,33 +231,44 @@ async def test_before_the_first_word(dialect: Dialect, name: str, streamed: bool
     assert outcome.call.progress.first_content_at is None
 
 
-LATER: Final[Mapping[str, tuple[Callable[[Dialect], Sequence[Step]], ErrorKind]]] = {
-    "hangs up": (lambda d: [*body_of(d, d.word, end=False), Reset()], ErrorKind.UPSTREAM_INVALID),
-    "ends without its end": (lambda d: body_of(d, d.word), ErrorKind.UPSTREAM_INVALID),
-    "half an event": (lambda d: body_of(d, d.word, d.word[:20]), ErrorKind.UPSTREAM_INVALID),
-    "silence": (lambda d: [*body_of(d, d.word, end=False), Wait(asyncio.Event())], ErrorKind.DEADLINE),
-    "an error": (lambda d: body_of(d, d.word, d.error), ErrorKind.UPSTREAM_UNAVAILABLE),
-    "an error in the same piece": (lambda d: body_of(d, d.word + d.error), ErrorKind.UPSTREAM_UNAVAILABLE),
-    "rubbish": (lambda d: body_of(d, d.word, b'data: {"choices":\n\n'), ErrorKind.UPSTREAM_INVALID),
-    "no text": (lambda d: body_of(d, d.word, d.word.replace(b"Hi", b"H\xff")), ErrorKind.UPSTREAM_INVALID),
-    "NUL": (lambda d: body_of(d, d.word, d.word, d.word.replace(b"Hi", b"H\0")), ErrorKind.UPSTREAM_INVALID),
+Later = Callable[[Dialect, asyncio.Event], Sequence[Step]]
+# The gate opens when the first word has been read.
+LATER: Final[Mapping[str, tuple[Later, ErrorKind]]] = {
+    "hangs up": (lambda d, gate: [*body_of(d, d.word, gate, end=False), Reset()], INVALID),
+    "ends without its end": (lambda d, gate: body_of(d, d.word, gate), INVALID),
+    "half an event": (lambda d, gate: body_of(d, d.word, gate, d.word[:20]), INVALID),
+    "silence": (lambda d, gate: [*body_of(d, d.word, end=False), Wait(asyncio.Event())], ErrorKind.DEADLINE),
+    "an error": (lambda d, gate: body_of(d, d.word, gate, d.error), ErrorKind.UPSTREAM_UNAVAILABLE),
+    "an error in the same piece": (
+        lambda d, gate: body_of(d, d.word, gate, d.word + d.error),
+        ErrorKind.UPSTREAM_UNAVAILABLE,
+    ),
+    "rubbish": (lambda d, gate: body_of(d, d.word, gate, b'data: {"choices":\n\n'), INVALID),
+    "no text": (lambda d, gate: body_of(d, d.word, gate, d.word.replace(b"Hi", b"H\xff")), INVALID),
+    "NUL": (lambda d, gate: body_of(d, d.word, gate, d.word.replace(b"Hi", b"H\0")), INVALID),
     "no text in the same piece": (
-        lambda d: body_of(d, d.word, d.word, d.word * 3 + d.word.replace(b"Hi", b"H\xff")),
-        ErrorKind.UPSTREAM_INVALID,
+        lambda d, gate: body_of(d, d.word, gate, d.word * 3 + d.word.replace(b"Hi", b"H\xff") + d.end),
+        INVALID,
     ),
     "an event without end": (
-        lambda d: [*body_of(d, d.word, d.word.rstrip(b"\n}"), end=False), Send(chunk(b" " * 2**20), times=20), Close()],
-        ErrorKind.UPSTREAM_INVALID,
+        lambda d, gate: [
+            *body_of(d, d.word, gate, d.word.rstrip(b"\n}"), end=False),
+            Send(chunk(b" " * 2**20), times=20),
+            Close(),
+        ],
+        INVALID,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LATER)
 async def test_after_it(dialect: Dialect, name: str) -> None:
     script, kind = LATER[name]
-    outcome = await run(dialect, script(dialect))
+    gate = asyncio.Event()
+    outcome = await run(dialect, script(dialect, gate), gate=gate)
     check_failed(outcome, kind)
-    assert b"Hi" in outcome.body, "what came is not lost"
+    assert outcome.call.progress.first_content_at is not None
+    assert outcome.body.count(b'"Hi"') == {"no text in the same piece": 4, "an error in the same piece": 2}.get(name, 1)
     assert b"[DONE]" not in outcome.body
     assert b"\xff" not in outcome.body
     assert b"\0" not in outcome.body
@@ -276,7 +299,7 @@ async def test_what_comes_after_the_end_is_not_read(dialect: Dialect, after: str
     assert outcome.call.progress.complete
     assert outcome.stats.open == outcome.stats.idle
     usage = outcome.call.progress.usage
-    assert (usage.completion_tokens, usage.reported) == (2, dialect.make is not AnthropicEngine)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.reported) == (5, 2, True)
 
 
 async def test_usage_that_cannot_be_is_not_believed(dialect: Dialect) -> None:

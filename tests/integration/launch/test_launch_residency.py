@@ -5,25 +5,30 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.pool.lifecycle import DeploymentView, State
 from helixflow.pool.manifest import StoredModel
-from helixflow.pool.plan import fill_from_catalogue, plan_deployments
-from helixflow.pool.catalogue import Catalogue
+from helixflow.pool.plan import plan_deployments
 from helixflow.pool.service import create_pool
 from helixflow.pool.supervisor import Supervisor
+from helixflow.rpc.channels import create_channel
+from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
+from helixflow.rpc.servers import create_server, listen
 from helixflow.settings.deployments import LlamaCppDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.serving import PoolSettings
 from helixflow.settings.tree import Settings
-from tests.harness.node import CHAT_MODEL, fill_store
+from tests.harness.node import fill_store
+from tests.harness.pki import Pki, allow
 from tests.integration.launch.conftest import Running
 
 A, B = "a/llama_cpp-0", "b/llama_cpp-0"
@@ -52,9 +57,7 @@ class Pool:
 
 def model(name: str, source: str, **settings: Any) -> ModelSettings:
     options = {"context": 1024, "parallel": 2, "load": "first_use", "prompt_cache_mib": 128, **settings}
-    return ModelSettings(
-        name=name, deployments=(LlamaCppDeployment(engine="llama_cpp", source=source, **options),)
-    )
+    return ModelSettings(name=name, deployments=(LlamaCppDeployment(engine="llama_cpp", source=source, **options),))
 
 
 @asynccontextmanager
@@ -98,7 +101,8 @@ async def test_two_models_that_do_not_fit_together_take_turns(
                 (engine,) = [process for process in launcher.others() if "llama_cpp" in " ".join(process.cmdline())]
                 assert engine.pid == pool.view(name).replicas[0].pid
             if turn:
-                sizes.append(psutil.Process(launcher.process.pid).memory_info().rss + psutil.Process().memory_info().rss)
+                processes = psutil.Process(launcher.process.pid), psutil.Process()
+                sizes.append(sum(process.memory_info().rss for process in processes))
         need = pool.view(B).need
         assert need is not None and need.measured
         assert pool.view(A).restarts == pool.view(B).restarts == 0
@@ -111,7 +115,8 @@ async def test_a_model_that_can_never_fit_fails_with_the_numbers(
     models = model("a", chat_model.source, pinned=True), model("b", chat_model.source)
     async with pool_of(launcher_with_model, *models) as pool:
         await pool.supervisor.load_and_wait(A)
-        with pytest.raises(HelixError, match=r"needs \d+\.\d MB of RAM .*limit is 600\.0 MB, of which .* pinned") as caught:
+        numbers = r"needs \d+\.\d MB of RAM .*limit is 600\.0 MB, of which .* pinned"
+        with pytest.raises(HelixError, match=numbers) as caught:
             await pool.supervisor.load_and_wait(B)
         assert caught.value.kind is ErrorKind.OVERLOADED
         assert pool.view(B).state is State.FAILED
@@ -161,6 +166,70 @@ async def test_changed_settings_replace_engines_and_others_do_not(
         assert all(seen), "one or the other served all the time"
         assert replicas[0].replica.slots == 3
         await asyncio.wait_for(_until_gone(pool, B), 20)
+
+
+async def test_models_are_administered_over_grpc(
+    launcher_with_model: Running, chat_model: StoredModel, pki: Pki
+) -> None:
+    launcher = launcher_with_model
+    models = model("a", chat_model.source), model("b", chat_model.source, pinned=True)
+    async with pool_of(launcher, *models) as pool, AsyncExitStack() as stack:
+        identity = pki.identity("control")
+        server = create_server(identity, allow("helixflow.pool.v1.PoolService"))
+        pool.services.register(server)
+        path = launcher.settings.run_dir / "pool.sock"
+        await listen(server, path, identity)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        channel = await stack.enter_async_context(create_channel(path, pki.identity("gateway"), "control"))
+        await stack.enter_async_context(asyncio.timeout(60))
+        stub = pool_pb2_grpc.PoolServiceStub(channel)
+
+        phases = [step.phase async for step in stub.PullModel(pool_pb2.PullModelRequest(deployment=A))]
+        assert phases[-1] == pool_pb2.PullModelResponse.PHASE_DONE
+        await stub.LoadModel(pool_pb2.LoadModelRequest(deployment=A, wait=True))
+        listed = await stub.ListModels(pool_pb2.ListModelsRequest())
+        status = next(one for one in listed.deployments if one.deployment == A)
+        assert (status.state, status.pinned, status.wanted_replicas) == (pool_pb2.DEPLOYMENT_STATE_READY, False, 1)
+        (replica,) = status.replicas
+        assert replica.model_digest == chat_model.sha256
+        assert chat_model.sha256 in {stored.sha256 for stored in listed.stored}
+
+        capacity = await stub.GetCapacity(pool_pb2.GetCapacityRequest())
+        assert capacity.ram_limit_bytes == LIMIT_BYTES
+        assert 0 < capacity.ram_used_bytes < LIMIT_BYTES
+
+        await stub.PinModel(pool_pb2.PinModelRequest(deployment=A, pinned=True))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.LoadModel(pool_pb2.LoadModelRequest(deployment=B, wait=True))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "600.0 MB" in (caught.value.details() or "")
+
+        watch = stub.WatchReplicas(pool_pb2.WatchReplicasRequest())
+        assert (await watch.read()).deployments[0].replicas
+        assert (await stub.Drain(pool_pb2.DrainRequest(deadline_ms=5000))).running == 0
+        while not (seen := await watch.read()).draining:
+            pass
+        assert not seen.deployments[0].replicas, "nothing new may begin on them"
+        await stub.Drain(pool_pb2.DrainRequest(resume=True))
+        while not (seen := await watch.read()).deployments[0].replicas:
+            pass
+        assert seen.deployments[0].memory.measured
+
+        await stub.ScaleModel(pool_pb2.ScaleModelRequest(deployment=A, replicas=0))
+        while (await watch.read()).deployments[0].state != pool_pb2.DEPLOYMENT_STATE_FAILED:
+            pass
+        await stub.LoadModel(pool_pb2.LoadModelRequest(deployment=B, wait=True))
+        await stub.UnloadModel(pool_pb2.UnloadModelRequest(deployment=B, grace_s=5))
+        assert pool.view(B).state is State.IDLE
+        for call in (
+            stub.UnloadModel(pool_pb2.UnloadModelRequest(deployment="nobody")),
+            stub.PinModel(pool_pb2.PinModelRequest(deployment="nobody")),
+            stub.ScaleModel(pool_pb2.ScaleModelRequest(deployment="nobody")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def _until_gone(pool: Pool, name: str) -> None:

@@ -29,6 +29,7 @@ from helixflow.pool.plan import plan_deployments
 from helixflow.pool.replica import HealthPolicy
 from helixflow.pool.residency import Residency
 from helixflow.pool.service import PoolService, PoolServices
+from helixflow.pool.slot_service import SlotService
 from helixflow.pool.store import ModelStore
 from helixflow.pool.supervisor import Supervisor
 from helixflow.process.backoff import Backoff
@@ -217,7 +218,7 @@ async def test_watchers_follow_over_grpc(
             name="node",
             trust_domain="helixflow.internal",
         )
-        services = PoolServices(pool.supervisor, service, pool.client, lambda _models: ())
+        services = PoolServices(pool.supervisor, service, pool.client, lambda _models: (), SlotService({}))
         services.register(rpc)
         socket_path = launcher.settings.run_dir / "pool.sock"
         await listen(rpc, socket_path, identity)

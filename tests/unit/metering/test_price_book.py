@@ -213,3 +213,49 @@ async def test_without_deployments_nobody_is_asked() -> None:
     channel: Any = ScriptedChannel()
     clock = FakeClock()
     assert PriceBook(channel, ChangeWatch(channel, clock=clock), [], clock).ready
+
+
+async def test_other_deployments_are_priced_before_they_are_used_and_what_is_gone_can_still_be_settled(
+    bench: Bench,
+) -> None:
+    await bench.answer((LOCAL, CHEAP, START_MS, 0), (REMOTE, DEAR, START_MS, 0))
+    at_ms = int(bench.clock.now() * 1000) + 10
+    refs = [metering_pb2.DeploymentRef(deployment=name, model="m") for name in (REMOTE, "n/openai-0")]
+    using = asyncio.create_task(bench.book.use(refs))
+    await bench.settle()
+    assert not using.done()
+    assert [ref.deployment for ref in bench.channel.asked[-1].deployments] == ["n/openai-0"], "the others are known"
+    await bench.answer(("n/openai-0", DEAR, START_MS, 0))
+    await using
+    assert bench.book.price("n/openai-0", at_ms) == DEAR
+    assert bench.book.price(LOCAL, at_ms) == CHEAP, "its last calls are settled by what it cost"
+    # What changes is asked for those that are used.
+    bench.change()
+    await bench.answer((REMOTE, CHEAP, START_MS, 0), ("n/openai-0", CHEAP, START_MS, 0))
+    assert bench.book.price(REMOTE, at_ms + 1000) == CHEAP
+    bench.clock.advance(2 * 86_400)
+    await bench.book.use(refs)
+    with pytest.raises(KeyError):
+        bench.book.price(LOCAL, at_ms)
+
+
+async def test_deployments_that_nobody_can_price_change_nothing(bench: Bench) -> None:
+    await bench.answer((LOCAL, CHEAP, START_MS, 0), (REMOTE, DEAR, START_MS, 0))
+    await bench.channel.answers.put(HelixError(ErrorKind.UNAVAILABLE, "away"))
+    with pytest.raises(HelixError):
+        await bench.book.use([metering_pb2.DeploymentRef(deployment="n/openai-0", model="n")])
+    bench.change()
+    await bench.answer((LOCAL, DEAR, START_MS, 0), (REMOTE, DEAR, START_MS, 0))
+    assert bench.book.price(LOCAL, int(bench.clock.now() * 1000) + 1000) == DEAR
+
+
+async def test_a_deployment_of_the_same_name_at_another_place_has_the_price_of_that(bench: Bench) -> None:
+    await bench.answer((LOCAL, CHEAP, START_MS, 0), (REMOTE, DEAR, START_MS, 0))
+    moved = metering_pb2.DeploymentRef(deployment=REMOTE, model="m", base_url="https://elsewhere.example/v1")
+    local = metering_pb2.DeploymentRef(deployment=LOCAL, model="m")
+    using = asyncio.create_task(bench.book.use([local, moved]))
+    await bench.settle()
+    await bench.answer((REMOTE, CHEAP, START_MS, 0))
+    await using
+    now_ms = int(bench.clock.now() * 1000)
+    assert (bench.book.price(REMOTE, now_ms + 1000), bench.book.price(REMOTE, now_ms)) == (CHEAP, DEAR)

@@ -5,10 +5,11 @@ import pytest
 
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.pool.catalogue import Catalogue, ModelSpec
-from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.pool.plan import fill_from_catalogue, plan_deployments, pool_name
 from helixflow.pool.store import ModelStore
-from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment
+from helixflow.settings.deployments import LlamaCppDeployment, OpenAIDeployment, VllmDeployment
 from helixflow.settings.models import ModelSettings
+from helixflow.settings.serving import PoolSettings
 from helixflow.settings.tree import Settings
 
 CATALOGUE = Catalogue(
@@ -61,14 +62,75 @@ def test_names_count_all_deployments_of_a_model() -> None:
     assert planned.spec.sha256 == "a" * 64
 
 
-def test_the_fingerprint_changes_with_the_settings() -> None:
-    def fingerprint(parallel: int) -> str:
-        deployment = LlamaCppDeployment(engine="llama_cpp", parallel=parallel)
-        filled = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=(deployment,))), CATALOGUE)
-        return plan_deployments(filled, CATALOGUE)[0].fingerprint
+def fingerprint(**options: Any) -> str:
+    deployment = LlamaCppDeployment(engine="llama_cpp", **options)
+    filled = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=(deployment,))), CATALOGUE)
+    return plan_deployments(filled, CATALOGUE)[0].fingerprint
 
-    assert fingerprint(2) == fingerprint(2)
-    assert fingerprint(2) != fingerprint(3)
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"replicas": 3},
+        {"keep_alive_s": 60},
+        {"pinned": True},
+        {"max_queue": 1},
+        {"load": "first_use"},
+        {"name": "other", "tier": 2, "weight": 0.5, "region": "eu"},
+        {"max_concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "probe_interval_s": 1},
+    ],
+)
+def test_what_engines_do_not_depend_on_leaves_the_fingerprint_alone(options: dict[str, Any]) -> None:
+    assert fingerprint(**options) == fingerprint()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parallel": 3},
+        {"context": 512},
+        {"threads": 7},
+        {"chat_template": "x"},
+        {"prompt_cache_mib": 1},
+        {"source": "file:/m/other.gguf"},
+    ],
+)
+def test_what_engines_depend_on_changes_the_fingerprint(options: dict[str, Any]) -> None:
+    assert fingerprint(**options) != fingerprint()
+
+
+def test_a_node_runs_what_is_for_all_and_what_names_it() -> None:
+    local = [LlamaCppDeployment(engine="llama_cpp", nodes=nodes) for nodes in ((), ("n1", "n2"), ("n2",))]
+    tree = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=tuple(local))), CATALOGUE)
+
+    def names(node: str | None) -> list[str]:
+        named = tree.model_copy(update={"pool": PoolSettings(name=node)})
+        return [one.name.rpartition("-")[2] for one in plan_deployments(named, CATALOGUE)]
+
+    assert names("n1") == ["0", "1"]
+    assert names("n2") == ["0", "1", "2"]
+    assert names(None) == ["0"]
+
+
+def test_without_a_name_the_pool_has_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, name in (("Büro PC_1.local", "b-ro-pc_1.local"), ("---", "node"), ("x" * 70, "x" * 63)):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        tree = settings()
+        assert pool_name(tree) == name
+        PoolSettings(name=name)
+
+
+def test_vllm_brings_its_own_model(tmp_path: Path) -> None:
+    folder = VllmDeployment(engine="vllm", model=str(tmp_path))
+    hub = VllmDeployment(engine="vllm", model="org/model")
+    tree = fill_from_catalogue(settings(ModelSettings(name="v", deployments=(folder, hub))), CATALOGUE)
+    first, second = plan_deployments(tree, CATALOGUE)
+    assert (first.name, first.spec, first.model_folder) == ("v/vllm-0", None, tmp_path)
+    assert (second.spec, second.model_folder) == (None, None)
+    assert first.fingerprint != second.fingerprint
+    wrong = VllmDeployment(engine="vllm", model="org/model", source="hf:a/b#c")
+    with pytest.raises(UserError, match="not from a source"):
+        plan_deployments(settings(ModelSettings(name="v", deployments=(wrong,))), CATALOGUE)
 
 
 def test_an_embedding_model_outside_the_catalogue_needs_its_tokenizer(tmp_path: Path) -> None:

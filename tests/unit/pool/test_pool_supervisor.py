@@ -153,7 +153,8 @@ async def running(
     pool = Pool(planned, engines or FakeEngines(), pull, memory)
     task = asyncio.create_task(pool.supervisor.run())
     try:
-        yield pool
+        async with asyncio.timeout(20):
+            yield pool
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -111,6 +111,15 @@ class Embeddings:
         return vectors
 
     async def _embed(self, tokens: list[int], call: Call) -> list[float]:
+        """The vector of one input; asked for once more where a replica fails and there is another one."""
+        try:
+            return await self._ask(tokens, call)
+        except HelixError as exc:
+            if not is_replica_fault(exc) or not self._slots.has_alternative():
+                raise
+        return await self._ask(tokens, call)
+
+    async def _ask(self, tokens: list[int], call: Call) -> list[float]:
         lease = await self._slots.acquire(call)
         failed = True
         try:
@@ -120,6 +129,7 @@ class Embeddings:
                 if response.status != 200:
                     raise await refusal(response)
                 answer = _ANSWER.decode(await response.read_all(MAX_ANSWER_BYTES))
+                lease.charge(len(tokens))
             finally:
                 response.close()
             failed = False

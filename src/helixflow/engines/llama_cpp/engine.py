@@ -19,8 +19,9 @@ from helixflow.engines.llama_cpp.embeddings import Embeddings
 from helixflow.engines.llama_cpp.generation import EVENT, check_bias, start_generation
 from helixflow.engines.llama_cpp.merge import Start, open_source
 from helixflow.engines.llama_cpp.resume import CHAT, is_plain_chat, start_resuming
-from helixflow.engines.llama_cpp.schema import check_media, check_schema
+from helixflow.engines.llama_cpp.schema import check_schema
 from helixflow.engines.llama_cpp.tools import ForcedTool
+from helixflow.engines.media import check_media
 from helixflow.transport.client import HttpClient
 
 

@@ -166,17 +166,20 @@ class Generation:
         return data
 
     def _payloads(self, data: bytes) -> list[bytes]:
-        payloads = []
+        payloads: list[bytes] = []
         for event in self._splitter.feed(data):
             payload = data_of(event)
             if payload == b"[DONE]":
                 self.done = True
+                self._lease.charge(len(payloads))
                 self._lease.release()
             elif payload is not None and b'"prompt_progress":{' not in payload[-200:]:
                 if payload.startswith(b'{"error":'):
                     self._lease.release()
                     raise engine_error(500, payload)
                 payloads.append(payload)
+        if not self.done:
+            self._lease.charge(len(payloads))
         return payloads
 
     async def _read_to_content(self, replica: Replica, token_limit: int | None, progress: Progress) -> None:
@@ -201,10 +204,13 @@ class Generation:
                     if not checked:
                         check_context(decoded.prompt_progress.total, token_limit, replica.context)
                         checked = True
+                        # What is cached costs the engine nothing.
+                        self._lease.charge(max(0, self.prompt_tokens - self.cached_tokens))
                         # A client that leaves now leaves this to be paid.
                         progress.usage.prompt_tokens = progress.usage.prompt_tokens or self.prompt_tokens
                 elif _has_content(decoded) or self._waiting:
                     self._waiting.append(payload)
+                    self._lease.charge(1)
 
 
 async def start_generation(

@@ -5,6 +5,7 @@ turned into those of the first. Penalties are computed from the same ids as befo
 anew. A plain answer is one without tools, schema, log-probabilities or media.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -141,6 +142,7 @@ class ResumingGeneration:
         self._prompt: list[int] | None = None
         self._lost: set[str] = set()
         self._attempts = 0
+        self._leased_at = 0.0
         self._resumed = False
         self._ended = False
 
@@ -234,6 +236,7 @@ class ResumingGeneration:
             return self._ending(b"", "length", tokens.made)
         dead = self._generation.replica_id
         self._lost.add(dead)
+        began = time.monotonic()
         while self._attempts < MOST_RESUMES:
             self._attempts += 1
             try:
@@ -254,6 +257,8 @@ class ResumingGeneration:
                 tokens=len(tokens.ids),
                 made_again=len(self._catch_up.left),
                 exact=tokens.exact,
+                waited_s=round(self._leased_at - began, 3),
+                read_s=round(time.monotonic() - self._leased_at, 3),
             )
             return None
         raise lost
@@ -265,6 +270,7 @@ class ResumingGeneration:
         slots, tokens = self._slots, self._log
         # Without another one, what was lost may come back, or was not lost at all.
         lease = await slots.acquire(self._call, avoid=self._lost if slots.has_alternative() else ())
+        self._leased_at = time.monotonic()
         try:
             if self._prompt is None:
                 self._prompt = await self._read_prompt(lease.replica)

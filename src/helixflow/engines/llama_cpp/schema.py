@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.openai_chat import ChatParams, ImagePart, JsonSchemaFormat
+from helixflow.dialects.openai_chat import ChatParams, JsonSchemaFormat
 
 # Keywords that llama.cpp's conversion of schemas to grammars ignores (json-schema-to-grammar, version 2026.10).
 _IGNORED: Final = frozenset(
@@ -23,20 +23,6 @@ def check_schema(params: ChatParams) -> None:
     chosen = params.response_format
     if isinstance(chosen, JsonSchemaFormat) and isinstance(chosen.json_schema.schema, dict):
         _check(chosen.json_schema.schema, "response_format.json_schema.schema")
-
-
-def check_media(params: ChatParams) -> None:
-    """Raises `HelixError` UNSUPPORTED for media by address: the engine would fetch it, from inside our network."""
-    for index, message in enumerate(params.messages):
-        content = message.content
-        if isinstance(content, list):
-            for position, part in enumerate(content):
-                if isinstance(part, ImagePart) and not part.image_url.url.startswith("data:"):
-                    raise HelixError(
-                        ErrorKind.UNSUPPORTED,
-                        "This model takes images as 'data:' URLs only; send the image itself, base64-encoded.",
-                        param=f"messages[{index}].content[{position}].image_url",
-                    )
 
 
 def _check(schema: dict[str, Any], path: str) -> None:

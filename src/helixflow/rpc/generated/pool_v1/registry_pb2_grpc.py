@@ -50,9 +50,9 @@ class RegistryServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request_iterator, context):
-        """A pool says that it is there, and again with every heartbeat. The stream's end by the pool removes it at once;
-        a stream that breaks or is silent for `silence_s` removes it after a grace in which it can come back. CONFLICT
-        when another node has registered that name and is there.
+        """A pool says that it is there, and again with every heartbeat. One that says that it is leaving is removed at once; a
+        stream that ends without that or is silent for `silence_s` removes it after a grace in which it can come back.
+        CONFLICT when another node has registered that name and is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

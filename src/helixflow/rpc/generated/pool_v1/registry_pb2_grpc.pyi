@@ -32,9 +32,9 @@ class RegistryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     Register: _grpc.StreamStreamMultiCallable[_registry_pb2.RegisterRequest, _registry_pb2.RegisterResponse]
-    """A pool says that it is there, and again with every heartbeat. The stream's end by the pool removes it at once;
-    a stream that breaks or is silent for `silence_s` removes it after a grace in which it can come back. CONFLICT
-    when another node has registered that name and is there.
+    """A pool says that it is there, and again with every heartbeat. One that says that it is leaving is removed at once; a
+    stream that ends without that or is silent for `silence_s` removes it after a grace in which it can come back.
+    CONFLICT when another node has registered that name and is there.
     """
     WatchPools: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchPoolsRequest, _registry_pb2.WatchPoolsResponse]
     """A stream of complete sets: one at once, then one after every change. Never ends by itself."""
@@ -43,9 +43,9 @@ class RegistryServiceStub:
 class RegistryServiceAsyncStub(RegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.StreamStreamMultiCallable[_registry_pb2.RegisterRequest, _registry_pb2.RegisterResponse]  # type: ignore[assignment]
-    """A pool says that it is there, and again with every heartbeat. The stream's end by the pool removes it at once;
-    a stream that breaks or is silent for `silence_s` removes it after a grace in which it can come back. CONFLICT
-    when another node has registered that name and is there.
+    """A pool says that it is there, and again with every heartbeat. One that says that it is leaving is removed at once; a
+    stream that ends without that or is silent for `silence_s` removes it after a grace in which it can come back.
+    CONFLICT when another node has registered that name and is there.
     """
     WatchPools: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchPoolsRequest, _registry_pb2.WatchPoolsResponse]  # type: ignore[assignment]
     """A stream of complete sets: one at once, then one after every change. Never ends by itself."""
@@ -57,9 +57,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_registry_pb2.RegisterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.RegisterResponse], _abc.AsyncIterator[_registry_pb2.RegisterResponse]]:
-        """A pool says that it is there, and again with every heartbeat. The stream's end by the pool removes it at once;
-        a stream that breaks or is silent for `silence_s` removes it after a grace in which it can come back. CONFLICT
-        when another node has registered that name and is there.
+        """A pool says that it is there, and again with every heartbeat. One that says that it is leaving is removed at once; a
+        stream that ends without that or is silent for `silence_s` removes it after a grace in which it can come back.
+        CONFLICT when another node has registered that name and is there.
         """
 
     @_abc_1.abstractmethod
