@@ -28,6 +28,7 @@ BARS = (
     "metering",
     "router_decision",
     "prefix_affinity",
+    "many_pools",
 )
 # These use all cores as a user's machine would; the others are pinned.
 _UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution", "prefix_affinity"})

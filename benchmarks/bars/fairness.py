@@ -27,7 +27,10 @@ _SLOTS = 4
 _MODELS = (
     f'[[models]]\nname = "{DEFAULT_CHAT_MODEL}"\n[[models.deployments]]\nengine = "llama_cpp"\nparallel = {_SLOTS}\n'
 )
-_WORDS = "river stone cloud paper window garden silver market signal orange harbour winter candle forest".split()
+_WORDS = (
+    *("river", "stone", "cloud", "paper", "window", "garden", "silver"),
+    *("market", "signal", "orange", "harbour", "winter", "candle", "forest"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from helixflow.settings.tree import DEFAULT_CHAT_MODEL, Settings
 from helixflow.transport.client import HttpClient
 
 TENANTS: Final = 8
-REQUESTS: Final = 5  # of each tenant, in each round
+REQUESTS: Final = 4  # of each tenant, in each round
 CLIENTS: Final = 4
 ANSWER_TOKENS: Final = 16
 LIMIT_FIRST: Final = 0.5

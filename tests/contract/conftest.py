@@ -28,7 +28,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def engine(chat_model: StoredModel) -> Iterator[RunningEngine]:
-    deployment = local(context=CONTEXT, parallel=SLOTS, batch_size=64, threads=2, prompt_cache_mib=64)
+    deployment = local(context=CONTEXT, parallel=SLOTS, batch_size=64, threads=1, prompt_cache_mib=64)
     with run_engine(deployment, chat_model.path) as running:
         yield running
 

@@ -22,10 +22,12 @@ from helixflow.engines.anthropic import AnthropicEngine
 from helixflow.engines.llama_cpp.engine import LlamaCppEngine
 from helixflow.engines.ollama import OllamaEngine
 from helixflow.engines.openai import OpenAIEngine
+from helixflow.engines.vllm.engine import VllmEngine
 from helixflow.transport.client import HttpClient, Timeouts
 from tests.harness.engine import RunningEngine
 from tests.harness.model_server import KEY, ModelServer
 from tests.harness.provider_servers import AnthropicServer, OllamaServer, OpenAIServer
+from tests.harness.vllm_server import VllmServer
 
 _PRINCIPAL: Final = Principal(
     kind=PrincipalKind.KEY,
@@ -62,6 +64,7 @@ class Subject:
     forces_tools: bool = True
     keeps_connections: bool = True
     notices_absence: bool = True
+    goes_on: bool = False
     with_key: Callable[[str], Completer] | None = None
 
 
@@ -208,6 +211,20 @@ async def _ollama(_engine: RunningEngine) -> AsyncIterator[Subject]:
         )
 
 
+def replica_of(server: ModelServer, name: str = "m/vllm-0#0") -> Replica:
+    """A scripted server as a replica."""
+    port = int(server.base_url.split(":")[2].partition("/")[0])
+    return Replica(name, "127.0.0.1", port, KEY, slots=4, context=server.context, supports_tools=True)
+
+
+@asynccontextmanager
+async def _vllm(_engine: RunningEngine) -> AsyncIterator[Subject]:
+    async with VllmServer() as server, _client() as client:
+        slots = FixedSlots(replica_of(server))
+        engine = VllmEngine(client, slots, deployment="m/vllm-0", public_model="m", task="chat")
+        yield Subject(engine, server.context, server.become, client, server, goes_on=True)
+
+
 Kind = Callable[[RunningEngine], AbstractAsyncContextManager[Subject]]
 KINDS: Final[Mapping[str, Kind]] = {
     "llama_cpp": _llama_cpp,
@@ -215,4 +232,5 @@ KINDS: Final[Mapping[str, Kind]] = {
     "openai": _openai,
     "anthropic": _anthropic,
     "ollama": _ollama,
+    "vllm": _vllm,
 }

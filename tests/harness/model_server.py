@@ -25,9 +25,9 @@ PACE_S = 0.002
 KEY = "provider-key"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """A request, whatever its dialect."""
+    """A request, whatever its dialect. `position` in the count is where the answer begins; `ids`: tokens are named."""
 
     prompt: str
     max_tokens: int | None = None
@@ -35,6 +35,8 @@ class Asked:
     tools: Sequence[str] = ()
     stream: bool = False
     include_usage: bool = True
+    position: int = 0
+    ids: bool = False
 
 
 class Refusal(Exception):

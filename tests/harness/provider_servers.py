@@ -57,10 +57,10 @@ class OpenAIServer(ModelServer):
         return Refusal(503, {"error": {"message": "The server is overloaded"}}, {"retry-after": "7"})
 
     def open(self, path: str, asked: Asked) -> Writer:
-        return _OpenAIWriter(asked, chat=path == "/chat/completions")
+        return OpenAIWriter(asked, chat=path == "/chat/completions")
 
 
-class _OpenAIWriter(Writer):
+class OpenAIWriter(Writer):
     def __init__(self, asked: Asked, *, chat: bool) -> None:
         self._asked = asked
         self._chat = chat

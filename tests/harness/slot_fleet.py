@@ -1,5 +1,5 @@
-"""A pool's broker and gateways that lease its slots, without processes: messages take a moment, engines take their time,
-and everything can be killed. Runs in the time of the event loop, which may be a virtual one.
+"""A pool's broker and gateways that lease its slots, without processes: messages take a moment, engines take their
+time, and everything can be killed. Runs in the time of the event loop, which may be a virtual one.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from helixflow.clients.pool import DeploymentView
 from helixflow.core.call import Call
 from helixflow.core.capacity import Replica
 from helixflow.core.errors import HelixError
-from helixflow.pool.slot_broker import Session, SlotBroker
+from helixflow.pool.slot_broker import SlotBroker
+from helixflow.pool.slot_session import Session
 from helixflow.routing.slots import ReplicaSlots
 from helixflow.rpc.generated.pool_v1.pool_pb2 import LeaseSlotsRequest, LeaseSlotsResponse
 from tests.harness.routing import make_call

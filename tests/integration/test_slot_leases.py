@@ -154,16 +154,12 @@ async def test_tokens_are_shared_by_weight_and_slots_are_never_exceeded(pki: Pki
         assert used[name] / sum(used.values()) == pytest.approx(weight / 800, rel=0.1)
 
 
-async def test_with_one_gateway_killed_and_the_pool_restarted_no_slot_is_used_twice(
-    pki: Pki, tmp_path: Path
-) -> None:
+async def test_with_one_gateway_killed_and_the_pool_restarted_no_slot_is_used_twice(pki: Pki, tmp_path: Path) -> None:
     async with fleet(pki, tmp_path, {"r1": 3, "r2": 3}) as (pool, members):
         used: Counter[str] = Counter()
         rng = random.Random(2)
         floods = [
-            asyncio.create_task(
-                flood(gateway, lambda: call_of("o"), used, clients=6, held_s=0.1, tokens=4, rng=rng)
-            )
+            asyncio.create_task(flood(gateway, lambda: call_of("o"), used, clients=6, held_s=0.1, tokens=4, rng=rng))
             for gateway in members[:2]
         ]
         # What the third one runs goes on for a while after its stream is broken.

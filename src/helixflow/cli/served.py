@@ -20,7 +20,7 @@ def served_models(settings: "Settings") -> list[ServedModel]:
     """All configured models, in order. Raises `UserError` (CONFIG) for one that the catalogue does not know."""
     from helixflow.pool.catalogue import Catalogue
     from helixflow.pool.plan import fill_from_catalogue
-    from helixflow.settings.deployments import LlamaCppDeployment
+    from helixflow.settings.deployments import LlamaCppDeployment, VllmDeployment
 
     served = []
     models = fill_from_catalogue(settings, Catalogue.load()).models
@@ -29,7 +29,7 @@ def served_models(settings: "Settings") -> list[ServedModel]:
         # A split is for what its ways are for, and they are not split themselves.
         served_by = by_name[model.split[0].model] if model.split else model
         first = served_by.deployments[0]
-        if isinstance(first, LlamaCppDeployment):
+        if isinstance(first, LlamaCppDeployment | VllmDeployment):
             served.append(ServedModel(model.name, first.task, 0 if first.load == "start" else 1))
         else:
             served.append(ServedModel(model.name, "embeddings" if looks_like_embeddings(model.name) else "chat", 2))

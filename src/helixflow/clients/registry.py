@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,11 +32,16 @@ class PoolAddress:
 class RegistryWatch:
     """Follows the set of pools that other nodes have; the one of the registry's own node is left out.
 
-    `on_change` is called on the event loop with the pools by name and whether the set is complete; if not, pools that
-    are missing in it may only not have come back yet. While the registry is away nothing is called: the last set stays.
+    `on_change` is called on the event loop with the pools by name and, unless the set is complete, the names of those
+    that are known to have gone: others that are missing may only not have come back yet. While the registry is away
+    nothing is called: the last set stays.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, on_change: Callable[[Mapping[str, PoolAddress], bool], None]) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        on_change: Callable[[Mapping[str, PoolAddress], Collection[str] | None], None],
+    ) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
         self._on_change = on_change
 
@@ -53,11 +58,14 @@ class RegistryWatch:
             for pool in message.pools
             if pool.name != message.local and pool.address and pool.data_address
         }
-        self._on_change(reachable, message.complete)
+        self._on_change(reachable, None if message.complete else frozenset(message.left))
 
 
 class Registration:
-    """Keeps a pool registered: `run` it while the pool serves; cancelled, it takes the pool off the set."""
+    """Keeps a pool registered: `run` it while the pool serves; cancelled, it takes the pool off the set.
+
+    `registered` is set while the registry has it.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, pool: registry_pb2.Pool) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
@@ -65,6 +73,7 @@ class Registration:
         # A registry that is back wants its pools back before gateways take the set for complete.
         self._backoff = Backoff(initial_s=0.05, maximum_s=0.5, jitter=0.5)
         self._failure = ""
+        self.registered = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled; what keeps it from registering is logged once and tried again."""
@@ -88,8 +97,8 @@ class Registration:
                 answer = await call.read()
             if answer is grpc.aio.EOF:
                 raise HelixError(ErrorKind.UNAVAILABLE, "The registry ended the stream.")
-            self._begin()
             reading = asyncio.create_task(_read_to_end(call), name="registration")
+            self._begin()
             pause_s = max(answer.heartbeat_s, _LEAST_HEARTBEAT_S)
             while not (await asyncio.wait({reading}, timeout=pause_s))[0]:
                 await call.write(registry_pb2.RegisterRequest())
@@ -109,6 +118,7 @@ class Registration:
                 await _say_goodbye(call, reading)
             raise
         finally:
+            self.registered.clear()
             call.cancel()
             if reading is not None:
                 await asyncio.gather(reading, return_exceptions=True)
@@ -116,6 +126,7 @@ class Registration:
     def _begin(self) -> None:
         self._backoff.reset()
         self._failure = ""
+        self.registered.set()
         log.info("pool.registered", pool=self._pool.name)
 
 

@@ -1,4 +1,4 @@
-"""The stream over which a gateway leases slots of one deployment from one pool: kept open, opened again when it breaks."""
+"""The stream over which a gateway leases slots of a deployment from a pool: kept open, opened again when it breaks."""
 
 import asyncio
 from collections import deque

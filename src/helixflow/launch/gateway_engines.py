@@ -13,6 +13,7 @@ from helixflow.engines.anthropic import AnthropicEngine
 from helixflow.engines.llama_cpp.engine import LlamaCppEngine
 from helixflow.engines.ollama import OllamaEngine
 from helixflow.engines.openai import OpenAIEngine
+from helixflow.engines.vllm.engine import VllmEngine
 from helixflow.settings.deployments import (
     AnthropicDeployment,
     Deployment,
@@ -21,6 +22,7 @@ from helixflow.settings.deployments import (
     OpenAIDeployment,
     Provider,
     ProviderDeployment,
+    VllmDeployment,
 )
 from helixflow.transport.client import HttpClient, Timeouts
 from helixflow.transport.tls import client_context
@@ -51,16 +53,32 @@ class EngineBuilder:
             case LlamaCppDeployment():
                 assert slots is not None
                 return LlamaCppEngine(self._replicas, slots, deployment=name, task=deployment.task), None
+            case VllmDeployment():
+                assert slots is not None
+                return _build_vllm(self._replicas, slots, name, public_model, deployment), None
             case OpenAIDeployment() | AnthropicDeployment() | OllamaDeployment():
                 try:
                     client = _client_of(deployment)
                     return _build_provider(client, name, public_model, deployment), client
                 except (ValueError, OSError) as exc:
                     raise UserError(f"the deployment {name}: {exc}", ExitCode.CONFIG) from exc
-        raise UserError(f"the deployment {name}: no engine for {deployment.engine!r}", ExitCode.CONFIG)
 
     async def close(self) -> None:
         await self._replicas.close()
+
+
+def _build_vllm(
+    client: HttpClient, slots: Slots, name: str, public_model: str, deployment: VllmDeployment
+) -> VllmEngine:
+    return VllmEngine(
+        client,
+        slots,
+        deployment=name,
+        public_model=public_model,
+        task=deployment.task,
+        adapters=deployment.lora,
+        rewrites=any(argument.startswith("--reasoning-parser") for argument in deployment.extra_arguments),
+    )
 
 
 def _client_of(deployment: ProviderDeployment) -> HttpClient:

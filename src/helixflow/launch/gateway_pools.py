@@ -184,8 +184,8 @@ class GatewayPools:
             )
         return rows
 
-    def _on_pools(self, pools: Mapping[str, PoolAddress], complete: bool) -> None:
-        """The set of pools on other nodes, as the registry knows it now."""
+    def _on_pools(self, pools: Mapping[str, PoolAddress], left: Collection[str] | None) -> None:
+        """The set of pools on other nodes, as the registry knows it now: all of it, or with those that have `left`."""
         for name, address in pools.items():
             link = self._links.get(name)
             if link is not None and link.address != address:
@@ -194,8 +194,9 @@ class GatewayPools:
             if link is None:
                 log.info("pool.added", pool=name, address=address.address)
                 self._add(name, address)
-        if complete:
-            for link in [link for name, link in self._links.items() if name != LOCAL and name not in pools]:
+        missing = [link for name, link in self._links.items() if name != LOCAL and name not in pools]
+        for link in missing:
+            if left is None or link.name in left:
                 log.info("pool.removed", pool=link.name)
                 self._remove(link)
 

@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 import structlog
 
 from helixflow.core.errors import ExitCode, UserError
+from helixflow.engines.vllm.command import require_vllm
 from helixflow.launch.launcher import CONTROL_SOCKETS, HTTPS_URL_NAME, SOCKET_NAME, URL_NAME
 from helixflow.launch.lock import lock_data_dir
 from helixflow.launch.ports import base_url, is_loopback, open_data_port, open_listeners
@@ -27,7 +28,7 @@ from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.plan import PlannedDeployment, plan_deployments
 from helixflow.pool.store import ModelStore
 from helixflow.rpc.sockets import check_port, prepare_run_dir, socket_path
-from helixflow.settings.deployments import LlamaCppDeployment
+from helixflow.settings.deployments import LlamaCppDeployment, VllmDeployment
 from helixflow.settings.tree import Settings
 from helixflow.telemetry.logs import configure_logging
 
@@ -138,6 +139,8 @@ def write_settings(settings: Settings) -> int:
 def check_binaries(planned: Sequence[PlannedDeployment]) -> None:
     """Raises `UserError` (CONFIG) for an engine of the operator's own that is not there."""
     for one in planned:
+        if isinstance(one.settings, VllmDeployment):
+            require_vllm(one.name, one.settings)
         binary = one.settings.binary if isinstance(one.settings, LlamaCppDeployment) else None
         if binary is not None and shutil.which(binary.expanduser()) is None:
             raise UserError(f"{one.name}: binary {binary} is not an executable file", ExitCode.CONFIG)

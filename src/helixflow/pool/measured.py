@@ -1,6 +1,7 @@
 """What replicas take in memory: planned before they were ever loaded, measured afterwards, and remembered."""
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class Usage:
 class MemoryFigures:
     """What each kind of replica needs. A figure once measured replaces the plan, and only ever grows.
 
-    All methods block for milliseconds, call them in a thread; one thread at a time. `path` is where figures are kept:
+    All methods block for milliseconds, call them in threads. `path` is where figures are kept:
     a file that cannot be read is begun anew, one that cannot be written is warned of.
     """
 
@@ -44,6 +45,7 @@ class MemoryFigures:
         self._path = path
         self._devices = devices
         self._figures: dict[str, _Figure] | None = None
+        self._lock = threading.Lock()
 
     def need(self, planned: PlannedDeployment, files: ModelFiles) -> Need:
         """Of one replica.
@@ -51,7 +53,8 @@ class MemoryFigures:
         Raises `ValueError` or `OSError` when its files cannot be used, see `estimate`.
         """
         need = estimate(planned.settings, files.path, has_gpus=bool(self._devices.devices()))
-        figure = self._load().get(_key(planned, files.digest))
+        with self._lock:
+            figure = self._load().get(_key(planned, files.digest))
         if figure is None:
             return need
         gpu_bytes = figure.gpu_bytes if need.gpu_bytes else 0
@@ -67,12 +70,13 @@ class MemoryFigures:
             return need  # it has ended meanwhile
         later = sum(need.parts.get(part, 0) for part in LATER) if fresh and not need.measured else 0
         key = _key(planned, digest)
-        figures = self._load()
-        before = figures.pop(key, _Figure(0))
-        gpu_bytes = max(before.gpu_bytes, usage.gpu_bytes) if need.gpu_bytes else 0
-        now = figures[key] = _Figure(max(before.ram_bytes, usage.ram_bytes + later), gpu_bytes)
-        if now != before:
-            self._save()
+        with self._lock:
+            figures = self._load()
+            before = figures.pop(key, _Figure(0))
+            gpu_bytes = max(before.gpu_bytes, usage.gpu_bytes) if need.gpu_bytes else 0
+            now = figures[key] = _Figure(max(before.ram_bytes, usage.ram_bytes + later), gpu_bytes)
+            if now != before:
+                self._save()
         return replace(
             need, ram_bytes=now.ram_bytes, gpu_bytes=now.gpu_bytes or need.gpu_bytes, measured=True, parts={}
         )

@@ -48,6 +48,8 @@ class Registry:
         self.local = local
         self.changes = Broadcast()
         self.is_complete = False
+        # Those who have said goodbye while the set is not complete.
+        self.left: set[str] = set()
         self._members: dict[str, Membership] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._settling: asyncio.TimerHandle | None = None
@@ -98,6 +100,7 @@ class Registry:
         if present is not None:
             present.ended.set()
         self._members[pool.name] = membership
+        self.left.discard(pool.name)
         if present is None or present.pool != pool:
             log.info("pool.registered", pool=pool.name, address=pool.address, data_address=pool.data_address)
             self.changes.bump()
@@ -118,6 +121,8 @@ class Registry:
         if self._members.get(name) is not membership:
             return
         if for_good:
+            if not self.is_complete:
+                self.left.add(name)
             self._remove(name)
         else:
             self._leaving[name] = asyncio.get_running_loop().call_later(GRACE_S, self._remove, name)
@@ -130,6 +135,7 @@ class Registry:
 
     def _settle(self) -> None:
         self.is_complete = True
+        self.left.clear()
         self.changes.bump()
 
 
@@ -172,6 +178,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 pools=registry.pools,
                 complete=registry.is_complete,
                 local=registry.local.name if registry.local is not None else "",
+                left=registry.left,
             )
             await registry.changes.wait_beyond(seen)
 

@@ -10,7 +10,10 @@ import grpc
 
 from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.engines.launching import EngineKind
 from helixflow.engines.llama_cpp.probe import LlamaCppKind
+from helixflow.engines.vllm.command import require_vllm
+from helixflow.engines.vllm.kind import VllmKind
 from helixflow.pool.catalogue import Catalogue
 from helixflow.pool.generate import Generator
 from helixflow.pool.launcher_client import Engines
@@ -25,6 +28,7 @@ from helixflow.pool.store import ModelStore
 from helixflow.pool.supervisor import Supervisor
 from helixflow.pool.tokenizers import read_tokenizer
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
+from helixflow.settings.deployments import VllmDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 from helixflow.transport.client import HttpClient
@@ -123,15 +127,20 @@ def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None
     catalogue = Catalogue.load()
 
     def plan(models: Sequence[ModelSettings]) -> Sequence[PlannedDeployment]:
-        return plan_deployments(settings.model_copy(update={"models": tuple(models)}), catalogue)
+        planned = plan_deployments(settings.model_copy(update={"models": tuple(models)}), catalogue)
+        for one in planned:
+            if isinstance(one.settings, VllmDeployment):
+                require_vllm(one.name, one.settings)
+        return planned
 
-    planned = plan(settings.models)
+    # What is there at the start was checked by whoever started us.
+    planned = plan_deployments(settings, catalogue)
     client = HttpClient(max_connections=8)
     store = ModelStore(settings.models_dir)
     clock = SystemClock()
     pool = settings.pool
     devices = devices if devices is not None else NoDevices()
-    kinds = {"llama_cpp": LlamaCppKind(client)}
+    kinds: dict[str, EngineKind] = {"llama_cpp": LlamaCppKind(client), "vllm": VllmKind(client)}
     slots = SlotService(kinds, clock=clock)
     slots.plan(planned)
     residency = Residency(partial(read_limits, pool, devices), slots, clock, min_residence_s=pool.min_residence_s)

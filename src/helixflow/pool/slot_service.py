@@ -15,7 +15,8 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.engines.launching import EngineKind
 from helixflow.pool.lifecycle import DeploymentView
 from helixflow.pool.plan import PlannedDeployment
-from helixflow.pool.slot_broker import Session, SlotBroker
+from helixflow.pool.slot_broker import SlotBroker
+from helixflow.pool.slot_session import Session
 from helixflow.rpc.generated.pool_v1.pool_pb2 import LeaseSlotsRequest, LeaseSlotsResponse
 
 TELL_S: Final = 0.25

@@ -1,4 +1,4 @@
-"""Who is next for a slot: a bounded queue that is fair by tokens between organisations, and within one between its keys.
+"""Who is next for a slot: a bounded queue, fair by tokens between organisations, and within one between its keys.
 
 Decided without I/O; the pool keeps one for each deployment, and a gateway for as long as the pool is away.
 """
@@ -60,14 +60,14 @@ class Refusal:
 
 
 class FairQueue(Generic[Item]):
-    """Higher priorities first; of one priority the organisation, and of that the key, which has had the fewest tokens by
-    weight; of one key who came first.
+    """Higher priorities first; of one priority the organisation, and of that the key, which has had the fewest tokens
+    by weight; of one key who came first.
 
-    Tokens are counted with `charge` as they happen, and `estimate` of them is reserved when a request is taken, so that
-    a tenant does not take all slots before its first token is counted: the owner charges only what exceeds the estimate,
-    or gives the rest back with a negative charge. Who has not been waiting is lifted to what the one served last had
-    used. Counters are forgotten once their tenant is idle and not above those, and all of them when nobody has waited for
-    `QUIET_S`: nothing is counted then.
+    Tokens are counted with `charge` as they happen, and `estimate` of them is reserved when a request is taken, so
+    that a tenant does not take all slots before its first token is counted: the owner charges only what exceeds the
+    estimate, or gives the rest back with a negative charge. Who has not been waiting is lifted to what the one served
+    last had used. Counters are forgotten once their tenant is idle and not above that, and all of them when nobody has
+    waited for `QUIET_S`: nothing is counted then.
 
     Times are on the clock's monotonic scale. `slots` is how many can be served at once, for predictions.
     """
@@ -175,8 +175,8 @@ class FairQueue(Generic[Item]):
         return True
 
     def charge(self, tenant: Tenant, tokens: int, settled: int = 0) -> None:
-        """Tokens that were used beyond estimates, or (negative) given back of them; `settled` is the sum of the estimates
-        of requests that have ended.
+        """Tokens that were used beyond estimates, or (negative) given back of them; `settled` is the sum of the
+        estimates of requests that have ended.
         """
         if not self._count and self._clock.monotonic() - self._quiet_since >= QUIET_S:
             self._forget_all()
@@ -204,7 +204,7 @@ class FairQueue(Generic[Item]):
         return (self._ahead(tenant, priority, 1) + 1) * self._held_s / self.slots
 
     def place(self, waiting: Waiting[Item]) -> int:
-        """Its place, from 1, if it is the first of its key: how many are probably served until it is, itself included."""
+        """Its place, from 1, if it is the first of its key: how many are probably served until it is, with itself."""
         return self._ahead(waiting.tenant, waiting.priority, 0) + 1
 
     def standing(self, tenant: Tenant) -> tuple[float, float]:
@@ -235,7 +235,7 @@ class FairQueue(Generic[Item]):
         self._count_in(organisation, key, estimate)
 
     def _ahead(self, tenant: Tenant, priority: int, own: int) -> int:
-        """How many are probably served before it: its key gets its share, by turns; `own` of 1: after its own others."""
+        """How many are probably served before it: its key gets its share. `own` of 1: after its own others."""
         higher = sum(self._lines[one].count for one in self._priorities if one > priority)
         whole = self._lines.get(priority)
         if whole is None:

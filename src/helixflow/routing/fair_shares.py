@@ -75,7 +75,7 @@ class Line:
         self.weight = 0.0
         self.members: dict[str, Line] = {}
         self.entries: OrderedDict[Any, None] = OrderedDict()
-        # Where the parent has it: at this counter. Counters mostly grow, so that a listing is corrected when it comes up.
+        # The counter at which the parent has it. Counters mostly grow: a listing is corrected when it comes up.
         self.listed = account.virtual if account is not None else 0.0
         self._heap: list[tuple[float, int, Line]] = []
         self._sequence = 0

@@ -27,11 +27,12 @@ class Account:
 
 
 class Seat:
-    """A replica. `in_flight` of its slots have a generation of ours, and new ones may begin below `limit`; `granted` are
-    ours as the pool sees it. Implements `balancing.Seat`.
+    """A replica. `in_flight` of its slots have a generation of ours, and new ones may begin below `limit`; `granted`
+    are ours as the pool sees it. Implements `balancing.Seat`.
 
     `is_listed` while the pool shows the replica; `is_suspect` while it is on probation. `owed` slots are to be given
-    back to the pool as they become free. `low` is the fewest in flight since the last report, `reported` what that said.
+    back to the pool as they become free. `low` is the fewest in flight since the last report, `reported` how many there
+    were then.
     """
 
     __slots__ = (

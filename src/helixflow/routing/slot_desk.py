@@ -11,7 +11,8 @@ from helixflow.core.clock import Clock
 from helixflow.core.principal import Principal
 from helixflow.routing.fair_queue import FairQueue, Refusal, Tenant
 from helixflow.routing.seats import Account, Seat, SlotLease
-from helixflow.routing.slot_waiter import Waiter, tenant_of
+from helixflow.routing.slot_usage import SlotUsage
+from helixflow.routing.slot_waiter import Waiter
 from helixflow.rpc.generated.pool_v1.pool_pb2 import LeaseSlotsRequest, LeaseSlotsResponse
 
 REPORT_S: Final = 0.2
@@ -19,7 +20,6 @@ REPORT_S: Final = 0.2
 AWAY_AFTER_S: Final = 1.0
 # A replica that was granted and is not shown after so long is not waited for.
 _UNSEEN_S: Final = 1.0
-_MOST_ACCOUNTS: Final = 1024
 _MOST_WITHDRAWN: Final = 256
 
 Send = Callable[[LeaseSlotsRequest], None]
@@ -79,15 +79,13 @@ class SlotDesk:
         self._owner = owner
         self._now = clock.monotonic
         self._send: Send | None = None
-        self._accounts: dict[tuple[str, str], Account] = {}
+        self._usage = SlotUsage(self.queue)
         self._unseen: dict[str, list[Waiter]] = {}
         # A slot may have been granted for them meanwhile.
         self._withdrawn: dict[int, Waiter] = {}
         self._counters: Iterable[LeaseSlotsResponse.Counter] = ()
         self._gateways, self._position = 1, 0
         self._last_ticket = 0
-        self._ended = 0
-        self._held_s = 0.0
         self._going_away: asyncio.TimerHandle | None = None
 
     @property
@@ -108,8 +106,7 @@ class SlotDesk:
         in_flight = seat.in_flight = seat.in_flight - 1
         if in_flight < seat.low:
             seat.low = in_flight
-        self._ended += 1
-        self._held_s += self._now() - began_at
+        self._usage.end(self._now() - began_at)
         if not self.armed:
             self._arm()
         if failed:
@@ -119,13 +116,7 @@ class SlotDesk:
 
     def account(self, principal: Principal) -> Account:
         """Where the tokens of a tenant are counted until the next report."""
-        name = (principal.organisation_id, principal.id)
-        account = self._accounts.get(name)
-        if account is None:
-            if len(self._accounts) >= _MOST_ACCOUNTS:
-                self._flush()
-            account = self._accounts[name] = Account(tenant_of(principal))
-        return account
+        return self._usage.account(principal)
 
     # Waiting.
 
@@ -173,7 +164,7 @@ class SlotDesk:
         """Of those who wait in the queue of our own."""
         if not len(self.queue):
             return None
-        self._flush()
+        self._usage.flush()
         waiting = self.queue.take(lambda waiter: seat.seat_id not in waiter.avoid)
         if waiting is None:
             return None
@@ -317,7 +308,7 @@ class SlotDesk:
                 self._arm()
         waiter = self.tickets.pop(grant.ticket, None)
         if (withdrawn := self._withdrawn.pop(grant.ticket, None)) is not None:
-            self._decline(withdrawn)
+            self._usage.decline(withdrawn)
         if not seat.is_listed:
             waiters = self._unseen.setdefault(seat.seat_id, [])
             if waiter is not None:
@@ -333,7 +324,7 @@ class SlotDesk:
         if waiters is None:
             return
         for waiter in waiters:
-            self._decline(waiter)
+            self._usage.decline(waiter)
             if not waiter.future.done():
                 self.enqueue(waiter)
         self.settle(seat)
@@ -341,18 +332,12 @@ class SlotDesk:
     def _hand_over(self, waiter: Waiter, seat: Seat) -> None:
         """A slot that was granted for it."""
         if waiter.future.done():
-            self._decline(waiter)  # its client left in this turn of the loop
+            self._usage.decline(waiter)  # its client left in this turn of the loop
         elif seat.is_suspect or seat.seat_id in waiter.avoid:
-            self._decline(waiter)
+            self._usage.decline(waiter)
             self._ask(waiter)  # avoiding it this time
         else:
             self._owner.hand_over(waiter, seat, waiter.estimate)
-
-    def _decline(self, waiter: Waiter) -> None:
-        """What was reserved for it with its grant is not used."""
-        account = self.account(waiter.call.principal)
-        account.tokens -= waiter.estimate
-        account.settled += waiter.estimate
 
     # Messages.
 
@@ -412,47 +397,13 @@ class SlotDesk:
     def _report(self) -> None:
         self.armed = False
         if self.standing is Standing.CONNECTED:
-            self._send_report()
+            assert self._send is not None
+            report = self._usage.report(self.seats.values())
+            if report.ByteSize():
+                self._send(LeaseSlotsRequest(report=report))
         else:
-            self._flush()
+            self._usage.flush()
             for seat in self.seats.values():
                 seat.low = seat.reported = seat.in_flight
         if any(seat.in_flight for seat in self.seats.values()):
             self._arm()
-
-    def _send_report(self) -> None:
-        assert self._send is not None
-        report = LeaseSlotsRequest.Report(ended=self._ended, held_s=self._held_s)
-        for account in self._take_accounts():
-            tenant = account.tenant
-            report.charges.add(
-                organisation=tenant.organisation,
-                key=tenant.key,
-                tokens=account.tokens,
-                organisation_weight=tenant.organisation_weight,
-                key_weight=tenant.key_weight,
-                settled=account.settled,
-            )
-            account.tokens = account.settled = 0
-        for seat in self.seats.values():
-            if seat.low != seat.reported or seat.in_flight != seat.reported:
-                report.busy.add(replica_id=seat.seat_id, slots=seat.in_flight, busy=seat.low)
-                seat.low = seat.reported = seat.in_flight
-        self.queue.note_held(self._held_s, self._ended)
-        self._ended, self._held_s = 0, 0.0
-        if report.ByteSize():
-            self._send(LeaseSlotsRequest(report=report))
-
-    def _flush(self) -> None:
-        """What was used counts in our own queue."""
-        for account in self._take_accounts():
-            self.queue.charge(account.tenant, account.tokens, account.settled)
-            account.tokens = account.settled = 0
-        self.queue.note_held(self._held_s, self._ended)
-        self._ended, self._held_s = 0, 0.0
-
-    def _take_accounts(self) -> list[Account]:
-        """Those with something to tell; those that nobody holds are forgotten."""
-        accounts = [account for account in self._accounts.values() if account.tokens or account.settled]
-        self._accounts = {name: account for name, account in self._accounts.items() if account.leases}
-        return accounts

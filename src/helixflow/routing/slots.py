@@ -1,5 +1,5 @@
-"""The slots of one deployment as this gateway has them: what is in flight never exceeds what the engines can run at once;
-who comes next waits in the pool's queue, fairly, where a client that leaves costs nothing.
+"""The slots of one deployment as this gateway has them: what is in flight never exceeds what the engines can run at
+once; who comes next waits in the pool's queue, fairly, where a client that leaves costs nothing.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from helixflow.clients.pool import DeploymentView
 from helixflow.core.call import Call
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock, SystemClock
-from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.errors import HelixError
 from helixflow.routing.load_wait import LoadWait
 from helixflow.routing.seats import Seat, SlotLease
 from helixflow.routing.slot_desk import SlotDesk, Standing
@@ -28,8 +28,8 @@ def least_loaded(seats: Sequence[Seat], call: Call) -> Seat:
 class ReplicaSlots:
     """Implements `core.capacity.Slots` over the replicas that pools report through `update`.
 
-    Of each pool that has the deployment there is a `SlotDesk`, which holds what the pool grants; without a connection to
-    the pool (`desk(…).expect` was never called) all slots are this gateway's.
+    Of each pool that has the deployment there is a `SlotDesk`, which holds what the pool grants; where there will be no
+    connection to the pool (`desk(…).expect` was never called) all slots are this gateway's.
 
     `request_load` is called when a request finds the deployment idle; it must not block. A replica on which a
     generation failed gets no new one for `probation_s`: if it crashed, the pool says so meanwhile, and requests wait

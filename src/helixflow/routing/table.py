@@ -11,6 +11,7 @@ from helixflow.core.call import Call
 from helixflow.core.errors import ErrorKind
 from helixflow.routing.splits import Splitter
 from helixflow.routing.target import Target
+from helixflow.settings.deployments import VllmDeployment
 from helixflow.settings.models import ModelSettings
 
 _NANODOLLARS: Final = 10**9
@@ -131,7 +132,17 @@ def build_table(models: Sequence[ModelSettings], targets: Mapping[str, Target], 
             )
         for name in (model.name, *model.aliases):
             routes[name] = route
+    for model in models:
+        for name in _adapters(model):
+            routes.setdefault(name, routes[model.name])
     return RoutingTable(routes)
+
+
+def _adapters(model: ModelSettings) -> list[str]:
+    """`<model>:<adapter>` for each LoRA adapter that all of its deployments have; fallbacks answer without it."""
+    named = [frozenset(one.lora if isinstance(one, VllmDeployment) else ()) for one in model.deployments]
+    common = named[0].intersection(*named) if named else frozenset()
+    return [f"{model.name}:{adapter}" for adapter in sorted(common)]
 
 
 def _own_route(model: ModelSettings, targets: Mapping[str, Target], created: int) -> Route:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,12 @@ class Sets:
     def __init__(self) -> None:
         self.pools: POOLS = {}
         self.complete = False
+        self.left: set[str] = set()
         self.count = 0
         self._changed = asyncio.Event()
 
-    def __call__(self, pools: POOLS, complete: bool) -> None:
-        self.pools, self.complete = pools, complete
+    def __call__(self, pools: POOLS, left: Collection[str] | None) -> None:
+        self.pools, self.complete, self.left = pools, left is None, set(left or ())
         self.count += 1
         self._changed.set()
 
@@ -172,6 +173,26 @@ async def test_an_empty_set_counts_once_it_is_complete(pki: Pki, path: Path) -> 
     async with watched(pki, path) as sets, registry_at(pki, path, Registry()):
         await sets.until(complete=False)
         await sets.until(complete=True)
+
+
+async def test_a_goodbye_counts_before_the_set_is_complete(
+    pki: Pki, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "SETTLE_S", 3600)
+    async with (
+        registry_at(pki, path, Registry()),
+        watched(pki, path) as sets,
+        create_channel(path, pki.identity("pool"), "auth") as channel,
+    ):
+        for _ in range(2):
+            registration_of_a = Registration(channel, pool("a"))
+            async with running(registration_of_a.run()) as (registering,):
+                await registration_of_a.registered.wait()
+                await sets.until("a")
+                assert not sets.left
+                await end(registering)
+                await sets.until()
+            assert (sets.complete, sets.left) == (False, {"a"})
 
 
 async def test_a_name_belongs_to_the_node_that_has_it(pki: Pki, path: Path) -> None:

@@ -13,6 +13,7 @@ from helixflow.core.errors import ExitCode
 from helixflow.launch.serve import write_settings
 from helixflow.pki.issuing import ensure_pki
 from helixflow.rpc.sockets import prepare_run_dir
+from helixflow.settings.serving import PoolSettings
 from helixflow.settings.tree import AuthSettings, LogSettings, Settings
 
 WAIT_S = 60.0
@@ -44,7 +45,12 @@ except UserError as exc:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    settings = Settings(data_dir=tmp_path, auth=AuthSettings(port=0), log=LogSettings(level="info", format="json"))
+    settings = Settings(
+        data_dir=tmp_path,
+        auth=AuthSettings(port=0),
+        pool=PoolSettings(port=0),
+        log=LogSettings(level="info", format="json"),
+    )
     prepare_run_dir(settings.run_dir)
     ensure_pki(settings)
     return settings

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -80,6 +80,22 @@ async def pool_of(launcher: Running, *models: ModelSettings, **pool: Any) -> Asy
         assert task.cancelled(), "the pool failed"
 
 
+@asynccontextmanager
+async def served(pool: Pool, launcher: Running, pki: Pki) -> AsyncIterator[Any]:
+    """A client of the pool's gRPC service."""
+    identity = pki.identity("control")
+    server = create_server(identity, allow("helixflow.pool.v1.PoolService"))
+    pool.services.register(server)
+    path = launcher.settings.run_dir / "pool.sock"
+    await listen(server, path, identity)
+    await server.start()
+    try:
+        async with create_channel(path, pki.identity("gateway"), "control") as channel, asyncio.timeout(60):
+            yield pool_pb2_grpc.PoolServiceStub(channel)
+    finally:
+        await server.stop(0)
+
+
 @pytest.fixture
 def launcher_with_model(launcher: Running, chat_model: StoredModel) -> Running:
     fill_store(launcher.folder, chat_model)
@@ -127,16 +143,21 @@ async def test_a_model_that_can_never_fit_fails_with_the_numbers(
 
 
 async def test_a_dead_replica_is_gone_from_the_watch_at_once(
-    launcher_with_model: Running, chat_model: StoredModel
+    launcher_with_model: Running, chat_model: StoredModel, pki: Pki
 ) -> None:
-    async with pool_of(launcher_with_model, model("a", chat_model.source)) as pool:
-        await pool.supervisor.load_and_wait(A)
+    """As a gateway sees it: over the launcher's socket, the supervisor and gRPC."""
+    model_a = model("a", chat_model.source)
+    async with pool_of(launcher_with_model, model_a) as pool, served(pool, launcher_with_model, pki) as stub:
+        pool.supervisor.load(A)
+        watch = stub.WatchReplicas(pool_pb2.WatchReplicasRequest())
         delays = []
-        for _ in range(3):
-            (replica,) = (await pool.until(A, lambda view: bool(view.replicas))).replicas
-            os.kill(replica.pid, signal.SIGKILL)
+        for _ in range(2):
+            while not (replicas := (await watch.read()).deployments[0].replicas):
+                pass
+            os.kill(replicas[0].pid, signal.SIGKILL)
             killed_at = time.monotonic()
-            await pool.until(A, lambda view: not view.replicas)
+            while (await watch.read()).deployments[0].replicas:
+                pass
             delays.append(time.monotonic() - killed_at)
         print("seen after", [f"{1000 * delay:.1f} ms" for delay in delays])
         assert min(delays) < 0.2
@@ -173,18 +194,7 @@ async def test_models_are_administered_over_grpc(
 ) -> None:
     launcher = launcher_with_model
     models = model("a", chat_model.source), model("b", chat_model.source, pinned=True)
-    async with pool_of(launcher, *models) as pool, AsyncExitStack() as stack:
-        identity = pki.identity("control")
-        server = create_server(identity, allow("helixflow.pool.v1.PoolService"))
-        pool.services.register(server)
-        path = launcher.settings.run_dir / "pool.sock"
-        await listen(server, path, identity)
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        channel = await stack.enter_async_context(create_channel(path, pki.identity("gateway"), "control"))
-        await stack.enter_async_context(asyncio.timeout(60))
-        stub = pool_pb2_grpc.PoolServiceStub(channel)
-
+    async with pool_of(launcher, *models) as pool, served(pool, launcher, pki) as stub:
         phases = [step.phase async for step in stub.PullModel(pool_pb2.PullModelRequest(deployment=A))]
         assert phases[-1] == pool_pb2.PullModelResponse.PHASE_DONE
         await stub.LoadModel(pool_pb2.LoadModelRequest(deployment=A, wait=True))

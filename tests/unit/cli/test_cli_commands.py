@@ -36,7 +36,8 @@ def test_the_tree_has_the_documented_commands() -> None:
     assert {" ".join(path) for path in PATHS} == {
         "", "serve", "chat", "doctor", "version", "models", "models list", "models pull", "models show", "models rm",
         "keys", "keys create", "keys list", "keys show", "keys update", "keys rotate", "keys revoke",
-        "config", "config check", "config show", "config plan", "config history", "config rollback", "config status", "apply",
+        "config", "config check", "config show", "config plan", "config history", "config rollback", "config status",
+        "apply",
         "redeem", "login", "logout", "whoami", "password", "mfa", "mfa enrol", "mfa disable", "mfa recovery-codes",
         "orgs", "orgs list", "orgs create", "orgs invite-owner", "orgs show", "orgs update",
         "projects", "projects list", "projects create", "projects delete",

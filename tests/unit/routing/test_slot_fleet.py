@@ -90,32 +90,31 @@ def test_tokens_are_shared_by_weight_over_three_gateways(weights: dict[str, int]
         # Who has many clients, long answers, or is at one gateway only, gets no more for it.
         shapes = {"a": (24, 0.4, 40, (0,)), "b": (8, 0.1, 10, (0, 1)), "c": (12, 1.0, 100, (1, 2))}
         async with fleet({"r1": 4, "r2": 4}, 3) as (_, members):
-            floods = []
-            for name, (clients, held_s, tokens, places) in shapes.items():
-                for place in places:
-                    floods.append(
-                        asyncio.create_task(
-                            flood(
-                                members[place],
-                                lambda name=name: call_of(name, weight=weights[name]),  # type: ignore[misc]
-                                used,
-                                clients=clients,
-                                held_s=held_s,
-                                tokens=tokens,
-                                rng=rng,
-                            )
-                        )
+            floods = [
+                asyncio.create_task(
+                    flood(
+                        members[place],
+                        lambda name=name: call_of(name, weight=weights[name]),  # type: ignore[misc]
+                        used,
+                        clients=clients,
+                        held_s=held_s,
+                        tokens=tokens,
+                        rng=rng,
                     )
+                )
+                for name, (clients, held_s, tokens, places) in shapes.items()
+                for place in places
+            ]
             await asyncio.sleep(5)
             used.clear()
-            await asyncio.sleep(100)
+            await asyncio.sleep(40)
             for task in floods:
                 task.cancel()
             await asyncio.gather(*floods, return_exceptions=True)
         whole, all_weights = sum(used.values()), sum(weights.values())
         for name, weight in weights.items():
             assert used[name] / whole == pytest.approx(weight / all_weights, rel=0.1)
-        assert whole > 0.95 * 8 * 100 * 100  # the engines were kept busy
+        assert whole > 0.95 * 8 * 100 * 40  # the engines were kept busy
 
     run(scenario())
 
@@ -128,7 +127,7 @@ def test_one_that_comes_rarely_waits_little_while_another_floods() -> None:
             flooding = asyncio.create_task(
                 flood(
                     members[0], lambda: call_of("flood"), used, clients=100, held_s=1, tokens=10, rng=random.Random(2)
-                )  # fmt: skip
+                )
             )
             await asyncio.sleep(5)
             loop = asyncio.get_running_loop()
@@ -317,7 +316,7 @@ def test_priorities_hold_over_all_gateways() -> None:
 
 def test_a_replica_that_failed_is_avoided_by_who_waits_in_the_pool() -> None:
     async def scenario() -> None:
-        async with fleet({"r1": 1, "r2": 1}, 2) as (pool, (one, _)):
+        async with fleet({"r1": 1, "r2": 1}, 2) as (_, (one, _other)):
             leases = [await one.slots.acquire(call_of("o")) for _ in range(2)]
             waiting = asyncio.create_task(one.slots.acquire(call_of("o")))
             await until(lambda: one.desk.queued == 1)

@@ -33,7 +33,7 @@ def build(deployment: VllmDeployment, spec: LaunchSpec) -> EngineCommand:
     if deployment.task == "embeddings":
         flags += ["--runner", "pooling"]
     if deployment.lora:
-        adapters = (f"{name}={Path(path).expanduser()}" for name, path in deployment.lora.items())
+        adapters = (f"{spec.public_name}:{name}={Path(path).expanduser()}" for name, path in deployment.lora.items())
         flags += ["--enable-lora", "--lora-modules", *adapters]
     argv = [
         *(
@@ -65,7 +65,7 @@ def interpreter(deployment: VllmDeployment) -> str:
 
 
 def require_vllm(name: str, deployment: VllmDeployment) -> None:
-    """Raises `UserError` (CONFIG) when the deployment's Python has no vLLM. Blocks for the time a Python takes to start.
+    """Raises `UserError` (CONFIG) when the deployment's Python has no vLLM. Blocks while a Python starts.
 
     `name` is the deployment's.
     """

@@ -61,8 +61,8 @@ class VllmEngine:
         self._deployment = deployment
         self._task = task
         self._model = Raw(msgspec.json.encode(public_model))
-        # As clients ask for them, and as the server knows them.
-        self._adapters = {f"{public_model}:{name}": Raw(msgspec.json.encode(name)) for name in adapters}
+        names = (f"{public_model}:{name}" for name in adapters)
+        self._adapters = {name: Raw(msgspec.json.encode(name)) for name in names}
         self._rewrites = rewrites
 
     async def open(self, call: Call) -> Stream:
@@ -155,7 +155,7 @@ class _VllmStream:
         editor = self._editor
         while editor.failure is None:
             if editor.done:
-                self._source.close()
+                await self._source.finish()
                 return b""
             if out := editor.feed(await self._source.read()):
                 return out

@@ -10,6 +10,7 @@ from helixflow.core.capacity import Lease, Replica
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.provider_errors import event_refusal, read_error, refusal
 from helixflow.engines.addressing import origin_of
+from helixflow.engines.provider import settle
 from helixflow.engines.vllm.token_ids import TokenEvents
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.sse import data_of
@@ -31,6 +32,7 @@ class Generation:
         self._lease = lease
         self._usage = call.progress.usage
         self._charged_prompt = False
+        self._charged = 0
         self.events = TokenEvents()
         self.broken_off = False
 
@@ -38,35 +40,46 @@ class Generation:
     def replica_id(self) -> str:
         return self._lease.replica.replica_id
 
+    @property
+    def context(self) -> int:
+        """The most tokens of prompt and answer."""
+        return self._lease.replica.context
+
     async def read(self) -> bytes:
         """The next events as they came, without token ids; `b""` after the last one.
 
         Raises `HelixError`: UPSTREAM_UNAVAILABLE when the replica is lost, and what an error event means.
         """
-        events = self.events
-        while not events.done:
-            made = events.made
-            out = events.feed(await self._receive())
-            if not self._charged_prompt and (prompt := events.prompt_tokens):
-                self._charged_prompt = True
-                self._lease.charge(prompt)
-                # A client that leaves now leaves this to be paid.
-                self._usage.prompt_tokens = self._usage.prompt_tokens or prompt
-            if events.made > made:
-                self._lease.charge(events.made - made)
-            if events.failure:
-                if not out:
-                    raise self._failed()
-            elif events.done:
-                self._lease.release()
+        while not self.events.done:
+            out = self.events.feed(await self._receive())
+            self._charge()
             if out:
                 return b"".join(out)
         return b""
+
+    async def finish(self) -> None:
+        """Everything was read: the connection is kept if it is in order."""
+        await settle(self._response)
+        self._lease.release()
 
     def close(self) -> None:
         """Idempotent."""
         self._response.close()
         self._lease.release()
+
+    def _charge(self) -> None:
+        """What was read and made since the last time; the slot is free once all of it was."""
+        events = self.events
+        if not self._charged_prompt and (prompt := events.prompt_tokens):
+            self._charged_prompt = True
+            self._lease.charge(prompt)
+            # A client that leaves now leaves this to be paid.
+            self._usage.prompt_tokens = self._usage.prompt_tokens or prompt
+        if events.made > self._charged:
+            self._lease.charge(events.made - self._charged)
+            self._charged = events.made
+        if events.done:
+            self._lease.release()
 
     async def _receive(self) -> bytes:
         if self.events.failure:

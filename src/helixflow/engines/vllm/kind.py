@@ -68,7 +68,7 @@ class VllmKind:
             deployment.parallel,
             context,
             _TOOLS_FLAG in deployment.extra_arguments,
-            await asyncio.to_thread(_read_vocabulary, Path(deployment.model).expanduser()),
+            await asyncio.to_thread(_read_vocabulary, deployment.model),
         )
 
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
@@ -90,10 +90,10 @@ class VllmKind:
         return response.status, await response.read_all(_MAX_BODY_BYTES)
 
 
-def _read_vocabulary(folder: Path) -> int:
+def _read_vocabulary(model: str) -> int:
     """The number of token ids as the model's folder says; 0 where it is not known. Blocks."""
     try:
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Config)
+        config = msgspec.json.decode((Path(model).expanduser() / "config.json").read_bytes(), type=_Config)
     except (OSError, msgspec.DecodeError):
         return 0
     return config.vocab_size or config.text_config.vocab_size

@@ -1,11 +1,14 @@
 """A stream of plain text that outlives its replica: where one is lost, another one goes on from the same tokens.
 
-The next replica is given the ids of the prompt and of all that was made, through `/v1/completions`, and its events are
-turned into those of the first. Text of a character that is not complete is held back with its tokens known, and the
-next replica completes it. Not plain, and so not resumed: tools, schemas, log-probabilities and media; stop strings,
-for which vLLM holds back text; penalties that count only what was generated.
+The next replica is given the ids of the prompt and of what was made, through `/v1/completions`, and its events are
+turned into those of the first. Tokens of a character that was not complete are made again: nobody has seen them, and
+given a prompt that ends so vLLM repeats all of its text (seen with 0.32).
+
+Not plain, and so not resumed: tools, schemas, log-probabilities and media; stop strings, for which vLLM holds back
+text; penalties that count only what was generated.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -110,7 +113,8 @@ class ResumingGeneration:
         self._call = call
         self._generation = generation
         self._is_chat = call.operation is Operation.CHAT
-        self._limit = _limit_of(call)
+        # The most tokens of the answer.
+        self._limit = 0
         self._frame: _Frame | None = None
         self._prompt: list[int] = []
         # Of the replicas before the present one.
@@ -142,6 +146,10 @@ class ResumingGeneration:
                 return data
         return b""
 
+    async def finish(self) -> None:
+        """As `Generation.finish`."""
+        await self._generation.finish()
+
     def close(self) -> None:
         """Ends the generation if it still runs and gives the slot back. Idempotent."""
         self._generation.close()
@@ -156,11 +164,16 @@ class ResumingGeneration:
         prompt = self._prompt or events.prompt
         if not prompt or self._frame is None:
             raise lost
-        self._prompt = prompt
+        if events.counted:
+            self._ended = True
+            return _DONE
+        if not self._prompt:
+            self._prompt = prompt
+            self._limit = min(_limit_of(call), self._generation.context - len(prompt))
         self._made += events.ids
         if events.finished:
             return self._end()
-        if self._limit is not None and len(self._made) >= self._limit:
+        if len(self._made) >= self._limit:
             return self._chunk("", "length") + self._end()
         dead = self._generation.replica_id
         self._lost.add(dead)
@@ -192,7 +205,7 @@ class ResumingGeneration:
         # Without another one, what was lost may come back, or was not lost at all.
         lease = await slots.acquire(call, avoid=self._lost if slots.has_alternative() else ())
         try:
-            body = msgspec.json.encode(self._remainder(lease.replica.context))
+            body = msgspec.json.encode(self._remainder())
             response = await post(self._client, lease.replica, "/v1/completions", body, call)
         except BaseException as exc:
             self._lost.add(lease.replica.replica_id)
@@ -200,15 +213,12 @@ class ResumingGeneration:
             raise
         self._generation = Generation(response, lease, call)
 
-    def _remainder(self, context: int) -> dict[str, Raw]:
+    def _remainder(self) -> dict[str, Raw]:
         """The request for what is missing."""
         made = len(self._made)
         fields = {name: value for name, value in self._fields.items() if name not in _CHAT_ONLY}
-        ids = self._prompt + self._made
-        fields["prompt"] = Raw(msgspec.json.encode(ids))
-        room = context - len(ids)
-        left = room if self._limit is None else min(room, self._limit - made)
-        fields["max_tokens"] = Raw(b"%d" % left)
+        fields["prompt"] = Raw(msgspec.json.encode(self._prompt + self._made))
+        fields["max_tokens"] = Raw(b"%d" % (self._limit - made))
         if "min_tokens" in fields:
             least = msgspec.json.decode(fields["min_tokens"], type=int)
             fields["min_tokens"] = Raw(b"%d" % max(0, least - made))
@@ -225,9 +235,11 @@ class ResumingGeneration:
             if payload is None or payload == b"[DONE]":
                 continue
             decoded = _EVENT.decode(payload)
-            for choice in decoded.choices:
-                if choice.text or choice.finish_reason is not None:
-                    out.append(self._chunk(choice.text, choice.finish_reason))
+            out += [
+                self._chunk(choice.text, choice.finish_reason)
+                for choice in decoded.choices
+                if choice.text or choice.finish_reason is not None
+            ]
             if decoded.usage is not None:
                 self._made += self._generation.events.ids
                 out.append(self._end())
@@ -251,10 +263,10 @@ class ResumingGeneration:
         return b"data: " + msgspec.json.encode({**common, "choices": choices, **more}) + b"\n\n"
 
 
-def _limit_of(call: Call) -> int | None:
-    """The most tokens of the answer; None: as many as the context holds."""
+def _limit_of(call: Call) -> int:
+    """The most tokens of the answer as the request says; one that does not may have as many as the context holds."""
     params = call.params
     if isinstance(params, CompletionParams):
         return DEFAULT_MAX_TOKENS if params.max_tokens is None else params.max_tokens
     assert isinstance(params, ChatParams)
-    return params.token_limit
+    return params.token_limit or sys.maxsize

@@ -12,7 +12,9 @@ _MADE: Final = b',"token_ids":['
 _PROMPT: Final = b',"prompt_token_ids":['
 # What comes along and says nothing.
 _EMPTY: Final = (b',"prompt_text":null', b',"prompt_token_ids":null', b',"token_ids":null')
+_NO_TEXT: Final = (b'"content":""', b'"text":""')
 _FINISHED: Final = b'"finish_reason":"'
+_NO_CHOICE: Final = b'"choices":[],'
 _FAILED: Final = b'data: {"error":'
 _DONE: Final = b"data: [DONE]"
 
@@ -20,24 +22,27 @@ _DONE: Final = b"data: [DONE]"
 class TokenEvents:
     """Reads the body of one streamed answer. What is read is kept as text: it is needed only when a replica is lost.
 
-    `made` counts tokens. `finished` once an event has said why the answer ends, `done` after the last one; `failure` is
-    an event with an error, which is not passed on.
+    `made` counts tokens. `finished` once an event has said why the answer ends, `counted` once one has told the usage,
+    `done` after the last one; `failure` is an event with an error, which is not passed on.
     """
 
-    __slots__ = ("_made", "_prompt", "_splitter", "done", "failure", "finished", "made")
+    __slots__ = ("_held", "_made", "_prompt", "_splitter", "counted", "done", "failure", "finished", "made")
 
     def __init__(self) -> None:
         self._splitter = EventSplitter()
         self._prompt = b""
         self._made: list[bytes] = []
+        # How many of the newest pieces of ids have no text yet.
+        self._held = 0
         self.made = 0
         self.finished = False
+        self.counted = False
         self.done = False
         self.failure = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, without token ids."""
-        events = []
+        events: list[bytes] = []
         for event in self._splitter.feed(data):
             at = event.rfind(_MADE)
             if at >= 0:
@@ -45,11 +50,16 @@ class TokenEvents:
                 end = event.find(b"]", start)
                 if end > start:
                     self._made.append(event[start:end])
+                    self._held = self._held + 1 if any(mark in event for mark in _NO_TEXT) else 0
                     self.made += event.count(b",", start, end) + 1
                 event = event[:at] + event[end + 1 :]
             elif event.startswith(_FAILED):
                 self.failure = event
                 return events
+            elif event.startswith(_DONE):
+                self.done = True
+            elif _NO_CHOICE in event:
+                self.counted = True
             if not self._prompt:
                 event = self._take_prompt(event)
             for field in _EMPTY:
@@ -57,8 +67,6 @@ class TokenEvents:
                     event = event.replace(field, b"")
             if _FINISHED in event:
                 self.finished = True
-            elif event.startswith(_DONE):
-                self.done = True
             events.append(event)
         return events
 
@@ -74,8 +82,11 @@ class TokenEvents:
 
     @property
     def ids(self) -> list[int]:
-        """Those that were made."""
-        return [number for piece in self._made for number in _ids(piece)]
+        """Those that were made and whose text has come: one of a character that is not complete has none yet. All of
+        them once the answer is finished.
+        """
+        whole = self._made if self.finished or not self._held else self._made[: -self._held]
+        return [number for piece in whole for number in _ids(piece)]
 
     def _take_prompt(self, event: bytes) -> bytes:
         at = event.find(_PROMPT)

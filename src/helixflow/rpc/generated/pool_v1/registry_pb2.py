@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.helixflow/rpc/generated/pool_v1/registry.proto\x12\x11helixflow.pool.v1\"I\n\x0fRegisterRequest\x12%\n\x04pool\x18\x01 \x01(\x0b\x32\x17.helixflow.pool.v1.Pool\x12\x0f\n\x07leaving\x18\x02 \x01(\x08\":\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x11\n\tsilence_s\x18\x02 \x01(\x01\"]\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x13\n\x11WatchPoolsRequest\"]\n\x12WatchPoolsResponse\x12&\n\x05pools\x18\x01 \x03(\x0b\x32\x17.helixflow.pool.v1.Pool\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05local\x18\x03 \x01(\t2\xc7\x01\n\x0fRegistryService\x12W\n\x08Register\x12\".helixflow.pool.v1.RegisterRequest\x1a#.helixflow.pool.v1.RegisterResponse(\x01\x30\x01\x12[\n\nWatchPools\x12$.helixflow.pool.v1.WatchPoolsRequest\x1a%.helixflow.pool.v1.WatchPoolsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.helixflow/rpc/generated/pool_v1/registry.proto\x12\x11helixflow.pool.v1\"I\n\x0fRegisterRequest\x12%\n\x04pool\x18\x01 \x01(\x0b\x32\x17.helixflow.pool.v1.Pool\x12\x0f\n\x07leaving\x18\x02 \x01(\x08\":\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x11\n\tsilence_s\x18\x02 \x01(\x01\"]\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x13\n\x11WatchPoolsRequest\"k\n\x12WatchPoolsResponse\x12&\n\x05pools\x18\x01 \x03(\x0b\x32\x17.helixflow.pool.v1.Pool\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05local\x18\x03 \x01(\t\x12\x0c\n\x04left\x18\x04 \x03(\t2\xc7\x01\n\x0fRegistryService\x12W\n\x08Register\x12\".helixflow.pool.v1.RegisterRequest\x1a#.helixflow.pool.v1.RegisterResponse(\x01\x30\x01\x12[\n\nWatchPools\x12$.helixflow.pool.v1.WatchPoolsRequest\x1a%.helixflow.pool.v1.WatchPoolsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHPOOLSREQUEST']._serialized_start=299
   _globals['_WATCHPOOLSREQUEST']._serialized_end=318
   _globals['_WATCHPOOLSRESPONSE']._serialized_start=320
-  _globals['_WATCHPOOLSRESPONSE']._serialized_end=413
-  _globals['_REGISTRYSERVICE']._serialized_start=416
-  _globals['_REGISTRYSERVICE']._serialized_end=615
+  _globals['_WATCHPOOLSRESPONSE']._serialized_end=427
+  _globals['_REGISTRYSERVICE']._serialized_start=430
+  _globals['_REGISTRYSERVICE']._serialized_end=629
 # @@protoc_insertion_point(module_scope)

@@ -127,22 +127,28 @@ class WatchPoolsResponse(_message.Message):
     POOLS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
     """False for the first moments after the registry's start: pools that have not come back yet may be missing."""
     local: _builtins.str
     """Name of the pool on the registry's own node, which gateways of that node reach by its socket; empty without one."""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pool]: ...
+    @_builtins.property
+    def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """While the set is not complete: names of pools that have said goodbye since the start."""
+
     def __init__(
         self,
         *,
         pools: _abc.Iterable[Global___Pool] | None = ...,
         complete: _builtins.bool = ...,
         local: _builtins.str = ...,
+        left: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "local", b"local", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "left", b"left", "local", b"local", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
