@@ -59,7 +59,7 @@ def run(options: Options) -> list[Result]:
             for turn in range(2 if again else 1):
                 started = time.process_time()
                 for call in calls:
-                    Candidates(route, route, call, balancer, None).next()
+                    Candidates(route, call, balancer, None).next()
                 if turn == int(again):
                     times.append((time.process_time() - started) / _BATCH * 1e6)
         return times

@@ -60,13 +60,14 @@ class Usage:
 
 
 class ModelServer(ABC):
-    """Listens on a free loopback port while used as an async context manager.
+    """Listens on a loopback port, a free one if none is given, while used as an async context manager.
 
     `running` counts generations under way, `usage` is that of the last one, `bodies` are the requests.
     """
 
-    def __init__(self, *, context: int = 512) -> None:
+    def __init__(self, *, context: int = 512, port: int = 0) -> None:
         self.context = context
+        self._port = port
         self.running = 0
         self.usage = Usage()
         self.bodies: list[Any] = []
@@ -75,7 +76,7 @@ class ModelServer(ABC):
         self._handlers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "ModelServer":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         return self
 
     async def __aexit__(

@@ -115,9 +115,9 @@ class Node:
         self.port = int(url.read_text().rpartition(":")[2])
         self.https_port = int(url.with_name("gateway.https_url").read_text().rpartition(":")[2])
 
-    def wait_ready(self) -> "Node":
+    def wait_ready(self, ready_s: float = READY_S) -> "Node":
         self.find_port()
-        until(self._is_ready, READY_S)
+        until(self._is_ready, ready_s)
         self.tree()
         return self
 
@@ -227,12 +227,12 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @contextlib.contextmanager
-def run_node(data_dir: Path, *models: StoredModel, **settings: str) -> Iterator[Node]:
+def run_node(data_dir: Path, *models: StoredModel, ready_s: float = READY_S, **settings: str) -> Iterator[Node]:
     """Serves until the end of the block; `settings` are environment variables."""
     if models:
         fill_store(data_dir, *models)
     node = Node(data_dir, **settings)
     try:
-        yield node.wait_ready()
+        yield node.wait_ready(ready_s)
     finally:
         node.close()

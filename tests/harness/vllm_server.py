@@ -18,9 +18,15 @@ class VllmServer(OpenAIServer):
     """`OpenAIServer` with vLLM's further fields and paths; `models` are the names it serves."""
 
     def __init__(
-        self, *, context: int = 512, key: str = KEY, models: Sequence[str] = ("m",), pace_s: float = PACE_S
+        self,
+        *,
+        context: int = 512,
+        key: str = KEY,
+        models: Sequence[str] = ("m",),
+        pace_s: float = PACE_S,
+        port: int = 0,
     ) -> None:
-        super().__init__(context=context)
+        super().__init__(context=context, port=port)
         self._key = key
         self._models = models
         self._pace_s = pace_s

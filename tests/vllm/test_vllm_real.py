@@ -73,8 +73,8 @@ gpu_memory_fraction = 0.3
     }
     data = folder / "data"
     data.mkdir()
-    with run_node(data, **settings) as node:
-        began = time.monotonic()
+    began = time.monotonic()
+    with run_node(data, ready_s=LOAD_S, **settings) as node:
         until(lambda: len(replicas(node)) == 2, LOAD_S)
         print(f"\ntwo replicas loaded in {time.monotonic() - began:.0f} s")
         yield node

@@ -41,9 +41,9 @@ async def replace_master_key(units: Units, old: MasterKey | None, new: MasterKey
 
     With `old` everything is sealed anew and nobody notices. With None, for a key that is lost, what cannot be opened is
     given up: signing keys (new ones are made at the next start; public halves for the audit log stay), second factors
-    with their recovery codes, remembered answers, the history of the serving configuration; all sessions end. Either way
-    the counts of failed sign-ins begin anew: they are kept under hashes that only the old key makes. No service may run
-    on the database.
+    with their recovery codes, remembered answers, the history of the serving configuration; all sessions end. Either
+    way the counts of failed sign-ins begin anew: they are kept under hashes that only the old key makes. No service may
+    run on the database.
 
     Returns how many of each kind. Raises `UserError`: CONFIG when `old` is not the key, STORAGE when something cannot
     be opened; `HelixError` when the database cannot be used. Nothing has changed then, unless that failed at its end.

@@ -9,7 +9,7 @@ import structlog
 from helixflow.core.call import Call
 from helixflow.core.capacity import ProviderLimits
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.provider_errors import error_of, event_refusal, read_error, refusal, retry_after
+from helixflow.dialects.provider_errors import event_refusal, read_error, refusal, retry_after
 from helixflow.engines.provider_limits import read_limits
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.origin import Origin
@@ -111,11 +111,6 @@ async def settle(response: HttpResponse) -> None:
     except (HelixError, TimeoutError):
         pass
     response.close()
-
-
-def answer_of_events(found: object) -> HelixError:
-    """The error behind the `error` field of an event."""
-    return event_refusal(error_of(found))
 
 
 async def _refusal(response: HttpResponse) -> HelixError:

@@ -15,10 +15,12 @@ from helixflow.engines.llama_cpp.probe import LlamaCppKind
 from helixflow.engines.vllm.command import require_vllm
 from helixflow.engines.vllm.kind import VllmKind
 from helixflow.pool.catalogue import Catalogue
+from helixflow.pool.device_cleanup import DeviceCleaner, MarkedEngines, owner_of
+from helixflow.pool.devices import NvmlDevices, open_devices
 from helixflow.pool.generate import Generator
 from helixflow.pool.launcher_client import Engines
 from helixflow.pool.measured import MemoryFigures
-from helixflow.pool.memory import Devices, NoDevices, read_limits
+from helixflow.pool.memory import Devices, read_limits
 from helixflow.pool.model_service import ModelService
 from helixflow.pool.plan import PlannedDeployment, plan_deployments, pool_name
 from helixflow.pool.replica import HealthPolicy
@@ -74,8 +76,10 @@ class PoolServices:
         client: HttpClient,
         plan: Callable[[Sequence[ModelSettings]], Sequence[PlannedDeployment]],
         slots: SlotService,
+        cleaner: DeviceCleaner | None = None,
     ) -> None:
-        """`plan` is called in a thread."""
+        """`plan` is called in a thread. `cleaner` looks after the GPUs, if there are any."""
+        self._cleaner = cleaner
         self.supervisor = supervisor
         self._slots = slots
         self._service = service
@@ -105,6 +109,8 @@ class PoolServices:
             tasks.create_task(self.supervisor.run(), name="supervisor")
             tasks.create_task(self._slots.run(), name="slots")
             tasks.create_task(self._follow_replicas(), name="replicas")
+            if self._cleaner is not None:
+                tasks.create_task(self._cleaner.run(), name="devices")
 
     async def _follow_replicas(self) -> None:
         """Slots are those of the replicas that serve."""
@@ -139,7 +145,9 @@ def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None
     store = ModelStore(settings.models_dir)
     clock = SystemClock()
     pool = settings.pool
-    devices = devices if devices is not None else NoDevices()
+    devices = devices if devices is not None else open_devices()
+    owner = owner_of(settings.data_dir)
+    engines = MarkedEngines(engines, owner)
     kinds: dict[str, EngineKind] = {"llama_cpp": LlamaCppKind(client), "vllm": VllmKind(client)}
     slots = SlotService(kinds, clock=clock)
     slots.plan(planned)
@@ -158,4 +166,7 @@ def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None
     service = PoolService(
         supervisor, store, residency, devices, name=pool_name(settings), trust_domain=settings.pki.trust_domain
     )
-    return PoolServices(supervisor, service, client, plan, slots)
+    cleaner = None
+    if pool.gpu_cleanup and isinstance(devices, NvmlDevices):
+        cleaner = DeviceCleaner(devices.processes, engines, owner)
+    return PoolServices(supervisor, service, client, plan, slots, cleaner)

@@ -47,8 +47,8 @@ class Balancer:
 
     Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the one that
     would be taken otherwise (of two: the less loaded one), and one call more where there is much to gain. Not that of
-    the least loaded one of all: among many some seat is always idle, and nobody would return to anywhere. `monotonic` is the clock of `Seat.latency_s`, `random_unit`
-    gives floats from 0 to below 1.
+    the least loaded one of all: among many some seat is always idle, and nobody would return to anywhere. `monotonic`
+    is the clock of `Seat.latency_s`, `random_unit` gives floats from 0 to below 1.
     """
 
     def __init__(

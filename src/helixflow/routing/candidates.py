@@ -1,6 +1,6 @@
 """Which deployments of a model may serve one call, best first. Decides; tries nothing."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from helixflow.core.call import Call
@@ -18,7 +18,7 @@ _MOST_BYTES_A_TOKEN: Final = 16
 
 
 class Candidates:
-    """The targets of `way` for one call; `asked` is the model that was asked for, whose conditions hold as well.
+    """The targets of a route, which is no split, for one call.
 
     Left out are those that may not serve it: outside of the region that it must not leave (a deployment that does not
     say where it computes is outside of all), too dear, with too small a context; and those that do not want it now:
@@ -38,17 +38,17 @@ class Candidates:
         "way",
     )
 
-    def __init__(self, asked: Route, way: Route, call: Call, balancer: Balancer, cost_bound: CostBound | None) -> None:
+    def __init__(self, way: Route, call: Call, balancer: Balancer, cost_bound: CostBound | None) -> None:
         self.way = way
         self._call = call
         self._balancer = balancer
         self._cost_bound = cost_bound
         self._tried: list[Target] = []
-        self._regions: Collection[str] = ()
-        here, there = call.principal.residency, call.hints.residency
-        if asked.residency or way.residency or here or there:
-            self._regions = {asked.residency, way.residency, here, there} - {""}
-        self._max_cost = asked.max_cost if asked is way else _least(asked.max_cost, way.max_cost)
+        self._regions = way.regions
+        demanded, hinted = call.principal.residency, call.hints.residency
+        if demanded or hinted:
+            self._regions |= {demanded, hinted} - {""}
+        self._max_cost = way.max_cost
         self._least_context = 0
         if call.body_bytes > way.least_context * _MOST_BYTES_A_TOKEN:
             self._least_context = self._context_needed()
@@ -81,7 +81,7 @@ class Candidates:
 
     def refusal(self) -> HelixError:
         """Why there is none, not even a first one."""
-        model, targets = self.way.model, self.way.targets
+        model, targets = self._call.public_model, self.way.targets
         if not targets:
             return HelixError(ErrorKind.UNAVAILABLE, f"The model '{model}' has no deployments.")
         targets = [target for target in targets if self._is_in_region(target)]
@@ -176,10 +176,6 @@ class Candidates:
             size -= call.params.media.inlined_bytes
         needed = size // _MOST_BYTES_A_TOKEN
         return needed if any(target.context >= needed for target in self.way.targets) else 0
-
-
-def _least(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one if other is None else min(one, other)
 
 
 def _kind_of_wait(target: Target) -> ErrorKind:

@@ -83,7 +83,7 @@ class Router:
         for way in (asked, *asked.fallbacks) if asked.fallbacks else (asked,):
             if error is not None and not _leads_on(asked, error, call):
                 break
-            candidates = Candidates(asked, way.way(call), call, self._balancer, self._cost_bound)
+            candidates = Candidates(way.way(call), call, self._balancer, self._cost_bound)
             target = candidates.next()
             if target is None and refusal is None:
                 refusal = candidates.refusal()

@@ -46,13 +46,14 @@ class Route:
 
     `tiers` are tried in order, then the `reserves`, whose weight is 0. A split has neither, but `ways`: routes of other
     models, one of which `splitter` names. `fallbacks` are tried when that has failed with one of `fallback_kinds`;
-    they, and the ways, have no fallbacks here, whatever their models have. `max_cost` is in nanodollars.
+    they, and the ways, have no fallbacks here, whatever their models have. Only deployments of all `regions` may serve
+    it, and such as charge at most `max_cost` nanodollars; what holds for a model holds for its ways and fallbacks too.
     """
 
     model: str
     tiers: Sequence[Tier] = ()
     reserves: Sequence[Target] = ()
-    residency: str = ""
+    regions: frozenset[str] = frozenset()
     affinity: bool = True
     by_cost: bool = False
     max_cost: int | None = None
@@ -118,16 +119,17 @@ def build_table(models: Sequence[ModelSettings], targets: Mapping[str, Target], 
     served = dict(own)
     for model in models:
         if model.split:
-            ways = {way.model: own[by_name[way.model].name] for way in model.split}
+            route = _own_route(model, targets, created)
+            ways = {way.model: _under(route, own[by_name[way.model].name]) for way in model.split}
             splitter = Splitter(model.name, [(way.model, way.weight) for way in model.split])
-            served[model.name] = replace(_own_route(model, targets, created), splitter=splitter, ways=ways)
+            served[model.name] = replace(route, splitter=splitter, ways=ways)
     routes: dict[str, Route] = {}
     for model in models:
         route = served[model.name]
         if model.fallbacks:
             route = replace(
                 route,
-                fallbacks=tuple(served[by_name[name].name] for name in model.fallbacks),
+                fallbacks=tuple(_under(route, served[by_name[name].name]) for name in model.fallbacks),
                 fallback_kinds=frozenset[ErrorKind]().union(*(_FALLBACK_KINDS[reason] for reason in model.fallback_on)),
             )
         for name in (model.name, *model.aliases):
@@ -154,13 +156,24 @@ def _own_route(model: ModelSettings, targets: Mapping[str, Target], created: int
         model.name,
         tuple(Tier(tuple(tier), running_shares(tier)) for tier in tiers),
         tuple(sorted((target for target in own if not target.weight), key=lambda target: target.tier)),
-        residency=model.residency or "",
+        regions=frozenset({model.residency} if model.residency is not None else ()),
         affinity=model.affinity,
         by_cost=model.balance == "cost",
         max_cost=int(Decimal(model.max_cost) * _NANODOLLARS) if model.max_cost is not None else None,
         hedge_after_s=model.hedge_after_s,
         created=created,
         least_context=min((target.context for target in own), default=0),
+    )
+
+
+def _under(asked: Route, other: Route) -> Route:
+    """The route of another model, under the conditions of the one that was asked for as well."""
+    limits = [limit for limit in (asked.max_cost, other.max_cost) if limit is not None]
+    return replace(
+        other,
+        regions=asked.regions | other.regions,
+        max_cost=min(limits, default=None),
+        ways={name: _under(asked, way) for name, way in other.ways.items()},
     )
 
 

@@ -263,6 +263,13 @@ class Settings(Section):
         return models
 
     @model_validator(mode="after")
+    def _priced_routes(self) -> "Settings":
+        for model in self.models:
+            if not self.metering.enabled and (model.max_cost is not None or model.balance == "cost"):
+                raise ValueError(f"the model {model.name!r} is routed by cost: that needs metering.enabled")
+        return self
+
+    @model_validator(mode="after")
     def _shared_limits(self) -> "Settings":
         if self.gateway.workers > 1 and self.metering.enabled and not self.redis.url:
             raise ValueError("gateway.workers above 1 needs redis.url: limits and budgets must hold over all of them")

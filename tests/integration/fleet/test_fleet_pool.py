@@ -28,7 +28,7 @@ from tests.harness.fleet import PoolProcess, give_certificate, run_fleet
 from tests.harness.node import CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, environment, eventually, until
 
 WAIT_S = 20.0
-FREED_S = 2.0  # promised are 0.2 (measured: under 0.1); all tests share two cores
+FREED_S = 4.0  # promised are 0.2 s on a quiet machine; all tests share two cores
 CONFIG = """
 [[models]]
 name = "smollm2-135m-instruct"

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 
 from helixflow.core.errors import ErrorKind, HelixError
@@ -34,7 +33,8 @@ from tests.integration.launch.conftest import Running
 A, B = "a/llama_cpp-0", "b/llama_cpp-0"
 # One fits, planned (390 MB) or measured (350 MB); two do not.
 LIMIT_BYTES = 600_000_000
-ROUNDS = 4
+# Memory over many turns: tests/chaos/test_model_switch.py.
+ROUNDS = 2
 
 
 class Pool:
@@ -107,22 +107,17 @@ async def test_two_models_that_do_not_fit_together_take_turns(
 ) -> None:
     launcher = launcher_with_model
     source = chat_model.source
-    sizes: list[int] = []
     async with pool_of(launcher, model("a", source), model("b", source)) as pool:
-        for turn in range(ROUNDS):
+        for _ in range(ROUNDS):
             for name, other in ((A, B), (B, A)):
                 async with asyncio.timeout(30):
                     await pool.supervisor.load_and_wait(name)
                 assert (pool.view(name).state, pool.view(other).state) == (State.READY, State.IDLE)
                 (engine,) = [process for process in launcher.others() if "llama_cpp" in " ".join(process.cmdline())]
                 assert engine.pid == pool.view(name).replicas[0].pid
-            if turn:
-                processes = psutil.Process(launcher.process.pid), psutil.Process()
-                sizes.append(sum(process.memory_info().rss for process in processes))
         need = pool.view(B).need
         assert need is not None and need.measured
         assert pool.view(A).restarts == pool.view(B).restarts == 0
-    assert sizes[-1] < sizes[0] * 1.05
 
 
 async def test_a_model_that_can_never_fit_fails_with_the_numbers(

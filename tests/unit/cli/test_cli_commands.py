@@ -34,12 +34,15 @@ def test_help_shows_an_example_of_the_command_itself(path: tuple[str, ...]) -> N
 
 def test_the_tree_has_the_documented_commands() -> None:
     assert {" ".join(path) for path in PATHS} == {
-        "", "serve", "chat", "doctor", "version", "models", "models list", "models pull", "models show", "models rm",
+        "", "serve", "pool", "chat", "doctor", "version", "models", "models list", "models pull", "models show",
+        "models rm", "models presets",
         "keys", "keys create", "keys list", "keys show", "keys update", "keys rotate", "keys revoke",
         "config", "config check", "config show", "config plan", "config history", "config rollback", "config status",
         "apply",
         "redeem", "login", "logout", "whoami", "password", "mfa", "mfa enrol", "mfa disable", "mfa recovery-codes",
-        "orgs", "orgs list", "orgs create", "orgs invite-owner", "orgs show", "orgs update",
+        "orgs", "orgs list", "orgs create", "orgs invite-owner", "orgs show", "orgs update", "orgs shares",
+        "pools", "pools list", "pools show", "pools load", "pools unload", "pools pin", "pools unpin", "pools scale",
+        "pools drain", "pools resume",
         "projects", "projects list", "projects create", "projects delete",
         "users", "users list", "users create", "users invite", "users suspend", "users reinstate", "users reset",
         "users delete", "members", "members list", "members set", "members remove",
@@ -67,8 +70,8 @@ def test_help_documents_every_exit_code(run: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("version", "--json"), ("models", "list", "--json"), ("config", "show", "--json"), ("config", "check", "--json"),
-     ("models", "show", "all-minilm-l6-v2", "--json")],
+    [("version", "--json"), ("models", "list", "--json"), ("models", "presets", "--json"),
+     ("config", "show", "--json"), ("config", "check", "--json"), ("models", "show", "all-minilm-l6-v2", "--json")],
     ids=" ".join,
 )  # fmt: skip
 def test_json_is_one_document(run: Callable[..., Any], words: tuple[str, ...]) -> None:

@@ -73,7 +73,7 @@ def test_creations_are_what_may_be_repeated_with_a_key(endpoint: Endpoint) -> No
 def test_only_reading_is_a_get(endpoint: Endpoint) -> None:
     exported = endpoint.method.name == "ExportAuditLog"  # recorded, but changes nothing
     asked = endpoint.method.name == "PlanConfiguration"  # what is asked about is as large as what is applied
-    assert (endpoint.verb == "GET") == (not endpoint.access.writes and not asked or exported)
+    assert (endpoint.verb == "GET") == ((not endpoint.access.writes and not asked) or exported)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.name)

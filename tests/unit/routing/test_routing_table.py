@@ -62,6 +62,19 @@ async def test_the_ways_of_a_split_keep_its_conditions() -> None:
     assert served == {"old/d"}
 
 
+async def test_what_holds_for_a_split_holds_for_it_as_a_fallback() -> None:
+    routing = make_routing(
+        model("a", provider("d"), fallbacks=("m",)),
+        model("old", provider("d", region="us"), provider("e", region="eu"), max_cost="2"),
+        model("m", split=[Split(model="old", weight=1)], residency="eu", max_cost="1"),
+        cost_bound=lambda deployment, call: 10**9,
+    )
+    routing.engines["a/d"].fail(ErrorKind.UPSTREAM_UNAVAILABLE)
+    assert await routing.served_by(make_call("a")) == "old/e"
+    route = routing.router.route("a").fallbacks[0].ways["old"]
+    assert (route.regions, route.max_cost) == ({"eu"}, 10**9)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

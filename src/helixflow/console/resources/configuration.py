@@ -62,8 +62,8 @@ class Configuration(ConfigurationSummary):
 
     models: ShownModels = Field(
         validation_alias="document",
-        description="As `models` in the configuration file, without defaults. Values of headers that may be secrets are "
-        "`…hidden…`.",
+        description="As `models` in the configuration file, without defaults. Values of headers that may be secrets "
+        "are `…hidden…`.",
         examples=_MODELS,
     )
 

@@ -154,7 +154,8 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LeaseSlots(self, request_iterator, context):
-        """A gateway's share of slots. Its broken stream returns what it holds, see slots.proto.
+        """A gateway's share of slots. What it holds when its stream breaks comes back once its generations have ended.
+        NOT_FOUND for an unknown deployment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,9 @@ class PoolServiceStub:
     Never ends by itself.
     """
     LeaseSlots: _grpc.StreamStreamMultiCallable[_pool_pb2.LeaseSlotsRequest, _pool_pb2.LeaseSlotsResponse]
-    """A gateway's share of slots. Its broken stream returns what it holds, see slots.proto."""
+    """A gateway's share of slots. What it holds when its stream breaks comes back once its generations have ended.
+    NOT_FOUND for an unknown deployment.
+    """
     Generate: _grpc.UnaryStreamMultiCallable[_pool_pb2.GenerateRequest, _pool_pb2.GenerateResponse]
     """One generation for a peer that speaks gRPC: the body of an OpenAI request in, the bytes of its answer out, as the
     HTTP API would send them. Cancelling the call ends the generation.
@@ -92,7 +94,9 @@ class PoolServiceAsyncStub(PoolServiceStub):
     Never ends by itself.
     """
     LeaseSlots: _aio.StreamStreamMultiCallable[_pool_pb2.LeaseSlotsRequest, _pool_pb2.LeaseSlotsResponse]  # type: ignore[assignment]
-    """A gateway's share of slots. Its broken stream returns what it holds, see slots.proto."""
+    """A gateway's share of slots. What it holds when its stream breaks comes back once its generations have ended.
+    NOT_FOUND for an unknown deployment.
+    """
     Generate: _aio.UnaryStreamMultiCallable[_pool_pb2.GenerateRequest, _pool_pb2.GenerateResponse]  # type: ignore[assignment]
     """One generation for a peer that speaks gRPC: the body of an OpenAI request in, the bytes of its answer out, as the
     HTTP API would send them. Cancelling the call ends the generation.
@@ -175,7 +179,9 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_pool_pb2.LeaseSlotsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pool_pb2.LeaseSlotsResponse], _abc.AsyncIterator[_pool_pb2.LeaseSlotsResponse]]:
-        """A gateway's share of slots. Its broken stream returns what it holds, see slots.proto."""
+        """A gateway's share of slots. What it holds when its stream breaks comes back once its generations have ended.
+        NOT_FOUND for an unknown deployment.
+        """
 
     @_abc_1.abstractmethod
     def Generate(

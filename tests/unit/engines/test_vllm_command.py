@@ -1,0 +1,82 @@
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from helixflow.core.errors import ExitCode, UserError
+from helixflow.engines.launching import EngineCommand, LaunchSpec
+from helixflow.engines.vllm.command import build, require_vllm
+from helixflow.settings.deployments import VllmDeployment
+from tests.harness.fake_vllm import write_python
+
+
+def make(*, gpus: tuple[str, ...] = (), **settings: object) -> EngineCommand:
+    deployment = VllmDeployment.model_validate({"engine": "vllm", "model": "org/model", **settings})
+    return build(deployment, LaunchSpec(deployment, "pub", None, 1234, "s3cret", gpus))
+
+
+def test_the_key_is_never_an_argument() -> None:
+    command = make()
+    assert "s3cret" not in " ".join(command.argv)
+    assert command.env["VLLM_API_KEY"] == "s3cret"
+
+
+def test_settings_become_arguments() -> None:
+    argv = make(
+        context=4096,
+        parallel=16,
+        tensor_parallel=2,
+        gpu_memory_fraction=0.5,
+        dtype="float16",
+        python="/env/bin/python",
+        extra_arguments=["--enforce-eager"],
+    ).argv
+    given = dict(pairwise(argv))
+    expected = {
+        "/env/bin/python": "-m",
+        "serve": "org/model",
+        "--host": "127.0.0.1",
+        "--port": "1234",
+        "--served-model-name": "pub",
+        "--max-model-len": "4096",
+        "--max-num-seqs": "16",
+        "--tensor-parallel-size": "2",
+        "--gpu-memory-utilization": "0.5",
+        "--dtype": "float16",
+    }
+    assert expected.items() <= given.items()
+    assert argv[-1] == "--enforce-eager"
+
+
+def test_it_gets_the_gpus_that_were_assigned() -> None:
+    assert make(gpus=("GPU-a", "GPU-b")).env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    assert "CUDA_VISIBLE_DEVICES" not in make().env
+
+
+def test_nothing_is_fetched_for_a_folder_and_nothing_is_reported(tmp_path: Path) -> None:
+    assert make(model=str(tmp_path)).env["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in make().env
+    assert make().env["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_adapters_are_served_under_the_public_name() -> None:
+    argv = make(lora={"legal": "/l", "medical": "/m"}).argv
+    at = argv.index("--lora-modules")
+    assert argv[at - 1 : at + 3] == ("--enable-lora", "--lora-modules", "pub:legal=/l", "pub:medical=/m")
+
+
+def test_an_embedding_model_pools() -> None:
+    assert ("--runner", "pooling") in pairwise(make(task="embeddings").argv)
+
+
+def test_a_python_without_vllm_is_told_before_anything_starts(tmp_path: Path) -> None:
+    def deployment(python: Path) -> VllmDeployment:
+        return VllmDeployment(engine="vllm", model="m", python=python)
+
+    with pytest.raises(UserError, match="pip install vllm") as refused:
+        require_vllm("m/vllm-0", deployment(Path(sys.executable)))
+    assert refused.value.exit_code == ExitCode.CONFIG
+    with pytest.raises(UserError, match="cannot be run"):
+        require_vllm("m/vllm-0", deployment(tmp_path / "nothing"))
+    require_vllm("m/vllm-0", deployment(write_python(tmp_path)))
