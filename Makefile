@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help run test test-fast check chaos bench bench-quick fmt generate clean
+.PHONY: help run test test-fast check chaos bench bench-quick test-vllm fmt generate clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: $(VENV)/dev.stamp ## Set everything up, run the checks and all tests
 
 test-fast: $(VENV)/dev.stamp ## Unit tests only
 	@$(BIN)/python -m pytest tests/unit
+
+test-vllm: $(VENV)/dev.stamp ## A real vLLM on the CPU, set up on the first run (2 GB, 20 minutes); VLLM_PYTHON=… takes yours
+	@VLLM_PYTHON=$${VLLM_PYTHON:-$$($(BIN)/python -m tools.vllm_environment)} $(BIN)/python -m pytest tests/vllm -s
 
 check: $(VENV)/dev.stamp ## Format, lint, types, layers, generated files
 	@$(BIN)/ruff format --check .

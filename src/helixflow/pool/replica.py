@@ -94,7 +94,7 @@ class ReplicaLives:
         """
         planned = self._planned
         port, key = _free_port(), secrets.token_urlsafe(32)
-        name = f"{planned.name}#{seat}-{secrets.token_hex(3)}"
+        name = f"{planned.name}#{seat}-{secrets.token_hex(6)}"
         command = self._kind.command(
             LaunchSpec(planned.settings, planned.public_name, files.path, port, key, tuple(gpus))
         )

@@ -1,16 +1,18 @@
 """An engine that starts processes of its own (a stand-in for vLLM), in the hands of a real launcher and a real pool."""
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from helixflow.core.errors import UserError
-from helixflow.pool.device_cleanup import DeviceCleaner, MarkedEngines, our_processes
+from helixflow.pool.device_cleanup import MARK, DeviceCleaner, MarkedEngines, our_processes
 from helixflow.pool.devices import DeviceProcess
 from helixflow.pool.launcher_client import LauncherClient
 from helixflow.pool.lifecycle import State
@@ -118,31 +120,31 @@ async def test_a_change_to_an_environment_without_it_is_refused(launcher: Runnin
 
 
 @pytest.fixture
-def sleepers(launcher: Running) -> Iterator[list[psutil.Process]]:
-    found: list[psutil.Process] = []
-    yield found
-    for process in found:
-        if process.is_running():
-            process.kill()
-            process.wait(5)
+def sleepers() -> Iterator[Callable[[str], psutil.Process]]:
+    """Starts processes with this mark of a replica."""
+    with contextlib.ExitStack() as stack:
+
+        def start(mark: str) -> psutil.Process:
+            process = stack.enter_context(subprocess.Popen(SLEEP, env={**os.environ, MARK: mark}))
+            stack.callback(process.kill)
+            return psutil.Process(process.pid)
+
+        yield start
 
 
 SLEEP = ("/bin/sleep", "3600")
 
 
 async def test_what_is_left_on_a_gpu_without_its_replica_is_killed(
-    launcher: Running, sleepers: list[psutil.Process]
+    launcher: Running, sleepers: Callable[[str], psutil.Process]
 ) -> None:
     """Ours, of a replica that is gone; not: ours that runs, another installation's, and somebody else's."""
     engines = await LauncherClient.connect(launcher.socket_path)
     marked = MarkedEngines(engines, "us")
     alive = await marked.start("m/vllm-0#0", SLEEP, env={}, stdin="", meta={})
-    for mark in ("us:m/vllm-0#gone", "them:m/vllm-0#gone", ""):
-        environment = {**os.environ, "HELIXFLOW_REPLICA": mark}
-        process = await asyncio.create_subprocess_exec(*SLEEP, env=environment)
-        sleepers.append(psutil.Process(process.pid))
-    left, others, strangers = sleepers
-    on_gpu = [*(one.pid for one in sleepers), alive.pid, 2**22 - 1]
+    found = [sleepers(mark) for mark in ("us:m/vllm-0#gone", "them:m/vllm-0#gone", "")]
+    left, others, strangers = found
+    on_gpu = [*(one.pid for one in found), alive.pid, 2**22 - 1]
     until(lambda: len(our_processes(on_gpu, "us")) == 2)
     cleaner = DeviceCleaner(lambda: [DeviceProcess(pid, "GPU-1", 1) for pid in on_gpu], marked, "us")
     await cleaner.look()
