@@ -41,7 +41,8 @@ test-fast: $(VENV)/dev.stamp ## Unit tests only
 	@$(BIN)/python -m pytest tests/unit
 
 test-vllm: $(VENV)/dev.stamp ## A real vLLM on the CPU, set up on the first run (2 GB, 20 minutes); VLLM_PYTHON=… takes yours
-	@VLLM_PYTHON=$${VLLM_PYTHON:-$$($(BIN)/python -m tools.vllm_environment)} $(BIN)/python -m pytest tests/vllm -s
+	@VLLM_PYTHON="$${VLLM_PYTHON:-$$($(BIN)/python -m tools.vllm_environment)}"; test -n "$$VLLM_PYTHON" && \
+		VLLM_PYTHON="$$VLLM_PYTHON" $(BIN)/python -m pytest tests/vllm -s
 
 check: $(VENV)/dev.stamp ## Format, lint, types, layers, generated files
 	@$(BIN)/ruff format --check .

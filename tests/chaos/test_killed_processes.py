@@ -38,9 +38,10 @@ async def finish(wire: Wire, answer: Answer) -> None:
 
 
 async def test_an_engine_killed_mid_stream(node: Node) -> None:
+    """Plain text goes on elsewhere, see test_resume_chaos; with log-probabilities it cannot, and says so."""
     restarts = await node.metric("helixflow_engine_restarts_total", deployment=DEPLOYMENT)
     killed = node.find(ENGINE)
-    wire, answer = await begin(node)
+    wire, answer = await begin(node, logprobs=True)
     killed.kill()
     await finish(wire, answer)
     assert answer.complete, "the stream ends as HTTP wants it"

@@ -19,6 +19,7 @@ from helixflow.transport.sse import EventSplitter, data_of
 _ABSENT = Raw()
 DONE = b"data: [DONE]\n\n"
 _USAGE_NULL = b',"usage":null'
+CONTENT_FILTER = "content_filter"
 _FINISH = b'"finish_reason":"'
 _NO_CHOICES = b'"choices":[]'
 # Events before the first content say little: a role, a name.
@@ -56,8 +57,9 @@ class StreamEditor:
     """Turns pieces of a provider's SSE body into the client's.
 
     Events before the first content are held until it comes (`started`), so that a failed attempt can still be
-    repeated elsewhere. `done` once the terminal event has passed; what follows it is dropped. `failure` is what went
-    wrong after the bytes that `feed` has returned. `progress` is filled in on the way.
+    repeated elsewhere; `filtered` when it is only the word of a filter that ended a choice. `done` once the terminal
+    event has passed; what follows it is dropped. `failure` is what went wrong after the bytes that `feed` has returned.
+    `progress` is filled in on the way.
     """
 
     def __init__(self, rename: Rename, *, include_usage: bool, progress: Progress) -> None:
@@ -70,6 +72,7 @@ class StreamEditor:
         self._replacements: list[tuple[bytes, bytes]] | None = None
         self._template: ContentTemplate | None = None
         self.started = False
+        self.filtered = False
         self.done = False
         self.failure: HelixError | None = None
 
@@ -216,6 +219,7 @@ class StreamEditor:
         if self.started or view.has_content:
             if not self.started:
                 self._progress.first_content_at = time.perf_counter()
+                self.filtered = not view.has_output and self._progress.finish_reason == CONTENT_FILTER
             return self._release(edited)
         self._hold(edited)
         return b""

@@ -33,6 +33,7 @@ _FILTERED: Final = re.compile(
     r"|\bflagged\b|safety system",
     re.IGNORECASE,
 )
+_REFUSED_CONTENT: Final = "The model's provider refused the request's content."
 _FILTERED_CODES: Final = frozenset(
     {
         *("content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed"),
@@ -116,7 +117,7 @@ def refusal(error: ProviderError, status: int, retry_after_s: float | None = Non
             ErrorKind.UPSTREAM_UNAVAILABLE, "The gateway's account at the model's provider has no credit left."
         )
     if status in (400, 403, 409, 413, 415, 422) and (code in _FILTERED_CODES or _FILTERED.search(message)):
-        return _callers(ErrorKind.CONTENT_FILTERED, error, "The model's provider refused the request's content.")
+        return _callers(ErrorKind.CONTENT_FILTERED, error, _REFUSED_CONTENT)
     if status in (401, 403):
         return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's server refused the gateway's credentials.")
     if status in (400, 409, 413, 415, 422):
@@ -166,6 +167,11 @@ def retry_after(headers: Mapping[bytes, bytes], *, now: datetime | None = None) 
 def _until(date: str, now: datetime) -> float:
     moment = email.utils.parsedate_to_datetime(date)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+
+
+def content_filtered() -> HelixError:
+    """For an answer that is nothing but the word of a filter."""
+    return HelixError(ErrorKind.CONTENT_FILTERED, _REFUSED_CONTENT)
 
 
 def _callers(kind: ErrorKind, error: ProviderError, default: str) -> HelixError:

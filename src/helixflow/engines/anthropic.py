@@ -57,7 +57,11 @@ class AnthropicEngine:
         provider = self._provider
         try:
             response = await provider.post(self._head, body, call)
-            await provider.require_events(response)
+            try:
+                await provider.require_events(response)
+            except BaseException:
+                response.close()
+                raise
             return await open_chat(provider, response, MessagesReader(), call)
         except HelixError as exc:
             provider.report(exc)

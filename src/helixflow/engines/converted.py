@@ -15,6 +15,7 @@ from helixflow.dialects.neutral import (
     Event,
     Failed,
     ReasoningDelta,
+    StopReason,
     TextDelta,
     Tokens,
     ToolArguments,
@@ -23,6 +24,7 @@ from helixflow.dialects.neutral import (
 from helixflow.dialects.openai_answers import ChatWriter, CompletionWriter
 from helixflow.dialects.openai_events import UsageBody
 from helixflow.dialects.openai_neutral import ChatChunks, ChatMessage, CompletionChunks, CompletionText
+from helixflow.dialects.provider_errors import content_filtered
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.counting import estimate_prompt
 from helixflow.engines.provider import MAX_ANSWER_BYTES, Provider, settle
@@ -103,9 +105,15 @@ class _Answer:
         self.received = 0
 
     async def begin(self) -> list[Event]:
-        """The events with the first content among them; those before it have no chunks."""
+        """The events with the first content among them; those before it have no chunks.
+
+        Raises `HelixError` CONTENT_FILTERED where nothing comes but that: another model may answer.
+        """
         while events := await self.read():
-            if any(isinstance(event, _CONTENT) for event in events):
+            first = next((event for event in events if isinstance(event, _CONTENT)), None)
+            if first is not None:
+                if isinstance(first, End) and first.reason is StopReason.CONTENT_FILTER:
+                    raise content_filtered()
                 self._call.progress.first_content_at = time.perf_counter()
                 return events
         raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word.")

@@ -10,7 +10,10 @@ from msgspec import Raw
 
 from helixflow.core.call import Call, Operation, Stream
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
+from helixflow.dialects.openai_chat import ChatParams
+from helixflow.dialects.openai_completions import CompletionParams
+from helixflow.dialects.openai_identity import CONTENT_FILTER, Rename, StreamEditor, edit_answer
+from helixflow.dialects.provider_errors import content_filtered
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.counting import TokenCounter, answer_text
 from helixflow.engines.provider import MAX_ANSWER_BYTES, Provider, settle
@@ -69,6 +72,8 @@ class OpenAIEngine:
             body, Rename(msgspec.json.encode(call.public_model), call.operation, call.call_id), progress
         )
         usage = progress.usage
+        if progress.finish_reason == CONTENT_FILTER and _is_of_one(call) and not answer_text(body):
+            raise content_filtered()
         if not usage.reported or (not usage.completion_tokens and call.operation is not Operation.EMBEDDINGS):
             await self._count(call, body)
         return WholeAnswer(edited)
@@ -85,6 +90,8 @@ class OpenAIEngine:
                     ErrorKind.UPSTREAM_INVALID, "The model's server ended the stream before its first word."
                 )
             first += editor.feed(data)
+        if editor.filtered and _is_of_one(call):
+            raise content_filtered()
         return _EditedStream(self._provider, response, editor, first, call, self._counter)
 
     async def _count(self, call: Call, body: bytes) -> None:
@@ -152,6 +159,16 @@ class _EditedStream:
 
     def close(self) -> None:
         self._response.close()
+
+
+def _is_of_one(call: Call) -> bool:
+    """Of several choices others may have an answer although a filter took one."""
+    match call.params:
+        case ChatParams() as chat:
+            return chat.choices == 1
+        case CompletionParams() as completion:
+            return completion.choices * len(completion.prompts) == 1
+    return False
 
 
 def _stream_options(options: Raw | None) -> Raw:

@@ -111,8 +111,9 @@ class FleetPools:
 
     async def _forget(self, kept: set[str]) -> None:
         """Closes the channels of pools that have gone."""
-        for target in self._channels.keys() - kept:
-            await self._channels.pop(target).close()
+        gone = [self._channels.pop(target) for target in self._channels.keys() - kept]
+        for channel in gone:
+            await channel.close()
 
 
 def _device(device: pool_pb2.Device) -> pb.PoolDevice:

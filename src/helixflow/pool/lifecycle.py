@@ -13,6 +13,10 @@ from helixflow.process.backoff import Backoff
 GIVE_UP_AFTER: Final = 5
 _ERROR_MARK: Final = re.compile(r"^\S* E (?:[a-z]{2,4}\s+)?")
 _MAX_CAUSE_CHARS: Final = 300
+# Python's, as vLLM writes them: `ValueError: …`, alone or behind the head of a log line.
+_RAISED: Final = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception): .+)")
+# Of pydantic's the next line says what is wrong.
+_VALIDATION: Final = re.compile(r"\d+ validation errors? for \w+$")
 _KILLED: Final = -9
 
 
@@ -149,15 +153,28 @@ def combine(
 def cause_of_exit(status: int, tail: Sequence[str], *, was_ready: bool) -> str:
     """One line on why an engine ended: `status` negative for a signal, `tail` its last lines of output.
 
-    Before it served, llama.cpp's first error is the cause and the rest follows from it; later its last.
+    Before it served, llama.cpp's first error is the cause and the rest follows from it; later its last. So it is with
+    exceptions of engines in Python.
     """
     errors = [line for line in tail if _ERROR_MARK.match(line)]
     if errors:
         line = _ERROR_MARK.sub("", errors[-1 if was_ready else 0])
     elif status == _KILLED:
         line = "killed (SIGKILL): out of memory, or somebody ended it"
+    elif raised := _raised(tail):
+        line = raised[-1 if was_ready else 0]
     elif tail and not was_ready:
         line = tail[-1]
     else:
         line = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return " ".join(line.split())[:_MAX_CAUSE_CHARS]
+
+
+def _raised(tail: Sequence[str]) -> list[str]:
+    """The exceptions in an output, in order."""
+    found = []
+    for position, line in enumerate(tail):
+        if match := _RAISED.search(line):
+            says_next = _VALIDATION.search(match[1]) is not None and position + 1 < len(tail)
+            found.append(tail[position + 1] if says_next else match[1])
+    return found

@@ -102,9 +102,13 @@ class ModelService(pool_pb2_grpc.PoolServiceServicer):
         self, request: pool_pb2.WatchReplicasRequest, context: Context
     ) -> AsyncIterator[pool_pb2.WatchReplicasResponse]:
         changes = self._supervisor.changes
+        told: pool_pb2.WatchReplicasResponse | None = None
         while True:
             seen = changes.revision
-            yield self._watched()
+            latest = self._watched()
+            if latest != told:
+                told = latest
+                yield latest
             if changes.is_closed:
                 return
             try:

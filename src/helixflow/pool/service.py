@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -36,6 +36,7 @@ from helixflow.settings.tree import Settings
 from helixflow.transport.client import HttpClient
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_ASKING_EXPIRY_S: Final = 0.5
 SERVICE_NAME = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
 
 
@@ -104,7 +105,9 @@ class PoolServices:
         self._slots.plan(planned)
 
     async def run(self) -> None:
-        """Supervises until cancelled. Raises `HelixError` (UNAVAILABLE) when the launcher is lost at the start."""
+        """Supervises until cancelled. Raises a group with a `HelixError` (UNAVAILABLE) when the launcher is lost at the
+        start.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.supervisor.run(), name="supervisor")
             tasks.create_task(self._slots.run(), name="slots")
@@ -141,7 +144,8 @@ def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None
 
     # What is there at the start was checked by whoever started us.
     planned = plan_deployments(settings, catalogue)
-    client = HttpClient(max_connections=8)
+    # Engines are asked every few seconds: a connection that waits for that costs more than it saves.
+    client = HttpClient(max_connections=8, idle_expiry_s=_ASKING_EXPIRY_S)
     store = ModelStore(settings.models_dir)
     clock = SystemClock()
     pool = settings.pool

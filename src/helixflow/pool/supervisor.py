@@ -195,6 +195,8 @@ class Supervisor:
                     group.create_task(self._keep(one), name=f"deployment:{one.key}")
                 for retired in self._retiring:
                     group.create_task(self._keep(retired), name=f"deployment:{retired.key}")
+                    if retired.is_superseded:
+                        group.create_task(self._hand_over(retired), name=f"handover:{retired.key}")
         finally:
             self.pulls.close()
 
@@ -236,20 +238,23 @@ class Supervisor:
 
     def _replace(self, old: LocalDeployment, planned: PlannedDeployment) -> LocalDeployment:
         new = self._add(planned)
-        if not old.is_loaded:
+        if old.is_loaded:
+            old.is_superseded = True
+            self._retiring.append(old)
+            if self._group is not None:
+                self._group.create_task(self._hand_over(old), name=f"handover:{old.key}")
+        else:
             self._retire(old)
-            return new
-        old.is_superseded = True
-        self._retiring.append(old)
-        if new.replicas:
+        # The one before may have failed, and the one before that still serve.
+        if new.replicas and any(one.is_superseded and one.deployment == new.deployment for one in self._retiring):
             new.load(may_evict=True)
-        if self._group is not None:
-            self._group.create_task(self._hand_over(old, new), name=f"handover:{old.key}")
         return new
 
-    async def _hand_over(self, old: LocalDeployment, new: LocalDeployment) -> None:
-        """Ends the old one once the new one serves, or is itself no longer wanted."""
-        while not new.is_serving and new.replicas and new is self._current.get(new.deployment) and old.is_loaded:
+    async def _hand_over(self, old: LocalDeployment) -> None:
+        """Ends the old one once what has taken its place serves, or is itself no longer wanted."""
+        while (new := self._current.get(old.deployment)) is not None and not new.is_serving:
+            if not new.replicas or not old.is_loaded:
+                break
             await self.changes.wait_beyond(self.changes.revision)
         old.dismiss(self._policy.end_grace_s)
 

@@ -5,7 +5,8 @@ from collections import deque
 from typing import Final
 
 MAX_LINE_BYTES: Final = 4096
-TAIL_LINES: Final = 40
+# vLLM tells a cause from 120 lines of tracebacks before its end.
+TAIL_LINES: Final = 160
 _MARK: Final = re.compile(r"\S* ([EW]) ")
 _LEVELS: Final = {"E": "error", "W": "warning"}
 

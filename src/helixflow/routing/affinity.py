@@ -16,13 +16,14 @@ _FIELDS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt"}
 
 
 class _Place:
-    """A seat, until it is forgotten."""
+    """A seat, until it is forgotten. `prompts` counts those that were new to it, older ones less."""
 
-    __slots__ = ("known", "seat_id")
+    __slots__ = ("known", "prompts", "seat_id")
 
     def __init__(self, seat_id: str) -> None:
         self.seat_id = seat_id
         self.known = True
+        self.prompts = 0.0
 
 
 class _Generation:
@@ -93,8 +94,13 @@ class PrefixTable:
                 found, matched = place.seat_id, number
         return found, matched
 
-    def remember(self, hashes: Sequence[int], seat_id: str) -> None:
-        """All these beginnings are now at that seat."""
+    def burden(self, seat_id: str) -> float:
+        """How many prompts have come to that seat that were new to it: its cache has room for some only."""
+        place = self._young.places.get(seat_id) or self._old.places.get(seat_id)
+        return 0.0 if place is None else place.prompts
+
+    def remember(self, hashes: Sequence[int], seat_id: str, *, new: bool = True) -> None:
+        """All these beginnings are now at that seat; `new` if most of the prompt was not there before."""
         young = self._young
         if len(young.entries) + len(hashes) > self._most_young:
             self._old, self._young = young, _Generation()
@@ -102,6 +108,9 @@ class PrefixTable:
         place = young.places.get(seat_id)
         if place is None:
             place = young.places[seat_id] = self._old.places.get(seat_id) or _Place(seat_id)
+            place.prompts /= 2
+        if new:
+            place.prompts += 1
         young.entries.update(dict.fromkeys(hashes[: self._most_young], place))
 
     def forget(self, seat_id: str) -> None:

@@ -19,6 +19,11 @@ _MOST_LATENCY_RATIO: Final = 4.0
 _SHARE_SLACK: Final = 2.0
 
 
+# Part of its capacity that a seat may have more to do than another and still get a prompt that it knows: reading that
+# anew elsewhere takes longer than the wait, and makes the other seat drop one that it knows.
+_SLACK: Final = 0.5
+
+
 class Seat(Protocol):
     """Something that calls can be given to.
 
@@ -46,9 +51,9 @@ class Balancer:
     two choices.
 
     Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the one that
-    would be taken otherwise (of two: the less loaded one), and one call more where there is much to gain. Not that of
-    the least loaded one of all: among many some seat is always idle, and nobody would return to anywhere. `monotonic`
-    is the clock of `Seat.latency_s`, `random_unit` gives floats from 0 to below 1.
+    would be taken otherwise (of two: the less loaded one), and half of its capacity more where most of the prompt is
+    known. Not that of the least loaded one of all: among many some seat is always idle, and nobody would return to
+    anywhere. `monotonic` is the clock of `Seat.latency_s`, `random_unit` gives floats from 0 to below 1.
     """
 
     def __init__(
@@ -101,22 +106,26 @@ class Balancer:
         if preferred is None and session:
             # All gateways begin with the same one. Apart for each organisation, as everything here.
             preferred = pick_sticky(f"{scope}\0{call.principal.organisation_id}\0{session}", seats, shares)
-        chosen = self._spread(seats, shares)
+        chosen = self._spread(seats, shares, prefixes.burden)
+        new = True
         if preferred is not None:
-            # Where much is to gain, one call more is worth it.
-            slack = 1 if session or matched * 2 >= len(chain) else 0
+            much = session != "" or matched * 2 >= len(chain)
             load = (chosen.in_flight + 1) / chosen.capacity
+            slack = preferred.capacity * _SLACK if much else 0
             if preferred.in_flight + 1 <= load * self._load_guard * preferred.capacity + slack:
                 chosen = preferred
-        prefixes.remember(chain, chosen.seat_id)
+                new = not much
+        prefixes.remember(chain, chosen.seat_id, new=new)
         return chosen
 
     def forget(self, seat_id: str) -> None:
         """It has ended, and its caches with it."""
         self._prefixes.forget(seat_id)
 
-    def _spread(self, seats: Sequence[AnySeat], shares: Sequence[float] | None) -> AnySeat:
-        """Two are drawn by weight, and the one with less to do is taken."""
+    def _spread(
+        self, seats: Sequence[AnySeat], shares: Sequence[float] | None, burden: Callable[[str], float] | None = None
+    ) -> AnySeat:
+        """Two are drawn by weight, and the one with less to do is taken; of equals that with less of a `burden`."""
         count = len(seats)
         if count == 1:
             return seats[0]
@@ -124,7 +133,10 @@ class Balancer:
             first = int(self._random_unit() * count)
             second = int(self._random_unit() * (count - 1))
             one, other = seats[first], seats[second if second < first else second + 1]
-            return one if self._load_ratio(one, other) <= 1 else other
+            ratio = self._load_ratio(one, other)
+            if ratio == 1 and burden is not None:
+                ratio += burden(one.seat_id) - burden(other.seat_id)
+            return one if ratio <= 1 else other
         whole = shares[-1]
         first = bisect(shares, self._random_unit() * whole, hi=count - 1)
         second = bisect(shares, self._random_unit() * whole, hi=count - 1)

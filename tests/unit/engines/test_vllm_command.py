@@ -79,4 +79,7 @@ def test_a_python_without_vllm_is_told_before_anything_starts(tmp_path: Path) ->
     assert refused.value.exit_code == ExitCode.CONFIG
     with pytest.raises(UserError, match="cannot be run"):
         require_vllm("m/vllm-0", deployment(tmp_path / "nothing"))
-    require_vllm("m/vllm-0", deployment(write_python(tmp_path)))
+    with_vllm = deployment(write_python(tmp_path))
+    require_vllm("m/vllm-0", with_vllm)
+    with pytest.raises(UserError, match="not there yet"):
+        require_vllm("m/vllm-0", with_vllm.model_copy(update={"sleep_when_idle": True}))

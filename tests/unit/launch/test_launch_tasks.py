@@ -65,6 +65,15 @@ async def test_our_own_errors_come_as_they_are(error: Exception) -> None:
     assert caught.value is error
 
 
+async def test_our_own_errors_come_out_of_the_groups_of_tasks_within_tasks() -> None:
+    error = HelixError(ErrorKind.UNAVAILABLE, "The launcher is gone.")
+    inner = ExceptionGroup("pool", [OSError(28, "No space left on device"), error])
+    failing = asyncio.create_task(_raise(ExceptionGroup("node", [inner])))
+    with pytest.raises(HelixError) as caught:
+        await until_stopped(asyncio.Event(), [failing])
+    assert caught.value is error
+
+
 async def test_a_stop_that_comes_with_a_failure_is_a_stop() -> None:
     stopping = asyncio.Event()
     stopping.set()

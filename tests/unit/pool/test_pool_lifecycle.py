@@ -99,6 +99,32 @@ def test_later_the_last_error_counts() -> None:
     assert cause_of_exit(1, BROKEN[:2], was_ready=True) == "common_init_: failed to load model 'cut.gguf'"
 
 
+# vLLM 0.32, shortened: of a file that was cut short, and of a context that the model does not have.
+VLLM_CUT = (
+    "(Worker pid=20859) ERROR 11-23 08:34:04 [multiproc_executor.py:953] Traceback (most recent call last):",
+    "(Worker pid=20859) ERROR 11-23 08:34:04 [executor.py:9] safetensors.SafetensorError: incomplete metadata",
+    "    raise RuntimeError(",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+)
+VLLM_CONTEXT = (
+    "(APIServer pid=19688) WARNING 11-23 08:32:02 [system_utils.py:255] This can cause errors like `OSError: 24`",
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+    "  Value error, User-specified max_model_len (999999) is greater than the derived max_model_len",
+    "    For further information visit https://errors.pydantic.dev",
+)
+
+
+@pytest.mark.parametrize(
+    ("tail", "cause"),
+    [
+        (VLLM_CUT, "safetensors.SafetensorError: incomplete metadata"),
+        (VLLM_CONTEXT, "Value error, User-specified max_model_len (999999) is greater than the derived max_model_len"),
+    ],
+)
+def test_the_first_exception_of_an_engine_in_python(tail: tuple[str, ...], cause: str) -> None:
+    assert cause_of_exit(1, tail, was_ready=False) == cause
+
+
 @pytest.mark.parametrize(
     ("status", "tail", "was_ready", "words"),
     [

@@ -509,8 +509,15 @@ async def test_new_settings_that_do_not_work_leave_the_old_engine_serving() -> N
         assert view.replicas == old
         assert is_ready(view)
         pool.engines.doomed = False
-        pool.supervisor.apply([plan(parallel=2)])
-        await pool.until(lambda view: is_ready(view) and not view.detail and len(view.replicas) == 1)
+        serving = asyncio.Event()
+        pool.probe.answer = lambda: serving.is_set() or len(pool.engines.running) == 1
+        pool.supervisor.apply([plan(parallel=4, load="first_use")])
+        while len(pool.engines.running) == 1:
+            await asyncio.sleep(0)
+        assert pool.view.replicas == old, "it serves until what mends the mistake does"
+        serving.set()
+        view = await pool.until(lambda view: is_ready(view) and not view.detail and len(view.replicas) == 1)
+        assert view.replicas != old
 
 
 async def test_what_is_no_longer_configured_ends_and_what_is_new_begins() -> None:

@@ -15,6 +15,7 @@ from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
 from helixflow.engines.addressing import origin_of
+from helixflow.engines.provider import settle
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.sse import EventSplitter, data_of
 
@@ -125,7 +126,7 @@ class Generation:
         return generation
 
     async def read(self) -> list[bytes]:
-        """The next events (their JSON), progress left out; an empty list at the end.
+        """The next events (their JSON), progress left out; an empty list at the end, when the connection is free again.
 
         Raises `HelixError` UPSTREAM_UNAVAILABLE when the engine breaks off.
         """
@@ -137,6 +138,7 @@ class Generation:
             events = self._payloads(data)
             if events:
                 return events
+        await settle(self._response)
         return []
 
     @property

@@ -271,6 +271,8 @@ class ResumingGeneration:
         # Without another one, what was lost may come back, or was not lost at all.
         lease = await slots.acquire(self._call, avoid=self._lost if slots.has_alternative() else ())
         self._leased_at = time.monotonic()
+        # Until it goes on: what fails here is not tried again while there is another one.
+        self._lost.add(lease.replica.replica_id)
         try:
             if self._prompt is None:
                 self._prompt = await self._read_prompt(lease.replica)
@@ -279,7 +281,6 @@ class ResumingGeneration:
             lease.release(failed=is_replica_fault(exc))
             raise
         limit = None if self._token_limit is None else self._token_limit - len(tokens.ids)
-        self._lost.add(lease.replica.replica_id)
         payload = self._remainder(self._prompt + tokens.ids, limit)
         self._generation = await Generation.begin(
             self._client, lease, COMPLETIONS, payload, token_limit=limit, call=self._call

@@ -10,9 +10,11 @@ from helixflow.transport.sse import EventSplitter
 
 _MADE: Final = b',"token_ids":['
 _PROMPT: Final = b',"prompt_token_ids":['
-# What comes along and says nothing.
-_EMPTY: Final = (b',"prompt_text":null', b',"prompt_token_ids":null', b',"token_ids":null')
-_NO_TEXT: Final = (b'"content":""', b'"text":""')
+# What comes along and says nothing: fields of these names.
+_ABSENT: Final = b',"prompt_'
+_EMPTY: Final = (b',"prompt_text":null', b',"prompt_token_ids":null')
+_NO_CONTENT: Final = b'"content":""'
+_NO_TEXT: Final = b'"text":""'
 _FINISHED: Final = b'"finish_reason":"'
 _NO_CHOICE: Final = b'"choices":[],'
 _FAILED: Final = b'data: {"error":'
@@ -50,7 +52,7 @@ class TokenEvents:
                 end = event.find(b"]", start)
                 if end > start:
                     self._made.append(event[start:end])
-                    self._held = self._held + 1 if any(mark in event for mark in _NO_TEXT) else 0
+                    self._held = self._held + 1 if _NO_CONTENT in event or _NO_TEXT in event else 0
                     self.made += event.count(b",", start, end) + 1
                 event = event[:at] + event[end + 1 :]
             elif event.startswith(_FAILED):
@@ -62,8 +64,8 @@ class TokenEvents:
                 self.counted = True
             if not self._prompt:
                 event = self._take_prompt(event)
-            for field in _EMPTY:
-                if field in event:
+            if _ABSENT in event:
+                for field in _EMPTY:
                     event = event.replace(field, b"")
             if _FINISHED in event:
                 self.finished = True
