@@ -83,6 +83,9 @@ class ListedSlots:
     async def any_replica(self, deadline: float) -> Replica:
         return self._replicas[0]
 
+    def replicas(self) -> Sequence[Replica]:
+        return self._replicas
+
     def has_alternative(self) -> bool:
         return len({lease.replica.replica_id for lease in self.leases if lease.failed}) < len(self._replicas)
 

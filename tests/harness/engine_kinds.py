@@ -98,6 +98,9 @@ class FixedSlots:
     async def any_replica(self, deadline: float) -> Replica:
         return self._replica
 
+    def replicas(self) -> list[Replica]:
+        return [self._replica]
+
     def has_alternative(self) -> bool:
         return False
 

@@ -15,7 +15,9 @@ PROMPT_ID = 1000
 
 
 class VllmServer(OpenAIServer):
-    """`OpenAIServer` with vLLM's further fields and paths; `models` are the names it serves."""
+    """`OpenAIServer` with vLLM's further fields and paths; `models` are the names it serves, `adapters` the folders of
+    the LoRA adapters that it has, by their names. A folder that ends in `missing` cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class VllmServer(OpenAIServer):
         super().__init__(context=context, port=port)
         self._key = key
         self._models = models
+        self.adapters: dict[str, str] = {}
         self._pace_s = pace_s
 
     def check_key(self, headers: dict[str, str]) -> None:
@@ -43,9 +46,18 @@ class VllmServer(OpenAIServer):
             lines = (f"vllm:num_requests_running{labels} {self.running}.0", f"vllm:num_requests_waiting{labels} 0.0")
             return ("# HELP\n" + "\n".join(lines) + "\n").encode()
         if path == "/models":
-            entries = [{"id": name, "object": "model", "max_model_len": self.context} for name in self._models]
+            entries: list[dict[str, Any]] = [
+                {"id": name, "object": "model", "parent": None, "max_model_len": self.context} for name in self._models
+            ]
+            entries += [{"id": name, "root": path, "parent": "m"} for name, path in self.adapters.items()]
             return json.dumps({"object": "list", "data": entries}).encode()
-        if body["model"] not in self._models:
+        if path == "/load_lora_adapter":
+            return self._load(body["lora_name"], body["lora_path"])
+        if path == "/unload_lora_adapter":
+            if self.adapters.pop(body["lora_name"], None) is None:
+                raise Refusal(404, _error("The lora adapter cannot be found.", 404, "lora_name"))
+            return b"Success"
+        if body["model"] not in (*self._models, *self.adapters):
             raise Refusal(404, _error(f"The model `{body['model']}` does not exist.", 404, "model"))
         ids = body.get("prompt") if path == "/completions" and isinstance(body.get("prompt"), list) else None
         if ids is not None:
@@ -57,6 +69,14 @@ class VllmServer(OpenAIServer):
             asked.position = ids[-1] + 1 if ids and ids[-1] < PROMPT_ID else 0
             asked.ids = bool(body.get("return_token_ids"))
         return asked
+
+    def _load(self, name: str, path: str) -> bytes:
+        if name in self.adapters:
+            raise Refusal(400, _error(f"The lora adapter '{name}' has already been loaded.", 400, "lora_name"))
+        if path.endswith("missing"):
+            raise Refusal(404, _error(f"Loading lora {name} failed: No adapter found for {path}", 404, "lora_path"))
+        self.adapters[name] = path
+        return b"Success"
 
     def too_long(self, needed: int) -> Refusal:
         return Refusal(

@@ -68,7 +68,9 @@ class SigningKeys:
     async def refresh(self) -> None:
         """Looks up which keys `accepted` knows."""
         rows: Sequence[Row[Any]] = await self._database.fetch_all(self._query())
-        self._accepted = {row.kid: public_key(row.public_key) for row in rows}
+        # Parsing costs more than looking; what a name stands for never changes.
+        known = self._accepted
+        self._accepted = {row.kid: known.get(row.kid) or public_key(row.public_key) for row in rows}
 
     def accepted(self, kid: str) -> RSAPublicKey | None:
         """The key of that name, as of the last `refresh`."""

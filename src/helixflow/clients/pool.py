@@ -168,5 +168,6 @@ def _replicas_of(status: pool_pb2.DeploymentStatus, remote: RemotePool | None) -
             tokenizer_path=path,
             model_digest=replica.model_digest,
             server_name=server_name,
+            adapters=tuple(replica.adapters),
             pool=remote.name if remote is not None else "",
         )

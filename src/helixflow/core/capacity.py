@@ -15,7 +15,8 @@ class Replica:
     `context` is the most tokens (prompt + answer) one request may use; `supports_tools` says whether the model's own
     chat template knows tools; `vocabulary` is its number of token ids, 0 when unknown. `model_digest` is equal for
     replicas that make the same tokens of the same prompt; empty when that is not known. `tokenizer_path` is that of the
-    model's tokenizer.json on the gateway's own node, empty without one.
+    model's tokenizer.json on the gateway's own node, empty without one. `adapters` are the further models that it
+    serves, by the names it has for them.
 
     On another node (`server_name` not empty) `host` and `port` are the data port of the pool there: TLS with the
     gateway's identity, where the server name says which replica is meant.
@@ -33,6 +34,7 @@ class Replica:
     model_digest: str = ""
     server_name: str = ""
     pool: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 class ProviderLimits:
@@ -78,6 +80,10 @@ class Slots(Protocol):
 
     async def any_replica(self, deadline: float) -> Replica:
         """A replica that serves, without a lease on it: for what is the same on all of them. Raises as `acquire`."""
+        ...
+
+    def replicas(self) -> Collection[Replica]:
+        """Those that serve, as they are now."""
         ...
 
     def has_alternative(self) -> bool:

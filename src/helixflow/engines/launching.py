@@ -48,6 +48,14 @@ class EngineProperties:
     vocabulary: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What an engine was brought to: the `adapters` that it has, and what it could not be brought to, in one line."""
+
+    adapters: tuple[str, ...] = ()
+    trouble: str = ""
+
+
 class EngineKind(Protocol):
     """One kind, as the pool uses it. Raises `HelixError` when an engine does not answer within `deadline_s`."""
 
@@ -59,6 +67,12 @@ class EngineKind(Protocol):
 
     async def read_properties(self, deployment: Launched, port: int, key: str, deadline_s: float) -> EngineProperties:
         """Of an engine that is healthy."""
+        ...
+
+    async def settle(self, deployment: Launched, public_name: str, port: int, key: str, deadline_s: float) -> Settled:
+        """Brings an engine that is healthy to those settings that may change while it runs. Idempotent; `deadline_s`
+        is for each of its steps. Trouble is told, not raised, where the engine can serve nevertheless.
+        """
         ...
 
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:

@@ -26,6 +26,8 @@ Scope = MutableMapping[str, Any]
 MAX_DISCARDED_BYTES = 32 * 2**20
 # An idle TLS client that leaves our farewell unanswered for so long gets no longer one.
 _LINGER_S: Final = 2.0
+# Pipelined requests that are read ahead.
+_MOST_WAITING: Final = 16
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -188,9 +190,11 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._running is None or self._running.response_complete:
             self._start(cycle, scope)
         else:
-            # A pipelined request waits for the answers before it.
-            self.flow.pause_reading()
+            # A pipelined request waits for the answers before it. Only behind many is nothing more read: who does not
+            # read does not see the client leave.
             self._waiting.append((cycle, scope))
+            if len(self._waiting) >= _MOST_WAITING:
+                self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         cycle = self._receiving

@@ -24,10 +24,10 @@ from helixflow.settings.deployments import (
     ProviderDeployment,
     VllmDeployment,
 )
+from helixflow.settings.masking import VARIABLE
 from helixflow.transport.client import HttpClient, Timeouts
 from helixflow.transport.tls import client_context
 
-_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _IDLE_EXPIRY_S: Final = 4.0
 # Engines hold a slot a generation: more connections than this to one replica would be a fault of ours.
 _ENGINE_CONNECTIONS: Final = 1024
@@ -126,7 +126,7 @@ def timeouts_of(deployment: ProviderDeployment) -> Timeouts:
 
 def expand_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Values with `${NAME}` replaced by the environment. Raises `ValueError` for a variable that is not set."""
-    return {name: _VARIABLE.sub(_look_up, value) for name, value in headers.items()}
+    return {name: VARIABLE.sub(_look_up, value) for name, value in headers.items()}
 
 
 def _look_up(match: re.Match[str]) -> str:

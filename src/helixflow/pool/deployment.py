@@ -145,6 +145,7 @@ class LocalDeployment:
     def change(self, planned: PlannedDeployment) -> None:
         """New settings for the same engines."""
         before, self.planned = self.planned.settings, planned
+        self._lives.change(planned)
         self.is_pinned = planned.settings.pinned
         if before.replicas != planned.settings.replicas or self.replicas != planned.settings.replicas:
             self.scale(planned.settings.replicas)

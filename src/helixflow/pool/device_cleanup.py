@@ -28,16 +28,20 @@ def owner_of(data_dir: Path) -> str:
 
 
 class MarkedEngines:
-    """`Engines` whose processes, and all that they start, carry their replica's name and `owner` in the environment."""
+    """`Engines` whose processes, and all that they start, carry their replica's name and `owner` in the environment.
+
+    What the variables in `hidden` hold is not for them: the launcher knows only those of its own start.
+    """
 
     def __init__(self, engines: Engines, owner: str) -> None:
         self._engines = engines
         self._owner = owner
+        self.hidden: frozenset[str] = frozenset()
 
     async def start(
         self, name: str, argv: Sequence[str], *, env: Mapping[str, str], stdin: str, meta: Mapping[str, Any]
     ) -> RunningEngine:
-        marked = {**env, MARK: f"{self._owner}:{name}"}
+        marked = {**dict.fromkeys(self.hidden, ""), **env, MARK: f"{self._owner}:{name}"}
         return await self._engines.start(name, argv, env=marked, stdin=stdin, meta=meta)
 
     async def stop(self, name: str, grace_s: float) -> None:

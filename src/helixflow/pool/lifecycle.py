@@ -34,12 +34,15 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ServingReplica:
-    """A replica that serves, the process behind it, and the GPUs that it has, by UUID."""
+    """A replica that serves, the process behind it, and the GPUs that it has, by UUID. `trouble`: what of its settings
+    it serves without.
+    """
 
     replica: Replica
     pid: int
     gpus: tuple[str, ...] = ()
     tokenizer_sha256: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,10 @@ def combine(
     leading = min(seats, key=lambda seat: (_ORDER.index(seat.state), seat.retry_at))
     waits = leading.state is State.BACKOFF
     troubled = next((seat for seat in seats if seat.state in (State.BACKOFF, State.FAILED)), None)
-    detail = leading.detail
     state = leading.state
+    detail = next((seat.detail for seat in seats if seat.state is state and seat.detail), "")
+    if state is not State.READY:
+        detail = leading.detail
     if state is State.IDLE and out_of_service:
         state, detail = State.FAILED, out_of_service
     if state is State.READY and troubled is not None:

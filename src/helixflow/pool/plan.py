@@ -44,7 +44,10 @@ class PlannedDeployment:
     @property
     def fingerprint(self) -> str:
         """Equal for two plans whose engines are interchangeable: what the process is started with, and its model."""
-        parts = [self.public_name, self.settings.model_dump_json(exclude=set(_NOT_THE_ENGINES))]
+        live = self.settings.live_settings
+        parts = [self.public_name, self.settings.model_dump_json(exclude={*_NOT_THE_ENGINES, *live})]
+        if live:
+            parts.append(msgspec.json.encode(live).decode())
         if (spec := self.spec) is not None:
             file = (spec.source, spec.sha256, spec.task, spec.conversion)
             parts.append(msgspec.json.encode(file).decode())

@@ -5,7 +5,7 @@ import hashlib
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,8 @@ import structlog
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
-from helixflow.engines.launching import HOST, EngineKind, LaunchSpec
+from helixflow.engines.launching import HOST, EngineKind, LaunchSpec, Settled
+from helixflow.pool.broadcast import Broadcast
 from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
 from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
 from helixflow.pool.manifest import StoredModel
@@ -86,6 +87,12 @@ class ReplicaLives:
         self._kind = kind
         self._policy = policy
         self._clock = clock
+        self._changes = Broadcast()
+
+    def change(self, planned: PlannedDeployment) -> None:
+        """New settings for the same engines; those that run take over what they can."""
+        self._planned = planned
+        self._changes.bump()
 
     async def start(self, seat: int, files: ModelFiles, ram_bytes: int, gpus: Mapping[str, int]) -> RunningEngine:
         """A fresh process on a free port with a fresh key. Raises `HelixError` when it cannot be started.
@@ -123,19 +130,21 @@ class ReplicaLives:
     ) -> Outcome:
         """Waits until it serves, tells `on_ready`, and returns when it has ended, killing it if it hangs.
 
-        `on_gone` is told at once when it serves no more. It has failed when it does not serve within `load_timeout_s`.
+        `on_ready` is told again when a change of the settings was taken over, `on_gone` at once when it serves no more.
+        It has failed when it does not serve within `load_timeout_s`.
 
         When cancelled it leaves the engine alone: a later control process takes it over.
         """
         ready_at: float | None = None
         started = self._clock.monotonic()
+        seen = self._changes.revision
         try:
             serving, cause = await self._wait_ready(engine, load_timeout_s)
             if serving is not None:
                 ready_at = self._clock.monotonic()
                 log.info("replica.ready", replica=engine.name, pid=engine.pid, load_s=round(ready_at - started, 2))
                 on_ready(serving)
-                cause = await self._watch(engine)
+                cause = await self._watch(engine, serving, seen, on_ready)
                 on_gone()
         except HelixError as exc:
             cause = exc.message
@@ -206,6 +215,9 @@ class ReplicaLives:
 
     async def _describe(self, engine: RunningEngine, port: int, key: str) -> ServingReplica:
         properties = await self._kind.read_properties(self._planned.settings, port, key, self._policy.deadline_s)
+        settled = await self._kind.settle(
+            self._planned.settings, self._planned.public_name, port, key, self._policy.deadline_s
+        )
         meta = engine.meta
         bounds = (self._planned.settings.context, properties.context, meta.get("context") or 0)
         replica = Replica(
@@ -220,16 +232,27 @@ class ReplicaLives:
             tokenizer_path=str(meta.get("tokenizer_path", "")),
             model_digest=str(meta.get("digest", "")),
         )
-        return ServingReplica(replica, engine.pid, tuple(meta.get("gpus", ())), str(meta.get("tokenizer_sha256", "")))
+        tokenizer_sha256 = str(meta.get("tokenizer_sha256", ""))
+        serving = ServingReplica(replica, engine.pid, tuple(meta.get("gpus", ())), tokenizer_sha256)
+        return _settled(serving, settled)
 
-    async def _watch(self, engine: RunningEngine) -> str:
-        """Returns the cause when it has ended or hangs."""
+    async def _watch(
+        self, engine: RunningEngine, serving: ServingReplica, seen: int, on_ready: Callable[[ServingReplica], None]
+    ) -> str:
+        """Returns the cause when it has ended or hangs. `seen` is the revision of the settings that it has taken over;
+        `on_ready` is told what it is after others.
+        """
         policy = self._policy
         port, key = int(engine.meta["port"]), str(engine.meta["key"])
         failures = 0
         while failures < policy.failures:
-            if (exit_ := await _exit_within(engine, policy.interval_s)) is not None:
+            if (exit_ := await self._exit_or_change(engine, seen)) is not None:
                 return cause_of_exit(exit_.status, exit_.tail, was_ready=True)
+            if self._changes.revision != seen:
+                seen = self._changes.revision
+                serving = await self._settle(serving)
+                on_ready(serving)
+                continue
             try:
                 healthy = await self._kind.is_healthy(port, key, policy.deadline_s)
             except HelixError:
@@ -237,12 +260,40 @@ class ReplicaLives:
             failures = 0 if healthy else failures + 1
         return f"did not answer {policy.failures} health checks in a row"
 
+    async def _exit_or_change(self, engine: RunningEngine, seen: int) -> EngineExit | None:
+        """How it ended, if it does before the next look at it; returns at once when there are other settings."""
+        changed = asyncio.create_task(self._changes.wait_beyond(seen), name="changed")
+        try:
+            done, _ = await asyncio.wait(
+                (engine.exited, changed), timeout=self._policy.interval_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            changed.cancel()
+        return engine.exited.result() if engine.exited in done else None
+
+    async def _settle(self, serving: ServingReplica) -> ServingReplica:
+        """Takes over the settings of now, as far as that is possible while it runs."""
+        planned, replica = self._planned, serving.replica
+        try:
+            settled = await self._kind.settle(
+                planned.settings, planned.public_name, replica.port, replica.api_key, self._policy.deadline_s
+            )
+        except HelixError as exc:
+            settled = Settled(replica.adapters, exc.message)
+        return _settled(serving, settled)
+
     async def _kill(self, engine: RunningEngine) -> None:
         """It does not answer, so asking has no use."""
         log.warning("replica.killed", replica=engine.name, pid=engine.pid)
         await self._engines.stop(engine.name, 0)
         if await _exit_within(engine, _END_TIMEOUT_S) is None:
             log.error("replica.stuck", replica=engine.name, pid=engine.pid)
+
+
+def _settled(serving: ServingReplica, settled: Settled) -> ServingReplica:
+    if settled.trouble and settled.trouble != serving.trouble:
+        log.warning("replica.incomplete", replica=serving.replica.replica_id, reason=settled.trouble)
+    return replace(serving, replica=replace(serving.replica, adapters=settled.adapters), trouble=settled.trouble)
 
 
 async def _exit_within(engine: RunningEngine, seconds: float) -> EngineExit | None:

@@ -233,9 +233,11 @@ class Seat:
         def on_ready(serving: ServingReplica) -> None:
             nonlocal measuring
             assert self._room is not None
-            self._room.settle()
-            self._show(State.READY, serving=serving)
-            measuring = asyncio.create_task(self._note(fresh=True), name="measuring")
+            if measuring is None:
+                self._room.settle()
+            self._show(State.READY, serving.trouble, serving=serving)
+            if measuring is None:
+                measuring = asyncio.create_task(self._note(fresh=True), name="measuring")
 
         try:
             if self._engine is None:

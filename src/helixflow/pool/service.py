@@ -31,6 +31,7 @@ from helixflow.pool.supervisor import Supervisor
 from helixflow.pool.tokenizers import read_tokenizer
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.settings.deployments import VllmDeployment
+from helixflow.settings.masking import secret_variables
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 from helixflow.transport.client import HttpClient
@@ -134,9 +135,13 @@ class PoolServices:
 def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None = None) -> PoolServices:
     """The pool for settings that are filled from the catalogue. Raises `UserError` (CONFIG)."""
     catalogue = Catalogue.load()
+    owner = owner_of(settings.data_dir)
+    engines = marked = MarkedEngines(engines, owner)
+    marked.hidden = secret_variables(settings.models)
 
     def plan(models: Sequence[ModelSettings]) -> Sequence[PlannedDeployment]:
         planned = plan_deployments(settings.model_copy(update={"models": tuple(models)}), catalogue)
+        marked.hidden |= secret_variables(models)
         for one in planned:
             if isinstance(one.settings, VllmDeployment):
                 require_vllm(one.name, one.settings)
@@ -150,8 +155,6 @@ def create_pool(settings: Settings, engines: Engines, *, devices: Devices | None
     clock = SystemClock()
     pool = settings.pool
     devices = devices if devices is not None else open_devices()
-    owner = owner_of(settings.data_dir)
-    engines = MarkedEngines(engines, owner)
     kinds: dict[str, EngineKind] = {"llama_cpp": LlamaCppKind(client), "vllm": VllmKind(client)}
     slots = SlotService(kinds, clock=clock)
     slots.plan(planned)

@@ -53,4 +53,5 @@ def _to_replica(serving: ServingReplica, view: DeploymentView, trust_domain: str
         tokenizer_sha256=serving.tokenizer_sha256,
         server_name=replica_server_name(trust_domain, replica.replica_id),
         gpus=serving.gpus,
+        adapters=replica.adapters,
     )

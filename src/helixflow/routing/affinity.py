@@ -7,10 +7,10 @@ from typing import Final
 
 from helixflow.core.call import Call, Operation
 
-# After so many blocks of a size they are twice as long, up to 63 KiB for blocks of 256 bytes. What two prompts share is
-# known to a quarter at worst, and a decision costs few hashes: 1,000 tokens are 10 of them.
-_BLOCKS_OF_A_SIZE: Final = 4
-_SIZES: Final = 6
+# After so many blocks of a size they are twice as long, up to 95 KiB for blocks of 256 bytes. What two prompts share is
+# known to a third at worst, and a decision costs few hashes: 1,000 tokens are 8 of them.
+_BLOCKS_OF_A_SIZE: Final = 3
+_SIZES: Final = 7
 _SESSION: Final = "session"
 _FIELDS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt"}
 
@@ -85,6 +85,9 @@ class PrefixTable:
     def find(self, hashes: Sequence[int]) -> tuple[str, int]:
         """The seat of the longest beginning that is known, and how many of `hashes` that is; `("", 0)` for none."""
         young, old = self._young.entries, self._old.entries
+        place = young.get(hashes[-1])
+        if place is not None and place.known:  # nearly always so for who is found at all
+            return place.seat_id, len(hashes)
         found, matched = "", 0
         for number, known in enumerate(hashes, 1):
             place = young.get(known) or old.get(known)
@@ -104,14 +107,16 @@ class PrefixTable:
         young = self._young
         if len(young.entries) + len(hashes) > self._most_young:
             self._old, self._young = young, _Generation()
-            young = self._young
+            young, hashes = self._young, hashes[: self._most_young]
         place = young.places.get(seat_id)
         if place is None:
             place = young.places[seat_id] = self._old.places.get(seat_id) or _Place(seat_id)
             place.prompts /= 2
         if new:
             place.prompts += 1
-        young.entries.update(dict.fromkeys(hashes[: self._most_young], place))
+        entries = young.entries
+        if entries.get(hashes[-1]) is not place or entries.get(hashes[0]) is not place:
+            entries.update(dict.fromkeys(hashes, place))
 
     def forget(self, seat_id: str) -> None:
         """Nothing of it is found any more; its entries go as they grow old."""

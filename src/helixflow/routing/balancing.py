@@ -17,11 +17,12 @@ from helixflow.settings.serving import RoutingSettings
 _MOST_LATENCY_RATIO: Final = 4.0
 # Of seats with unequal weights the one that was drawn keeps the call, unless it is so much busier than its share.
 _SHARE_SLACK: Final = 2.0
-
-
 # Part of its capacity that a seat may have more to do than another and still get a prompt that it knows: reading that
-# anew elsewhere takes longer than the wait, and makes the other seat drop one that it knows.
-_SLACK: Final = 0.5
+# anew elsewhere takes longer than the wait, and makes the other seat drop one that it knows. But not where all prompts
+# begin alike: that beginning is worth having on every seat.
+_SLACK: Final = 0.75
+_CALL_WEIGHT: Final = 0.125
+_MONOTONOUS: Final = 0.6
 
 
 class Seat(Protocol):
@@ -51,9 +52,11 @@ class Balancer:
     two choices.
 
     Affinity yields to load: a seat is preferred only while its load is at most `load_guard` times that of the one that
-    would be taken otherwise (of two: the less loaded one), and half of its capacity more where most of the prompt is
-    known. Not that of the least loaded one of all: among many some seat is always idle, and nobody would return to
-    anywhere. `monotonic` is the clock of `Seat.latency_s`, `random_unit` gives floats from 0 to below 1.
+    would be taken otherwise (of two: the less loaded one), and some calls more where most of the prompt is known. Not
+    that of the least loaded one of all: among many some seat is always idle, and nobody would return to anywhere. Where
+    all prompts begin alike, a seat is preferred only to one that has as much to do.
+
+    `monotonic` is the clock of `Seat.latency_s`, `random_unit` gives floats from 0 to below 1.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Balancer:
         self._load_guard = load_guard
         self._now = monotonic
         self._random_unit = random_unit
+        self._varieties: dict[str, _Variety] = {}
 
     @classmethod
     def of(cls, routing: RoutingSettings, clock: Clock) -> "Balancer":
@@ -96,6 +100,10 @@ class Balancer:
             chain = prefixes.session(scope, call)
         elif not affinity or not (chain := prefixes.chain(scope, call)):
             return self._spread(seats, shares)
+        variety = self._varieties.get(scope)
+        if variety is None:
+            variety = self._varieties[scope] = _Variety()
+        monotonous = variety.add(chain[0])
         preferred: AnySeat | None = None
         seat_id, matched = prefixes.find(chain)
         if matched:
@@ -110,9 +118,12 @@ class Balancer:
         new = True
         if preferred is not None:
             much = session != "" or matched * 2 >= len(chain)
-            load = (chosen.in_flight + 1) / chosen.capacity
-            slack = preferred.capacity * _SLACK if much else 0
-            if preferred.in_flight + 1 <= load * self._load_guard * preferred.capacity + slack:
+            allowed = (chosen.in_flight + 1) / chosen.capacity * preferred.capacity
+            if not monotonous:
+                allowed *= self._load_guard
+                if much:
+                    allowed += max(1.0, preferred.capacity * _SLACK)
+            if preferred.in_flight + 1 <= allowed:
                 chosen = preferred
                 new = not much
         prefixes.remember(chain, chosen.seat_id, new=new)
@@ -158,6 +169,22 @@ class Balancer:
         if latency and latency_of_other:
             ratio *= min(max(latency / latency_of_other, 1 / _MOST_LATENCY_RATIO), _MOST_LATENCY_RATIO)
         return ratio
+
+
+class _Variety:
+    """Whether calls lately began alike."""
+
+    __slots__ = ("_before", "_repeated")
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._repeated = 1.0  # until others are seen
+
+    def add(self, beginning: int) -> bool:
+        """Takes in one more call; whether nearly all of the last ones began as the one before them."""
+        self._repeated += ((beginning == self._before) - self._repeated) * _CALL_WEIGHT
+        self._before = beginning
+        return self._repeated > _MONOTONOUS
 
 
 def _share(shares: Sequence[float], index: int) -> float:

@@ -30,7 +30,8 @@ class Latency:
 
     def estimate(self, now: float) -> float:
         """Seconds; 0.0 while nothing is known."""
-        return self._value * self._kept(now) if self._value else 0.0
+        value = self._value  # written out: this is asked twice for each call
+        return value * exp(self._rate * (self._measured_at - now)) if value else 0.0
 
     def _kept(self, now: float) -> float:
         return exp(self._rate * (self._measured_at - now))

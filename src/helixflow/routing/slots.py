@@ -138,6 +138,9 @@ class ReplicaSlots:
         for desk in self._desks.values():
             desk.retire()
 
+    def replicas(self) -> list[Replica]:
+        return [seat.replica for seat in self._seats.values()]
+
     def has_alternative(self) -> bool:
         return bool(self._usable)
 

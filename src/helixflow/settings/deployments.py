@@ -1,11 +1,14 @@
 """What can serve a model: engines that a pool runs on its node, and servers of others."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from helixflow.settings.section import Label, Seconds, SecretRef, Section
+
+_DEFAULT_LORAS: Final = 4
 
 
 class RoutedDeployment(Section):
@@ -42,6 +45,11 @@ class LaunchedDeployment(RoutedDeployment):
     parallel: int = Field(4, ge=1, le=256, description="Generations at the same time (slots).")
     replicas: int = Field(1, ge=1, le=64, description="Engine processes for this deployment.")
     max_queue: int = Field(512, ge=0, description="Requests that may wait for a slot.")
+
+    @property
+    def live_settings(self) -> Mapping[str, object]:
+        """Settings that a running engine takes over, each with what its process depends on of it."""
+        return {}
 
 
 class LlamaCppDeployment(LaunchedDeployment):
@@ -96,10 +104,23 @@ class VllmDeployment(LaunchedDeployment):
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Part of each GPU's memory that vLLM takes.")
     dtype: str = Field("auto", pattern=r"^[a-z0-9]+$", description="Data type of weights and activations.")
     lora: dict[Label, str] = Field(
-        {}, description="LoRA adapters by name, each a folder; asked for as `<model>:<name>`."
+        {}, description="LoRA adapters by name, each a folder; asked for as `<model>:<name>`. Changed while it runs."
     )
+    max_loras: int = Field(
+        0, ge=0, le=64, description="Adapters at work at the same time; 0: 4 if `lora` has any, else none ever."
+    )
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(32, description="Highest rank of an adapter.")
     sleep_when_idle: bool = Field(False, description="Sleeps instead of ending when it is unloaded: wakes in seconds.")
     extra_arguments: tuple[str, ...] = Field((), description="Further arguments of `vllm serve`.")
+
+    @property
+    def lora_slots(self) -> int:
+        """Adapters at work at the same time; 0: its engine cannot have any."""
+        return self.max_loras or (_DEFAULT_LORAS if self.lora else 0)
+
+    @property
+    def live_settings(self) -> Mapping[str, object]:
+        return {"lora": self.lora_slots > 0, "max_loras": self.lora_slots}
 
 
 class ProviderDeployment(RoutedDeployment):

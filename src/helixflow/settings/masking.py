@@ -4,9 +4,15 @@ Keys are named by file or variable and so never in the settings; values of heade
 address, may be anything.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from helixflow.settings.deployments import ProviderDeployment
+from helixflow.settings.models import ModelSettings
+
+# In values of headers.
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HIDDEN: Final = "…hidden…"
 
 
@@ -23,7 +29,18 @@ def hide_secrets(tree: dict[str, Any]) -> dict[str, Any]:
 
 def hide_value(value: str) -> str:
     """A header's value: `${ENV}` says nothing, anything else may."""
-    return value if value.startswith("${") and value.endswith("}") else HIDDEN
+    return value if VARIABLE.fullmatch(value) else HIDDEN
+
+
+def secret_variables(models: Iterable[ModelSettings]) -> frozenset[str]:
+    """The environment variables in which deployments have their keys, or parts of headers."""
+    names: set[str] = set()
+    for model in models:
+        for deployment in model.deployments:
+            if isinstance(deployment, ProviderDeployment):
+                names.update([deployment.api_key_env] if deployment.api_key_env else ())
+                names.update(*map(VARIABLE.findall, deployment.headers.values()))
+    return frozenset(names)
 
 
 def restore_secrets(tree: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

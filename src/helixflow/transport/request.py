@@ -22,9 +22,12 @@ class Timeouts:
     idle_s: float = 60
 
 
-def build_head(method: str, target: str, origin: Origin, headers: Iterable[tuple[str, str]]) -> bytes:
+def build_head(
+    method: str, target: str, origin: Origin, headers: Iterable[tuple[str, str]], *, keep_alive: bool = True
+) -> bytes:
     """Request line, `Host` and headers, each with its line end, without `content-length` and the final blank line.
 
+    Without `keep_alive` the server is asked to close the connection after its answer.
     A `host` among `headers` replaces the origin's own. Raises `ValueError`, without showing a value, on whatever could
     smuggle or split a request: line breaks, NUL, names that are no tokens, headers that frame the message.
     """
@@ -33,7 +36,7 @@ def build_head(method: str, target: str, origin: Origin, headers: Iterable[tuple
     if not _TARGET.fullmatch(target):
         raise ValueError("a request target must begin with / and hold only visible ASCII characters")
     host = origin.authority
-    lines: list[str] = []
+    lines: list[str] = [] if keep_alive else ["connection: close\r\n"]
     for name, value in headers:
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} is not a header name")

@@ -336,3 +336,41 @@ async def test_a_client_that_leaves_takes_the_connection_with_it(dialect: Dialec
         opening.cancel()
         await asyncio.wait_for(upstream.connections[1].lost.wait(), FREED_S)
     await client.close()
+
+
+_REFUSED: Final = {
+    "openai": _sse(_openai_chunk({}, "content_filter")) + b"data: [DONE]\n\n",
+    "anthropic": _sse({"type": "message_delta", "delta": {"stop_reason": "refusal"}, "usage": {"output_tokens": 0}})
+    + _sse({"type": "message_stop"}),
+}
+_REFUSED_WHOLE: Final = {
+    "model": "up",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", _REFUSED)
+async def test_nothing_but_the_word_of_a_filter_is_an_error_that_another_model_may_mend(
+    name: str, streamed: bool
+) -> None:
+    dialect = DIALECTS[name]
+    steps: Sequence[Step] = body_of(dialect, _REFUSED[name])
+    if name == "openai" and not streamed:
+        steps = [answer(json.dumps(_REFUSED_WHOLE).encode(), headers=[("content-type", JSON)])]
+    outcome = await run(dialect, steps, streamed=streamed)
+    assert outcome.error is not None
+    assert outcome.error.kind is ErrorKind.CONTENT_FILTERED
+    assert (outcome.body, outcome.lines) == (b"", []), "it is no fault of the server"
+    assert outcome.stats.open == outcome.stats.idle
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+async def test_a_filter_that_comes_later_ends_the_answer(name: str) -> None:
+    dialect = DIALECTS[name]
+    outcome = await run(dialect, body_of(dialect, dialect.word, _REFUSED[name]))
+    assert outcome.error is None
+    assert outcome.call.progress.complete
+    assert outcome.call.progress.finish_reason == "content_filter"
+    assert b'"content":"Hi"' in outcome.body

@@ -11,6 +11,7 @@ import pytest
 from helixflow.core.call import Call, Operation
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.engines.answers import WholeAnswer
+from helixflow.engines.launching import Settled
 from helixflow.engines.vllm.engine import VllmEngine
 from helixflow.engines.vllm.kind import VllmKind
 from helixflow.settings.deployments import VllmDeployment
@@ -38,16 +39,23 @@ class Setup:
 
 @asynccontextmanager
 async def running(*, task: str = "chat", adapters: tuple[str, ...] = ()) -> AsyncIterator[Setup]:
-    names = ("m", *(f"m:{adapter}" for adapter in adapters))
+    names = tuple(f"m:{adapter}" for adapter in adapters)
     async with AsyncExitStack() as stack:
-        first, second = VllmServer(models=names), VllmServer(models=names)
+        first, second = VllmServer(), VllmServer()
         await stack.enter_async_context(first)
         await stack.enter_async_context(second)
         relay = BreakingRelay(replica_of(first))
         await stack.enter_async_context(relay.serve())
         client = HttpClient()
         stack.push_async_callback(client.close)
-        slots = ListedSlots([replace(replica_of(first, "one"), port=relay.port), replica_of(second, "two")])
+        for server in (first, second):
+            server.adapters = dict.fromkeys(names, "/a")
+        slots = ListedSlots(
+            [
+                replace(replica_of(first, "one"), port=relay.port, adapters=names),
+                replace(replica_of(second, "two"), adapters=names),
+            ]
+        )
         engine = VllmEngine(client, slots, deployment="m/vllm-0", public_model="m", task=task, adapters=adapters)
         yield Setup(engine, slots, relay, client, first, second)
 
@@ -148,6 +156,43 @@ async def test_an_adapter_is_asked_for_by_its_name(alias: str, sent: str) -> Non
         assert (alias or "m").encode() in await stream.read()
         stream.close()
         assert setup.first.bodies[0]["model"] == sent
+
+
+async def test_an_adapter_is_asked_for_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(adapters=("legal",)) as setup:
+        one, two = setup.slots.replicas()
+        monkeypatch.setattr(setup.slots, "_replicas", [replace(one, adapters=()), two])
+        call = make_call(Operation.CHAT, COUNT)
+        call.alias = "m:legal"
+        (await setup.engine.open(call)).close()
+        (await setup.engine.open(make_call(Operation.CHAT, COUNT))).close()
+        assert [lease.replica.replica_id for lease in setup.slots.leases] == ["two", "one"]
+        monkeypatch.setattr(setup.slots, "_replicas", [replace(one, adapters=()), replace(two, adapters=())])
+        with pytest.raises(HelixError, match="m:legal") as refused:
+            await setup.engine.open(call)
+        assert refused.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_adapters_become_what_the_settings_say() -> None:
+    def deployment(**lora: str) -> VllmDeployment:
+        return VllmDeployment(engine="vllm", model="m", lora=lora, max_loras=2)
+
+    client = HttpClient()
+    async with VllmServer() as server:
+        kind, port = VllmKind(client), replica_of(server).port
+        for wanted in ({"a": "/a", "b": "/b"}, {"b": "/other", "c": "/c"}, {}):
+            settled = await kind.settle(deployment(**wanted), "m", port, KEY, 5)
+            assert server.adapters == {f"m:{name}": path for name, path in wanted.items()}
+            assert settled == Settled(tuple(server.adapters))
+        settled = await kind.settle(deployment(a="/missing", b="/b"), "m", port, KEY, 5)
+        assert settled.adapters == ("m:b",)
+        assert settled.trouble == (
+            "the adapter 'm:a' could not be loaded: Loading lora m:a failed: No adapter found for /missing"
+        )
+        asked = len(server.bodies)
+        assert await kind.settle(VllmDeployment(engine="vllm", model="m"), "m", port, KEY, 5) == Settled()
+        assert len(server.bodies) == asked, "its engine can have none"
+    await client.close()
 
 
 async def test_more_tokens_than_the_context_holds_are_the_callers_fault() -> None:

@@ -102,6 +102,29 @@ async def test_a_killed_launcher_leaves_nothing(launcher: Running, deployment: V
         await asyncio.to_thread(until, lambda: all_gone(family))
 
 
+async def test_adapters_change_without_another_replica(launcher: Running, deployment: VllmDeployment) -> None:
+    def models(**lora: str) -> ModelSettings:
+        return ModelSettings(name="m", deployments=(deployment.model_copy(update={"lora": lora, "max_loras": 4}),))
+
+    first = models(legal="/legal", broken="/missing")
+    async with Pool(launcher, *first.deployments) as pool:
+        family = await pool.load()
+        supervisor = pool.services.supervisor
+        (view,) = supervisor.snapshot()
+        assert view.replicas[0].replica.adapters == ("m:legal",)
+        assert "'m:broken' could not be loaded" in view.detail
+        await pool.services.apply([models(medical="/medical")])
+        async with asyncio.timeout(30):
+            while supervisor.snapshot()[0].replicas[0].replica.adapters != ("m:medical",):
+                await supervisor.changes.wait_beyond(supervisor.changes.revision)
+        (view,) = supervisor.snapshot()
+        assert (view.detail, view.replicas[0].pid) == ("", family[0].pid)
+    # A later control process finds the engine as it is, and brings it to what is wanted by then.
+    async with Pool(launcher, *models(legal="/other").deployments) as pool:
+        assert (await pool.load())[0].pid == family[0].pid
+        assert pool.services.supervisor.snapshot()[0].replicas[0].replica.adapters == ("m:legal",)
+
+
 async def test_why_it_cannot_be_loaded_is_told(launcher: Running, deployment: VllmDeployment) -> None:
     async with Pool(launcher, deployment.model_copy(update={"model": "broken"})) as pool:
         changes = pool.services.supervisor.changes

@@ -60,10 +60,19 @@ def test_nothing_is_fetched_for_a_folder_and_nothing_is_reported(tmp_path: Path)
     assert make().env["VLLM_NO_USAGE_STATS"] == "1"
 
 
-def test_adapters_are_served_under_the_public_name() -> None:
-    argv = make(lora={"legal": "/l", "medical": "/m"}).argv
-    at = argv.index("--lora-modules")
-    assert argv[at - 1 : at + 3] == ("--enable-lora", "--lora-modules", "pub:legal=/l", "pub:medical=/m")
+@pytest.mark.parametrize(("settings", "slots"), [({"lora": {"legal": "/l"}}, "4"), ({"max_loras": 2}, "2")])
+def test_it_can_have_adapters_and_is_not_ended_by_one_that_is_broken(settings: dict[str, object], slots: str) -> None:
+    command = make(**settings)
+    assert {("--max-loras", slots), ("--max-lora-rank", "32")} <= set(pairwise(command.argv))
+    assert "--enable-lora" in command.argv
+    assert "--lora-modules" not in command.argv
+    assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
+def test_without_adapters_nothing_is_set_aside_for_them() -> None:
+    command = make()
+    assert "--enable-lora" not in command.argv
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.env
 
 
 def test_an_embedding_model_pools() -> None:

@@ -4,6 +4,7 @@ import json
 
 from helixflow.launch.launcher import find_secret_variables
 from helixflow.settings.deployments import OpenAIDeployment
+from helixflow.settings.masking import secret_variables
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import AuthSettings, DatabaseSettings, RedisSettings, Settings
 
@@ -18,6 +19,7 @@ def test_every_variable_that_the_settings_name_is_kept_from_engines() -> None:
         redis=RedisSettings(password_env="REDIS_PASSWORD"),
         models=(ModelSettings(name="m", deployments=(deployment,)),),
     )
+    assert secret_variables(settings.models) == {"THEIR_KEY", "TEAM"}
     names = find_secret_variables(json.loads(settings.model_dump_json()))
     assert names == {"MASTER", "DB_PASSWORD", "REDIS_PASSWORD", "THEIR_KEY", "TEAM"}
 

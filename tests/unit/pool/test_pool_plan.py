@@ -99,6 +99,25 @@ def test_what_engines_depend_on_changes_the_fingerprint(options: dict[str, Any])
     assert fingerprint(**options) != fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({"lora": {"a": "/a"}}, {"lora": {"a": "/b", "c": "/c"}}, True),
+        ({"lora": {"a": "/a"}}, {"max_loras": 4}, True),
+        ({}, {"lora": {"a": "/a"}}, False),
+        ({"lora": {"a": "/a"}}, {"lora": {"a": "/a"}, "max_loras": 5}, False),
+        ({"lora": {"a": "/a"}}, {"lora": {"a": "/a"}, "max_lora_rank": 64}, False),
+    ],
+)
+def test_adapters_change_while_an_engine_runs(before: dict[str, Any], after: dict[str, Any], same: bool) -> None:
+    def planned(options: dict[str, Any]) -> str:
+        deployment = VllmDeployment(engine="vllm", model="m", **options)
+        tree = settings(ModelSettings(name="m", deployments=(deployment,)))
+        return plan_deployments(tree, CATALOGUE)[0].fingerprint
+
+    assert (planned(before) == planned(after)) is same
+
+
 def test_a_node_runs_what_is_for_all_and_what_names_it() -> None:
     local = [LlamaCppDeployment(engine="llama_cpp", nodes=nodes) for nodes in ((), ("n1", "n2"), ("n2",))]
     tree = fill_from_catalogue(settings(ModelSettings(name="tiny-chat", deployments=tuple(local))), CATALOGUE)

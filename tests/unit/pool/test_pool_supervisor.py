@@ -12,7 +12,7 @@ import pytest
 
 from helixflow.core.clock import SystemClock
 from helixflow.core.errors import ErrorKind, ExitCode, HelixError, UserError
-from helixflow.engines.launching import EngineCommand, EngineProperties, LaunchSpec
+from helixflow.engines.launching import EngineCommand, EngineProperties, LaunchSpec, Settled
 from helixflow.pool.activity import NoActivity
 from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.launcher_client import EngineExit, RunningEngine
@@ -69,6 +69,8 @@ class FakeKind:
         self.answer: Callable[[], bool] = lambda: True
         self.properties = EngineProperties(slots=4, context=8192, supports_tools=True)
         self.running = 0
+        self.settled: list[Launched] = []
+        self.reached: Callable[[], Settled] = Settled
 
     async def is_healthy(self, port: int, key: str, deadline_s: float) -> bool:
         await asyncio.sleep(0)
@@ -76,6 +78,10 @@ class FakeKind:
 
     async def read_properties(self, deployment: Launched, port: int, key: str, deadline_s: float) -> EngineProperties:
         return self.properties
+
+    async def settle(self, deployment: Launched, public_name: str, port: int, key: str, deadline_s: float) -> Settled:
+        self.settled.append(deployment)
+        return self.reached()
 
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
         await asyncio.sleep(0)
@@ -473,6 +479,21 @@ async def test_settings_that_engines_do_not_depend_on_restart_nothing() -> None:
         assert before[0] in view.replicas
 
 
+async def test_a_running_engine_takes_over_what_it_can_and_says_what_it_could_not() -> None:
+    async with running(plan()) as pool:
+        await pool.until(is_ready)
+        pool.probe.reached = lambda: Settled(("m:a",))
+        pool.supervisor.apply([plan(pinned=True)])
+        view = await pool.until(lambda view: view.replicas[0].replica.adapters == ("m:a",))
+        assert pool.probe.settled[-1].pinned, "as the settings are now"
+        assert view.detail == ""
+        pool.probe.reached = lambda: Settled(("m:a",), "the adapter 'm:b' could not be loaded")
+        pool.supervisor.apply([plan()])
+        view = await pool.until(lambda view: view.detail != "")
+        assert (view.state, view.detail) == (State.READY, "the adapter 'm:b' could not be loaded")
+        assert (len(view.replicas), len(pool.engines.started)) == (1, 1)
+
+
 async def test_changed_engines_take_over_from_the_old_ones_without_a_gap() -> None:
     async with running(plan(parallel=2)) as pool:
         old = (await pool.until(is_ready)).replicas
@@ -516,8 +537,9 @@ async def test_new_settings_that_do_not_work_leave_the_old_engine_serving() -> N
             await asyncio.sleep(0)
         assert pool.view.replicas == old, "it serves until what mends the mistake does"
         serving.set()
-        view = await pool.until(lambda view: is_ready(view) and not view.detail and len(view.replicas) == 1)
-        assert view.replicas != old
+        view = await pool.until(lambda view: view.replicas != old and len(view.replicas) == 1)
+        assert is_ready(view)
+        assert not view.detail
 
 
 async def test_what_is_no_longer_configured_ends_and_what_is_new_begins() -> None:

@@ -85,37 +85,45 @@ class Remembering(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table = PrefixTable(entries=MOST, block_bytes=64)
-        self.seats: dict[str, str] = {}
+        self.seats: dict[str, set[str]] = {}
         self.age: dict[str, int] = {}
+        self.been: dict[str, int] = {}
 
     @rule(text=st.text("ab", min_size=1, max_size=8), seat=st.sampled_from("xyz"))
     def remember(self, text: str, seat: str) -> None:
         self.table.remember(hashes(text), seat)
         self.age = {known: age + len(text) for known, age in self.age.items()}
         for end in range(1, len(text) + 1):
-            self.seats[text[:end]] = seat
+            self.seats.setdefault(text[:end], set()).add(seat)
+            self.been[text[:end]] = max(self.been.get(text[:end], 0), len(self.seats[text[:end]]))
             self.age[text[:end]] = 0
+        assert self.table.find(hashes(text)) == (seat, len(text))
 
     @rule(seat=st.sampled_from("xyz"))
     def forget(self, seat: str) -> None:
         self.table.forget(seat)
-        self.seats = {text: "" if at == seat else at for text, at in self.seats.items()}
+        for seats in self.seats.values():
+            seats.discard(seat)
 
     @rule(text=st.text("ab", min_size=1, max_size=9))
     def find(self, text: str) -> None:
         found, matched = self.table.find(hashes(text))
         if matched:
-            assert self.seats[text[:matched]] == found != "", "nothing wrong, and nobody who is gone"
-        longest = next((end for end in range(len(text), 0, -1) if self.is_fresh(text[:end])), 0)
+            assert found in self.seats[text[:matched]], "where it never was, or who is gone"
+        longest = next((end for end in range(len(text), 0, -1) if self.is_sure(text[:end])), 0)
         assert matched >= longest, "what was used lately is there, however long"
 
     @invariant()
     def bounded(self) -> None:
         assert len(self.table) <= MOST
 
-    def is_fresh(self, text: str) -> bool:
-        """Whether it was used within the last half of the table's entries, but for one chain."""
-        return bool(self.seats.get(text)) and self.age[text] <= MOST // 2 - 8
+    def is_sure(self, text: str) -> bool:
+        """Whether it was used within the last half of the table's entries, but for one chain, and nobody is gone that
+        it was with.
+        """
+        return (
+            text in self.been and len(self.seats[text]) == self.been[text] and self.age.get(text, MOST) <= MOST // 2 - 8
+        )
 
 
 def hashes(text: str) -> list[int]:

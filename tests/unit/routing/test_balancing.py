@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from helixflow.core.call import Hints
 from helixflow.core.clock import FakeClock
+from helixflow.routing.balancing import Balancer
 from helixflow.routing.latency import Latency
 from helixflow.routing.rendezvous import pick_sticky
 from helixflow.settings.serving import RoutingSettings
@@ -65,26 +66,40 @@ def test_weights_are_kept_while_nobody_is_overrun() -> None:
     assert choices(stools(90, 0, 0), 10_000, shares=shares)["s0"] < 8400, "the others have nothing to do"
 
 
-def test_a_known_beginning_goes_where_it_went_while_that_is_not_busier() -> None:
+def varied(balancer: Balancer, seats: list[Stool], number: int) -> None:
+    """Calls of others: what comes to all seats does not begin alike."""
+    for other in range(8 * len(seats)):
+        balancer.choose(seats, make_call(prompt=f"{number} {other} {PROMPT}"), "m")
+
+
+def test_a_known_beginning_goes_where_it_went_while_that_is_not_much_busier() -> None:
     balancer = make_balancer(RoutingSettings(), FakeClock())
     seats = stools(0, 0, 0, 0)
     call = make_call(prompt=PROMPT)
+    varied(balancer, seats, 1)
     first = balancer.choose(seats, call, "m")
-    for _ in range(20):
+    for number in range(5):
+        varied(balancer, seats, number)
         assert balancer.choose(seats, call, "m") is first
-    first.in_flight = 1
-    assert balancer.choose(seats, call, "m") is first, "one more is worth it"
-    assert balancer.choose(seats, make_call(prompt=PROMPT[:300] + "else " * 300), "m") is not first, "not for so little"
-    first.in_flight = 2
+    first.in_flight = 3
+    assert balancer.choose(seats, call, "m") is first, "it is worth the wait"
+    little = make_call(prompt=PROMPT[:300] + "else " * 300)
+    assert balancer.choose(seats, little, "m") is not first, "not for so little"
+    varied(balancer, seats, 9)
+    first.in_flight = 4
     elsewhere = balancer.choose(seats, call, "m")
     assert elsewhere is not first
     assert balancer.choose(seats, call, "m") is elsewhere, "now it is known there"
-    for seat in seats:
-        seat.in_flight = 4
-    elsewhere.in_flight = 7
-    assert balancer.choose(seats, call, "m") is elsewhere
-    elsewhere.in_flight = 8
-    assert balancer.choose(seats, call, "m") is not elsewhere
+
+
+def test_a_beginning_that_all_share_is_spread() -> None:
+    balancer = make_balancer(RoutingSettings(), FakeClock())
+    seats, call = stools(0, 0), make_call(prompt=PROMPT)
+    for _ in range(20):
+        balancer.choose(seats, call, "m")
+    for seat, other in (seats, seats[::-1]):
+        seat.in_flight, other.in_flight = 2, 1
+        assert balancer.choose(seats, call, "m") is other
 
 
 def test_nothing_is_expected_of_a_seat_that_is_gone() -> None:
@@ -125,7 +140,7 @@ def test_a_session_moves_when_its_seat_is_overrun_and_stays_there() -> None:
     seats = stools(0, 0, 0)
     call = make_call(hints=Hints(session="s"))
     first = balancer.choose(seats, call, "m")
-    first.in_flight = 3
+    first.in_flight = 5
     second = balancer.choose(seats, call, "m")
     assert second is not first
     first.in_flight = 0

@@ -57,6 +57,11 @@ def test_head_names_the_host(origin: Origin, host: bytes) -> None:
     assert build_head("GET", "/v1/models", origin, []) == b"GET /v1/models HTTP/1.1\r\nhost: " + host + b"\r\n"
 
 
+def test_head_of_the_last_request_of_a_connection_says_so() -> None:
+    head = build_head("GET", "/x", HERE, [("x-a", "b")], keep_alive=False)
+    assert head.split(b"\r\n", 2)[2] == b"connection: close\r\nx-a: b\r\n"
+
+
 def test_head_keeps_headers_and_lets_the_host_be_replaced() -> None:
     head = build_head("POST", "/x", HERE, [("Authorization", "Bearer k"), ("Host", "other"), ("X-A", "é")])
     assert head == b"POST /x HTTP/1.1\r\nhost: other\r\nauthorization: Bearer k\r\nx-a: \xe9\r\n"

@@ -15,7 +15,6 @@ from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
 from helixflow.engines.addressing import origin_of
-from helixflow.engines.provider import settle
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.sse import EventSplitter, data_of
 
@@ -111,7 +110,8 @@ class Generation:
             progress.engine_began_at = time.perf_counter()
         generation: Generation | None = None
         try:
-            response = await request(client, lease.replica, path, msgspec.json.encode(payload), call.deadline)
+            body = msgspec.json.encode(payload)
+            response = await request(client, lease.replica, path, body, call.deadline, streamed=True)
             generation = cls(response, lease)
             if response.status != 200:
                 raise await refusal(response)
@@ -126,7 +126,7 @@ class Generation:
         return generation
 
     async def read(self) -> list[bytes]:
-        """The next events (their JSON), progress left out; an empty list at the end, when the connection is free again.
+        """The next events (their JSON), progress left out; an empty list at the end.
 
         Raises `HelixError` UPSTREAM_UNAVAILABLE when the engine breaks off.
         """
@@ -138,7 +138,6 @@ class Generation:
             events = self._payloads(data)
             if events:
                 return events
-        await settle(self._response)
         return []
 
     @property
@@ -234,14 +233,27 @@ async def start_generation(
     return await start()
 
 
-async def request(client: HttpClient, replica: Replica, path: str, body: bytes, deadline: float) -> HttpResponse:
-    """POSTs JSON to a replica. Raises `HelixError` UPSTREAM_UNAVAILABLE when it cannot be reached."""
+async def request(
+    client: HttpClient,
+    replica: Replica,
+    path: str,
+    body: bytes,
+    deadline: float,
+    *,
+    streamed: bool = False,
+) -> HttpResponse:
+    """POSTs JSON to a replica. Raises `HelixError` UPSTREAM_UNAVAILABLE when it cannot be reached.
+
+    llama.cpp closes the connection after every `streamed` answer, whatever its `Keep-Alive` says. Told so, the client
+    does not send the request that has waited for the slot on a connection that is being closed (seen: 9 of 10).
+    """
     origin = origin_of(replica)
     head = build_head(
         "POST",
         path,
         origin,
         [("authorization", f"Bearer {replica.api_key}"), ("content-type", "application/json")],
+        keep_alive=not streamed,
     )
     return await client.request(origin, head, body, timeouts=TIMEOUTS, deadline=deadline)
 

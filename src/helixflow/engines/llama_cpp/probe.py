@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.engines.launching import HOST, EngineCommand, EngineProperties, LaunchSpec
+from helixflow.engines.launching import HOST, EngineCommand, EngineProperties, LaunchSpec, Settled
 from helixflow.engines.llama_cpp.command import build
 from helixflow.settings.deployments import Launched, LlamaCppDeployment
 from helixflow.transport.client import HttpClient
@@ -85,6 +85,10 @@ class LlamaCppKind:
             props.chat_template_caps.supports_tools,
             await self._read_vocabulary(port, key, deadline_s),
         )
+
+    async def settle(self, deployment: Launched, public_name: str, port: int, key: str, deadline_s: float) -> Settled:
+        """Nothing of it changes while it runs."""
+        return Settled()
 
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
         """Raises `HelixError` (UPSTREAM_INVALID) when it does not list its slots."""

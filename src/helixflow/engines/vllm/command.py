@@ -32,9 +32,10 @@ def build(deployment: VllmDeployment, spec: LaunchSpec) -> EngineCommand:
     flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     if deployment.task == "embeddings":
         flags += ["--runner", "pooling"]
-    if deployment.lora:
-        adapters = (f"{spec.public_name}:{name}={Path(path).expanduser()}" for name, path in deployment.lora.items())
-        flags += ["--enable-lora", "--lora-modules", *adapters]
+    if deployment.lora_slots:
+        # Which ones it is told once it serves: one that is named here and cannot be read would end it.
+        options |= {"--max-loras": deployment.lora_slots, "--max-lora-rank": deployment.max_lora_rank}
+        flags.append("--enable-lora")
     argv = [
         *(
             interpreter(deployment),
@@ -54,6 +55,7 @@ def build(deployment: VllmDeployment, spec: LaunchSpec) -> EngineCommand:
         "PYTHONSAFEPATH": "1",
         # Fetched is only what the settings name as being elsewhere.
         **({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if is_folder else {}),
+        **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if deployment.lora_slots else {}),
         **({"CUDA_VISIBLE_DEVICES": ",".join(spec.gpus)} if spec.gpus else {}),
     }
     return EngineCommand(tuple(with_family(argv)), env)

@@ -16,6 +16,7 @@ from helixflow.dialects.openai_chat import ChatParams
 from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.media import check_media
+from helixflow.engines.vllm.adapter_slots import AdapterSlots
 from helixflow.engines.vllm.generation import Generation, is_replica_fault, post
 from helixflow.engines.vllm.resume import ResumingGeneration, is_plain
 from helixflow.transport.client import HttpClient
@@ -57,12 +58,12 @@ class VllmEngine:
         rewrites: bool = False,
     ) -> None:
         self._client = client
-        self._slots = slots
         self._deployment = deployment
         self._task = task
         self._model = Raw(msgspec.json.encode(public_model))
         names = (f"{public_model}:{name}" for name in adapters)
         self._adapters = {name: Raw(msgspec.json.encode(name)) for name in names}
+        self._slots = AdapterSlots(slots, self._adapters) if self._adapters else slots
         self._rewrites = rewrites
 
     async def open(self, call: Call) -> Stream:

@@ -1,20 +1,26 @@
-"""vLLM as the pool starts it: its command, and asking it how it is (`/health`, `/metrics`, and once `/v1/models`)."""
+"""vLLM as the pool starts it: its command, and asking it how it is (`/health`, `/metrics`, and
+once `/v1/models`), and changing its adapters.
+"""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.engines.launching import HOST, EngineCommand, EngineProperties, LaunchSpec
+from helixflow.engines.launching import HOST, EngineCommand, EngineProperties, LaunchSpec, Settled
 from helixflow.engines.vllm.command import build
+from helixflow.engines.vllm.lora import loaded_adapters, reconcile, wanted_adapters
 from helixflow.settings.deployments import Launched, VllmDeployment
 from helixflow.transport.client import HttpClient
 from helixflow.transport.origin import Origin
 from helixflow.transport.request import Timeouts, build_head
 
 _MAX_BODY_BYTES: Final = 16 << 20
+# An adapter is read from its folder, or fetched.
+_ADAPTER_DEADLINE_S: Final = 120.0
 _TOOLS_FLAG: Final = "--enable-auto-tool-choice"
 # Gauges with labels: `name{engine="0",model_name="m"} 1.0`, one for each engine core.
 _ACTIVE: Final = (b"vllm:num_requests_running{", b"vllm:num_requests_waiting{")
@@ -71,6 +77,20 @@ class VllmKind:
             await asyncio.to_thread(_read_vocabulary, deployment.model),
         )
 
+    async def settle(self, deployment: Launched, public_name: str, port: int, key: str, deadline_s: float) -> Settled:
+        """Its LoRA adapters. Raises `HelixError` (UPSTREAM_INVALID) when it does not list its models."""
+        assert isinstance(deployment, VllmDeployment)
+        if not deployment.lora_slots:
+            return Settled()
+
+        async def post(target: str, body: Mapping[str, str]) -> tuple[int, bytes]:
+            return await self._ask("POST", target, port, key, _ADAPTER_DEADLINE_S, msgspec.json.encode(body))
+
+        status, answer = await self._get("/v1/models", port, key, deadline_s)
+        if status != 200:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, f"The engine answered /v1/models with status {status}.")
+        return await reconcile(post, wanted_adapters(deployment, public_name), loaded_adapters(answer))
+
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
         """Raises `HelixError` (UPSTREAM_INVALID) when it does not tell."""
         status, body = await self._get("/metrics", port, key, deadline_s)
@@ -83,10 +103,18 @@ class VllmKind:
             raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine's metrics are not valid.") from exc
 
     async def _get(self, target: str, port: int, key: str, deadline_s: float) -> tuple[int, bytes]:
+        return await self._ask("GET", target, port, key, deadline_s)
+
+    async def _ask(
+        self, method: str, target: str, port: int, key: str, deadline_s: float, body: bytes = b""
+    ) -> tuple[int, bytes]:
         origin = Origin("http", HOST, port)
-        head = build_head("GET", target, origin, [("authorization", f"Bearer {key}")])
+        headers = [("authorization", f"Bearer {key}")]
+        if body:
+            headers.append(("content-type", "application/json"))
+        head = build_head(method, target, origin, headers)
         timeouts = Timeouts(connect_s=deadline_s, first_byte_s=deadline_s, idle_s=deadline_s)
-        response = await self._client.request(origin, head, b"", timeouts=timeouts)
+        response = await self._client.request(origin, head, body, timeouts=timeouts)
         return response.status, await response.read_all(_MAX_BODY_BYTES)
 
 

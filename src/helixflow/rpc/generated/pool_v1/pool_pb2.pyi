@@ -493,6 +493,7 @@ class Replica(_message.Message):
     TOKENIZER_SHA256_FIELD_NUMBER: _builtins.int
     SERVER_NAME_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     host: _builtins.str
     port: _builtins.int
@@ -524,6 +525,10 @@ class Replica(_message.Message):
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The GPUs it has, by UUID."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """LoRA adapters that it has loaded, by the names under which it serves them."""
+
     def __init__(
         self,
         *,
@@ -542,10 +547,11 @@ class Replica(_message.Message):
         tokenizer_sha256: _builtins.str = ...,
         server_name: _builtins.str = ...,
         gpus: _abc.Iterable[_builtins.str] | None = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "busy", b"busy", "context", b"context", "gpus", b"gpus", "host", b"host", "model_digest", b"model_digest", "pid", b"pid", "port", b"port", "replica_id", b"replica_id", "server_name", b"server_name", "slots", b"slots", "supports_tools", b"supports_tools", "tokenizer_path", b"tokenizer_path", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "api_key", b"api_key", "busy", b"busy", "context", b"context", "gpus", b"gpus", "host", b"host", "model_digest", b"model_digest", "pid", b"pid", "port", b"port", "replica_id", b"replica_id", "server_name", b"server_name", "slots", b"slots", "supports_tools", b"supports_tools", "tokenizer_path", b"tokenizer_path", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

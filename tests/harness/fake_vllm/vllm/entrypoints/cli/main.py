@@ -21,7 +21,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--max-model-len", type=int, required=True)
-    parser.add_argument("--lora-modules", nargs="*", default=[])
     return parser.parse_known_args()[0]
 
 
@@ -30,11 +29,10 @@ async def main() -> None:
     if given.model == "broken":
         sys.exit("ValueError: there is no such model")
     subprocess.Popen([sys.executable, "-c", CORE])
-    adapters = [pair.partition("=")[0] for pair in given.lora_modules]
     server = VllmServer(
         context=given.max_model_len,
         key=os.environ["VLLM_API_KEY"],
-        models=[given.served_model_name, *adapters],
+        models=[given.served_model_name],
         port=given.port,
     )
     async with server:
