@@ -92,7 +92,9 @@ class PoolProcess:
 
 @contextlib.contextmanager
 def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tuple[Node, PoolProcess]]:
-    """`helixflow serve` without engines and `helixflow pool` with all of them, until the end of the block."""
+    """`helixflow serve` without engines and `helixflow pool` with all of them, until the end of the block. The pool has
+    what it serves from the first node's `config`.
+    """
     # A port that stays the same when the control process is started again.
     with socket.create_server(("127.0.0.1", 0)) as free:
         control = free.getsockname()[1]
@@ -105,7 +107,7 @@ def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tupl
         far = folder / "far"
         fill_store(far, *models)
         give_certificate(far, Settings(data_dir=node.data_dir))
-        pool = PoolProcess(far, f"127.0.0.1:{control}", HELIXFLOW_CONFIG=str(config)).wait_serving()
+        pool = PoolProcess(far, f"127.0.0.1:{control}").wait_serving()
         node.wait_ready()
         yield node, pool
     finally:

@@ -32,6 +32,7 @@ class VllmServer(OpenAIServer):
         self._key = key
         self._models = models
         self.adapters: dict[str, str] = {}
+        self.is_sleeping = False
         self._pace_s = pace_s
 
     def check_key(self, headers: dict[str, str]) -> None:
@@ -51,6 +52,11 @@ class VllmServer(OpenAIServer):
             ]
             entries += [{"id": name, "root": path, "parent": "m"} for name, path in self.adapters.items()]
             return json.dumps({"object": "list", "data": entries}).encode()
+        if path == "/is_sleeping":
+            return json.dumps({"is_sleeping": self.is_sleeping}).encode()
+        if path in ("/sleep?level=1", "/wake_up"):
+            self.is_sleeping = path != "/wake_up"
+            return b"{}"
         if path == "/load_lora_adapter":
             return self._load(body["lora_name"], body["lora_path"])
         if path == "/unload_lora_adapter":

@@ -20,6 +20,12 @@ def test_one_that_can_be_loaded_is_better_than_one_that_waits_or_has_given_up() 
     assert rank_of(view("idle")) < rank_of(view("failed")) < rank_of(view("of a newer pool"))
 
 
+def test_a_pool_that_drains_hides_nobody_who_could_load_or_is_at_it() -> None:
+    for state in ("idle", "loading", "backoff", "failed"):
+        assert merge_views([view("draining"), view(state)]).state == state
+    assert merge_views([view("draining"), view("draining")]).state == "draining"
+
+
 def test_one_pool_alone_is_told_as_it_is() -> None:
     alone = view("pulling")
     assert merge_views([alone]) is alone

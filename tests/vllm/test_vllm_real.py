@@ -62,6 +62,7 @@ replicas = 2
 context = 2048
 parallel = 8
 gpu_memory_fraction = 0.3
+cpu_kv_cache_gib = 1
 {on_cpu}
 """
     )
@@ -69,7 +70,6 @@ gpu_memory_fraction = 0.3
         "HELIXFLOW_CONFIG": str(config),
         "HELIXFLOW_POOL__MEMORY_BYTES": str(64 << 30),
         "HELIXFLOW_GATEWAY__REQUEST_TIMEOUT_S": str(LOAD_S),
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
     }
     data = folder / "data"
     data.mkdir()

@@ -48,7 +48,7 @@ def list_command(context: typer.Context, as_json: Json = False) -> None:
                 row["name"],
                 row["task"] or "",
                 str(row["context"] or ""),
-                format_size(row["size_bytes"]),
+                format_size(row["size_bytes"] or None),
                 row["licence"],
                 "yes" if row["configured"] else "no",
                 "yes" if row["pulled"] else "-" if row["where"] == "provider" else "no",
@@ -113,8 +113,8 @@ def show_command(
         return
     shown = {
         **row,
-        "size_bytes": format_size(row["size_bytes"]),
-        "ram_bytes": format_size(row["ram_bytes"]),
+        "size_bytes": format_size(row["size_bytes"]) if row["size_bytes"] else "",
+        "ram_bytes": format_size(row["ram_bytes"]) if row["ram_bytes"] else "",
         "pulled_at": format_time(row["pulled_at"]) if row["pulled_at"] else "",
     }
     for key, value in shown.items():

@@ -47,8 +47,8 @@ def format_time(epoch_s: float) -> str:
     return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def format_size(count: int) -> str:
-    """Bytes for people; empty when unknown (0)."""
+def format_size(count: int | None) -> str:
+    """Bytes for people; `-` when unknown (None)."""
     from helixflow.pool.disk import format_bytes
 
-    return format_bytes(count) if count else ""
+    return format_bytes(count) if count is not None else "-"

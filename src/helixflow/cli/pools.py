@@ -127,26 +127,23 @@ def _change(context: typer.Context, pool: str | None, verb: str, body: dict[str,
 
 def _pool_row(pool: dict[str, Any]) -> tuple[str, ...]:
     state = "draining" if pool["draining"] else "serving" if pool["reachable"] else "does not answer"
+    where = (pool["name"], pool["address"] or "this node", state)
+    if not pool["reachable"]:
+        return (*where, "-", "-", "-", "-")
     memory = f"{format_size(pool['ram_used_bytes'])} of {format_size(pool['ram_limit_bytes'])}"
-    return (
-        pool["name"],
-        pool["address"] or "this node",
-        state,
-        str(pool["cores"]),
-        memory,
-        str(len(pool["devices"])),
-        str(len(pool["deployments"])),
-    )
+    return (*where, str(pool["cores"]), memory, str(len(pool["devices"])), str(len(pool["deployments"])))
 
 
 def _deployment_row(one: dict[str, Any]) -> tuple[str, ...]:
-    memory = format_size(one["ram_bytes"] + one["gpu_bytes"])
+    # Not before it was loaded is known what it takes.
+    memory = format_size(one["ram_bytes"] + one["gpu_bytes"] or None)
+    planned = memory != "-" and not one["measured"]
     return (
         one["deployment"],
         one["state"],
         f"{one['replicas']} of {one['wanted_replicas']}",
         f"{one['busy']} of {one['slots']}",
-        memory if one["measured"] else f"{memory} (planned)",
+        f"{memory} (planned)" if planned else memory,
         "yes" if one["pinned"] else "",
         cell(one["last_used_at"]) if one["last_used_at"] else "never",
         one["detail"] or "",

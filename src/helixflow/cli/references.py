@@ -95,5 +95,5 @@ def _in_models(settings: "Settings") -> Iterator[Problem]:
     from helixflow.launch.serving_rules import find_model_problems
     from helixflow.pool.catalogue import Catalogue
 
-    for problem in find_model_problems(settings.models, Catalogue.load()):
+    for problem in find_model_problems(settings, settings.models, Catalogue.load()):
         yield problem.location, problem.reason

@@ -6,7 +6,10 @@ from typing import Final
 from helixflow.clients.pool import DeploymentView
 
 # The best that any pool offers is what the deployment offers; one that is idle can still be loaded.
-_BEST_FIRST: Final = ("ready", "loading", "pulling", "idle", "unloading", "backoff", "failed", "unspecified")
+_BEST_FIRST: Final = (
+    *("ready", "loading", "pulling", "idle", "unloading", "backoff", "failed"),
+    *("draining", "unspecified"),
+)
 _RANKS: Final = {state: rank for rank, state in enumerate(_BEST_FIRST)}
 
 

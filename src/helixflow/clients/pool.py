@@ -25,7 +25,8 @@ log = structlog.get_logger("helixflow.clients")
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
     """One deployment as the pool last told. `state` is `idle`, `pulling`, `loading`, `ready`, `backoff`, `failed` or
-    `unloading`, and `unspecified` for one that only a newer pool knows; `retry_after_s` is 0 when unknown.
+    `unloading`, `draining` while the pool neither serves nor loads anything new, and `unspecified` for one that only a
+    newer pool knows; `retry_after_s` is 0 when unknown. One that is `ready` has replicas.
     """
 
     deployment: str
@@ -52,7 +53,7 @@ class PoolWatch:
     """Follows a pool. `views`, by deployment, is replaced with every change, and kept while the pool is away.
 
     Without `remote` it is the pool of this node. Of another one, replicas of embedding models are shown once their
-    tokenizer is here. While a pool drains it shows no replicas.
+    tokenizer is here; until then it is still loading. While a pool drains it shows none.
     """
 
     def __init__(
@@ -131,16 +132,22 @@ def view_of(
     status: pool_pb2.DeploymentStatus, remote: RemotePool | None = None, *, draining: bool = False
 ) -> DeploymentView:
     """The view of one deployment from its message."""
+    replicas = () if draining else tuple(_replicas_of(status, remote))
     known = pool_pb2.DeploymentState.values()
     number = status.state if status.state in known else pool_pb2.DEPLOYMENT_STATE_UNSPECIFIED
     state = pool_pb2.DeploymentState.Name(number).removeprefix(_STATE_PREFIX).lower()
+    if draining:
+        # Whatever it has, others do not get: a pool that can load it is better.
+        state = "draining"
+    elif state == "ready" and not replicas:
+        state = "loading"
     return DeploymentView(
         deployment=status.deployment,
-        state="unloading" if draining and status.replicas else state,
+        state=state,
         detail=status.detail,
         restarts=status.restarts,
         retry_after_s=status.retry_after_s,
-        replicas=() if draining else tuple(_replicas_of(status, remote)),
+        replicas=replicas,
     )
 
 

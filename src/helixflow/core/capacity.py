@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from helixflow.core.call import Call
@@ -25,7 +25,7 @@ class Replica:
     replica_id: str
     host: str
     port: int
-    api_key: str
+    api_key: str = field(repr=False)
     slots: int
     context: int
     supports_tools: bool = False

@@ -6,7 +6,7 @@ The pool starts, watches and restarts; it knows no kind by name.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from helixflow.settings.deployments import Launched
 
@@ -78,3 +78,20 @@ class EngineKind(Protocol):
     async def read_activity(self, port: int, key: str, deadline_s: float) -> int:
         """Generations that run or wait in it now."""
         ...
+
+
+@runtime_checkable
+class SleepingKind(EngineKind, Protocol):
+    """One whose engines can give their memory of GPUs away and take it again. Raises as `EngineKind`."""
+
+    def can_sleep(self, deployment: Launched) -> bool: ...
+
+    async def sleep(self, port: int, key: str) -> None:
+        """Returns when it sleeps: its weights are in RAM, and generations that ran have ended."""
+        ...
+
+    async def wake(self, port: int, key: str) -> None:
+        """Returns when it serves."""
+        ...
+
+    async def is_asleep(self, port: int, key: str, deadline_s: float) -> bool: ...

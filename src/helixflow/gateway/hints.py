@@ -1,7 +1,7 @@
 """What a request's own headers say about how it is to be served: session, residency, deadline."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from helixflow.core.call import NO_HINTS, Hints
@@ -18,10 +18,15 @@ _REGION: Final = re.compile(rb"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGITS: Final = re.compile(rb"[0-9]{1,9}")
 
 
-def read_hints(headers: Mapping[bytes, bytes], params: ChatParams | CompletionParams | EmbeddingParams) -> Hints:
+def read_hints(
+    headers: Mapping[bytes, bytes],
+    params: ChatParams | CompletionParams | EmbeddingParams,
+    lines: Sequence[tuple[bytes, bytes]] = (),
+) -> Hints:
     """Raises `HelixError` INVALID_VALUE, with the header's name, for what cannot be a session or a region.
 
-    A residency that is not understood must not be left out: the data would go where it may not.
+    `headers` has the last of the `lines` of each name. A residency that is not understood, or is said twice, must not
+    be left out: the data would go where it may not.
     """
     session, residency, user = headers.get(_SESSION), headers.get(_RESIDENCY), params.user
     if session is None and residency is None and user is None:
@@ -30,6 +35,8 @@ def read_hints(headers: Mapping[bytes, bytes], params: ChatParams | CompletionPa
         raise _invalid(_SESSION, f"has 1 to {_MAX_SESSION_BYTES} characters")
     if residency is not None and not _REGION.fullmatch(residency):
         raise _invalid(_RESIDENCY, "is a region such as 'eu': a-z, 0-9, '.', '_' and '-'")
+    if residency is not None and sum(name == _RESIDENCY for name, _ in lines) > 1:
+        raise _invalid(_RESIDENCY, "is given once")
     return Hints((session or b"").decode("latin-1"), user or "", (residency or b"").decode("ascii"))
 
 

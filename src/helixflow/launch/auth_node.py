@@ -85,7 +85,7 @@ class AuthNode:
         socket = socket_path(settings.run_dir, "control")
         cache = await asyncio.to_thread(read_cache, settings)
         found = found_by(cache) if cache is not None else Found.of(settings)
-        rules = await asyncio.to_thread(serving_rules, on_this_machine=self._on_models is not None)
+        rules = await asyncio.to_thread(serving_rules, settings, on_this_machine=self._on_models is not None)
         self._services = await create_auth(settings, self._bootstrap_key, pools=self._fleet, rules=rules, found=found)
         if cache is not None:
             on_models = self._on_models or ignore_models

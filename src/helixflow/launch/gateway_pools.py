@@ -160,7 +160,7 @@ class GatewayPools:
 
     def problems(self) -> list[str]:
         """Models that are to be loaded from the start and are not. One that was unloaded since, or found no room, comes
-        back when it is asked for.
+        back when it is asked for; one on drained pools only is gone because somebody wants it so.
         """
         views = self.views
         if self._slots and not views:
@@ -170,7 +170,7 @@ class GatewayPools:
             for name, deployment in self._launched.items()
             if deployment.load == "start"
             and (view := views.get(name)) is not None
-            and view.state not in ("ready", "idle", "unloading")
+            and view.state not in ("ready", "idle", "unloading", "draining")
         ]
 
     def rows(self) -> list[DeploymentRow]:
@@ -251,9 +251,10 @@ class GatewayPools:
         task.add_done_callback(self._loads.discard)
 
     async def _load(self, deployment: str) -> None:
-        """Asks the pools that have it, the likeliest first, until one takes it on."""
-        having = [link for link in self._links.values() if deployment in link.watch.views]
-        for link in sorted(having, key=lambda link: rank_of(link.watch.views[deployment])):
+        """Asks the pools that have it, the likeliest first, until one takes it on; those that drain load nothing."""
+        views = ((link, link.watch.views.get(deployment)) for link in self._links.values())
+        able = [(rank_of(view), link) for link, view in views if view is not None and view.state != "draining"]
+        for _, link in sorted(able, key=lambda one: one[0]):
             try:
                 await link.watch.load(deployment)
                 return

@@ -6,7 +6,7 @@ from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import SOCKET_NAME
 from helixflow.launch.lock import lock_data_dir
 from helixflow.launch.ports import open_data_port
-from helixflow.launch.serve import become_launcher, check_binaries, pull_for_start, with_data_port
+from helixflow.launch.serve import become_launcher, check_binaries, with_data_port
 from helixflow.launch.serving_cache import write_cache
 from helixflow.launch.serving_start import decide_serving
 from helixflow.pki.files import PkiFolder
@@ -23,14 +23,19 @@ SERVICES = ("pool",)
 def serve_pool(settings: Settings) -> NoReturn:
     """Replaces this process by the launcher, keeping its pid.
 
-    Raises `UserError` before anything was started: PORT_BUSY, CONFIG, STORAGE, MODEL, UNAVAILABLE (another process has
-    the data directory, or a model cannot be fetched).
+    Models are those that the fleet's auth service says, once it was reached; until then those that it said last, or
+    those of the configuration, if it has any. They are fetched by the pool, which others see at it.
+
+    Raises `UserError` before anything was started: PORT_BUSY, CONFIG, STORAGE, UNAVAILABLE (another process has the
+    data directory).
     """
     configure_logging(settings.log.level, settings.log.format, service="pool")
     catalogue = Catalogue.load()
+    if "models" not in settings.model_fields_set:
+        # The default ones are for a node that nobody tells what to serve.
+        settings = settings.model_copy(update={"models": ()})
     settings, serving = decide_serving(settings, None, catalogue)
-    planned = plan_deployments(settings, catalogue)
-    check_binaries(planned)
+    check_binaries(plan_deployments(settings, catalogue))
     _check_fleet(settings)
     for name in (SOCKET_NAME, "pool.sock"):
         socket_path(settings.run_dir, name.removesuffix(".sock"))
@@ -41,7 +46,6 @@ def serve_pool(settings: Settings) -> NoReturn:
     ensure_pki(settings, SERVICES)
     write_cache(settings, serving)
     settings = with_data_port(settings, data_port)
-    pull_for_start(settings, planned)
     become_launcher("pool", settings, {"--data-listen-fd": data_port}, lock_fd)
 
 
@@ -56,7 +60,8 @@ def _check_fleet(settings: Settings) -> None:
     folder = PkiFolder(settings.pki_dir)
     if not folder.ca_certificate.exists():
         raise UserError(
-            f"{folder.ca_certificate}: there is no such file; where the auth service runs, run: helixflow pki issue "
-            f"pool --out pool.pem, and copy that to {folder.service_file('pool')} and its ca.crt here",
+            f"{folder.ca_certificate}: there is no such file; on the node of the auth service run: helixflow pki issue "
+            f"pool --out pool.pem; copy that here as {folder.service_file('pool')} (mode 600), and its ca.crt as "
+            f"{folder.ca_certificate}",
             ExitCode.CONFIG,
         )

@@ -65,7 +65,7 @@ def serve(settings: Settings, *, config: Path | None = None, welcome_argv: Seque
     settings = settings.model_copy(update={"gateway": gateway})
     if data_port is not None:
         settings = with_data_port(settings, data_port)
-    pull_for_start(settings, planned)
+    pull_for_start(settings, planned, applied=serving.was_applied)
     url, https_url = base_url(listeners.http), base_url(listeners.https, "https")
     (settings.run_dir / HTTPS_URL_NAME).write_text(https_url)
     # The last of both: who waits for it finds the other as well.
@@ -78,11 +78,22 @@ def serve(settings: Settings, *, config: Path | None = None, welcome_argv: Seque
     become_launcher("node", settings, opened, lock_fd, welcome)
 
 
-def pull_for_start(settings: Settings, planned: Sequence[PlannedDeployment]) -> None:
-    """Fetches what is to be loaded at once. Raises `UserError` as the store does."""
+def pull_for_start(settings: Settings, planned: Sequence[PlannedDeployment], *, applied: bool = False) -> None:
+    """Fetches what is to be loaded at once. Raises `UserError` as the store does.
+
+    Of models that were `applied` while the node ran, one that cannot be had is no reason for not serving the others: it
+    is logged, and the pool shows it as failed until it can.
+    """
     # One name, one file: `plan_deployments` sees to it.
     wanted = {one.spec.name: one.spec for one in planned if one.spec is not None and one.settings.load == "start"}
-    pull_all(ModelStore(settings.models_dir), wanted.values())
+    store = ModelStore(settings.models_dir)
+    for spec in wanted.values():
+        try:
+            pull_all(store, (spec,))
+        except UserError as exc:
+            if not applied:
+                raise
+            log.error("model.not_fetched", model=spec.name, reason=exc.message, advice="the others are served")
 
 
 def _tell_trust(settings: Settings, https_url: str) -> None:

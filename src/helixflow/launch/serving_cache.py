@@ -37,6 +37,11 @@ class ServingCache(msgspec.Struct, frozen=True, kw_only=True):
     config: str | None = None
     said: bool = True
 
+    @property
+    def was_applied(self) -> bool:
+        """Whether it is not what the configuration file says, but was put in force since."""
+        return digest_of(self.document) != self.file_digest
+
     def models(self) -> Models:
         """The complete models. Raises `UserError` (CONFIG)."""
         try:

@@ -43,7 +43,7 @@ class ConfigurationFile:
         """Looks at it once a second, until cancelled. What is wrong with it is logged, once for each change."""
         seen: Version | None = None
         while True:
-            version = await asyncio.to_thread(version_of, self._path)
+            version = await asyncio.to_thread(_version_of, self._path)
             if version is None and seen is not None:
                 log.warning("configuration.file_gone", file=str(self._path), advice="what is in force stays")
             if version is not None and version != seen and not await self._take_notice(version):
@@ -54,7 +54,7 @@ class ConfigurationFile:
     async def _take_notice(self, version: Version) -> bool:
         """False when it is to be looked at again: it is being written, or nobody can take what it says now."""
         await asyncio.sleep(_SETTLE_S)
-        if await asyncio.to_thread(version_of, self._path) != version:
+        if await asyncio.to_thread(_version_of, self._path) != version:
             return False
         try:
             settings = await asyncio.to_thread(load_settings, self._path)
@@ -99,3 +99,8 @@ class ConfigurationFile:
         if changed and changed != self._told:
             log.warning("configuration.restart_needed", file=str(self._path), sections=list(changed))
         self._told = changed
+
+
+def _version_of(path: Path) -> Version | None:
+    """None for what is no file, too: reading a pipe may take for ever."""
+    return version_of(path) if path.is_file() else None

@@ -10,7 +10,7 @@ import structlog
 
 from helixflow.auth.configuration.feed import Serving
 from helixflow.auth.configuration.service import ServingService
-from helixflow.core.errors import UserError
+from helixflow.core.errors import HelixError, UserError
 from helixflow.launch.serving_cache import ServingCache, write_cache
 from helixflow.launch.serving_file import ConfigurationFile
 from helixflow.settings.configuration import Models, complete_document_of
@@ -63,7 +63,7 @@ class ServingNode:
             log.info("configuration.in_force", revision=serving.revision, models=len(serving.models))
             try:
                 await self._on_models(serving.models)
-            except UserError as exc:
+            except (UserError, HelixError) as exc:
                 log.error("configuration.not_served", revision=serving.revision, reason=exc.message)
 
     async def _note_digests(self) -> None:

@@ -11,10 +11,14 @@ from typing import Any
 
 from helixflow.auth.configuration.rules import Rules
 from helixflow.core.errors import UserError
+from helixflow.engines.vllm.command import require_vllm
 from helixflow.launch.provider_keys import check_keys, missing_key
 from helixflow.pool.catalogue import Catalogue
-from helixflow.pool.plan import fill_from_catalogue, plan_deployments
+from helixflow.pool.plan import PlannedDeployment, fill_from_catalogue, plan_deployments
+from helixflow.pool.sources.source import parse_source
+from helixflow.pool.store import check_file
 from helixflow.settings.configuration import Models
+from helixflow.settings.deployments import VllmDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.problems import Problem
 from helixflow.settings.tree import Settings
@@ -23,12 +27,12 @@ from helixflow.transport.origin import Origin
 _FILES = ("chat_template_file", "mmproj", "draft_model", "ca_file", "api_key_file")
 
 
-def serving_rules(*, on_this_machine: bool = True) -> Rules:
+def serving_rules(settings: Settings, *, on_this_machine: bool = True) -> Rules:
     """With the catalogue of this version. Not `on_this_machine`: files and variables are those of other nodes."""
     catalogue = Catalogue.load()
 
     def find_problems(models: Sequence[ModelSettings]) -> Sequence[Problem]:
-        return list(find_model_problems(models, catalogue, on_this_machine=on_this_machine))
+        return list(find_model_problems(settings, models, catalogue, on_this_machine=on_this_machine))
 
     return Rules(find_problems, lambda models: complete(models, catalogue))
 
@@ -39,14 +43,21 @@ def complete(models: Sequence[ModelSettings], catalogue: Catalogue) -> Models:
 
 
 def find_model_problems(
-    models: Sequence[ModelSettings], catalogue: Catalogue, *, on_this_machine: bool = True
+    settings: Settings, models: Sequence[ModelSettings], catalogue: Catalogue, *, on_this_machine: bool = True
 ) -> Iterator[Problem]:
-    """What a start would stumble over although the models are well-formed; never a secret."""
+    """What a start with `settings`, but these models, would stumble over although they are well-formed; never a secret.
+
+    Blocks, for vLLM while a Python starts.
+    """
     for index, model in enumerate(models):
         try:
-            filled = fill_from_catalogue(Settings().model_copy(update={"models": (model,)}), catalogue)
+            filled = fill_from_catalogue(settings.model_copy(update={"models": (model,)}), catalogue)
             if on_this_machine:
-                plan_deployments(filled, catalogue)
+                for planned in plan_deployments(filled, catalogue):
+                    if isinstance(planned.settings, VllmDeployment):
+                        require_vllm(planned.name, planned.settings)
+                    if (reason := _missing_source(planned)) is not None:
+                        yield Problem(("models", index, *_place_of(planned, model), "source"), reason)
                 if not model.deployments:
                     # Of a preset.
                     check_keys(filled.models)
@@ -55,6 +66,23 @@ def find_model_problems(
         for number, deployment in enumerate(model.deployments):
             for field, reason in _in_deployment(deployment, on_this_machine=on_this_machine):
                 yield Problem(("models", index, "deployments", number, field), reason)
+
+
+def _missing_source(planned: PlannedDeployment) -> str | None:
+    """Why the file cannot be used that a deployment of this node has its model from. Its hash is left to the start."""
+    if planned.spec is None or (source := parse_source(planned.spec.source)).kind != "file":
+        return None
+    try:
+        check_file(source)
+    except UserError as exc:
+        return exc.message
+    return None
+
+
+def _place_of(planned: PlannedDeployment, model: ModelSettings) -> tuple[str | int, ...]:
+    """Within the model; its own where it was filled in."""
+    names = [name for name, _ in model.named_deployments()]
+    return ("deployments", names.index(planned.name)) if planned.name in names else ()
 
 
 def _in_deployment(deployment: Any, *, on_this_machine: bool) -> Iterator[tuple[str, str]]:

@@ -258,6 +258,14 @@ class Issuance:
     def _check_provided(self, services: Iterable[str]) -> None:
         for service in services:
             path = self.folder.service_file(service)
+            if not path.exists():
+                names = " --name HOST" if service == HTTPS else ""
+                message = (
+                    f"{path}: there is no such file, and certificates are issued elsewhere; on the node that has the "
+                    f"authority (that of the auth service) run: helixflow pki issue {service}{names} --out "
+                    f"{service}.pem; copy that here as {path} (mode 600)"
+                )
+                raise UserError(message, ExitCode.CONFIG)
             if service != HTTPS:
                 ServiceIdentity(self.folder, self._settings.pki.trust_domain, service, clock=self._clock)
             elif read_pair(path).certificate.not_valid_after_utc.timestamp() <= self._clock.now():

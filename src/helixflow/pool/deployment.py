@@ -61,6 +61,12 @@ class LocalDeployment:
         return any(seat.is_leaving for seat in self._seats)
 
     @property
+    def is_asleep(self) -> bool:
+        return any(seat.is_asleep for seat in self._seats) and all(
+            seat.is_asleep or seat.is_vacant for seat in self._seats
+        )
+
+    @property
     def seat_views(self) -> list[SeatView]:
         return [seat.view for seat in self._seats]
 
@@ -118,9 +124,20 @@ class LocalDeployment:
         return sum(await asyncio.gather(*(seat.count_running() for seat in self._seats)))
 
     def unload(self, grace_s: float | None = None) -> None:
-        """Empties all seats, see `Seat.leave`; None: with the time that an eviction has."""
+        """Empties all seats, see `Seat.leave`; None: with the time that an eviction has, and engines that can sleep do
+        so if they do not yet.
+        """
         for seat in self._seats:
-            seat.leave(self._grace_s if grace_s is None else grace_s)
+            if grace_s is not None:
+                seat.leave(grace_s)
+            else:
+                seat.leave(self._grace_s, may_sleep=not (self.is_superseded or seat.is_asleep))
+
+    def end_asleep(self) -> None:
+        """Ends engines that sleep."""
+        for seat in self._seats:
+            if seat.is_asleep:
+                seat.leave(0)
 
     def dismiss(self, grace_s: float) -> None:
         """Unloads it and ends `run`."""
@@ -135,7 +152,7 @@ class LocalDeployment:
         for seat in self._lasting_seats[max(1, replicas) :]:
             seat.leave(self._grace_s, for_good=True)
         if replicas == 0:
-            self.unload()
+            self.unload(self._grace_s)
         self._fill_seats()
         if was_loaded:
             for seat in self._lasting_seats[:replicas]:
@@ -185,4 +202,4 @@ class LocalDeployment:
 
     def _evicts(self) -> bool:
         """Another model is unloaded for the first replica, not for one more."""
-        return self._may_evict and all(seat.need is None for seat in self._seats)
+        return self._may_evict and all(seat.need is None or seat.is_asleep for seat in self._seats)

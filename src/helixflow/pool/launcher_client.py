@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -30,7 +30,7 @@ class RunningEngine:
 
     name: str
     pid: int
-    meta: Mapping[str, Any]
+    meta: Mapping[str, Any] = field(repr=False)  # the engine's key is in it
     exited: "asyncio.Future[EngineExit]"
 
 

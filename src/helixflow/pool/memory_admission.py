@@ -70,6 +70,10 @@ def plan_admission(
     """
     if (gpus := place(wanted, loaded, limits)) is not None:
         return Fits(gpus)
+    own = [one for one in loaded if one.wanting]
+    if not evict and place(wanted, own, limits) is None:
+        # Nothing of another model is in the way.
+        return Refuse(_explain(wanted, own, limits))
     if not evict:
         return Refuse(f"no room without unloading another model: {_explain(wanted, loaded, limits)}")
     staying = [one for one in loaded if not one.leaving]

@@ -17,8 +17,6 @@ MIB: Final = 1 << 20
 # Measured: an engine of the built-in wheel takes 59 MB beside its weights and its KV cache, whatever the model.
 _LLAMA_PROCESS_BYTES: Final = 64 * MIB
 _VLLM_PROCESS_BYTES: Final = 2048 * MIB
-# What vLLM takes on a machine without GPU when it is not told otherwise.
-_VLLM_CPU_KV_BYTES: Final = 4096 * MIB
 # llama.cpp rounds the cells of a cache up to this.
 _CELLS: Final = 256
 # Bytes of 32 values.
@@ -112,7 +110,8 @@ def _estimate_vllm(deployment: VllmDeployment, model_path: Path | None, *, has_g
             gpus=deployment.gpus,
         )
     weights = weights_bytes(model_path) if model_path is not None else 0
-    parts = {"weights": weights, "KV cache": _VLLM_CPU_KV_BYTES, "process": _VLLM_PROCESS_BYTES}
+    cache = deployment.cpu_kv_cache_gib << 30
+    parts = {"weights": weights, "KV cache": cache, "process": _VLLM_PROCESS_BYTES}
     return Need(sum(parts.values()), parts=parts)
 
 

@@ -14,7 +14,7 @@ import structlog
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
-from helixflow.engines.launching import HOST, EngineKind, LaunchSpec, Settled
+from helixflow.engines.launching import HOST, EngineKind, LaunchSpec, Settled, SleepingKind
 from helixflow.pool.broadcast import Broadcast
 from helixflow.pool.launcher_client import EngineExit, Engines, RunningEngine
 from helixflow.pool.lifecycle import ServingReplica, cause_of_exit
@@ -178,6 +178,28 @@ class ReplicaLives:
         await self._engines.stop(engine.name, self._policy.stop_grace_s)
         if await _exit_within(engine, self._policy.stop_grace_s + _END_TIMEOUT_S) is None:
             log.error("replica.stuck", replica=engine.name, pid=engine.pid)
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether engines sleep instead of ending when somebody else needs their memory."""
+        return isinstance(self._kind, SleepingKind) and self._kind.can_sleep(self._planned.settings)
+
+    async def put_to_sleep(self, engine: RunningEngine, grace_s: float) -> None:
+        """As `end`, but for it going on asleep. Raises `HelixError` when it does not."""
+        assert isinstance(self._kind, SleepingKind)
+        await self._until_quiet(engine, grace_s)
+        await self._kind.sleep(int(engine.meta["port"]), str(engine.meta["key"]))
+
+    async def wake(self, engine: RunningEngine) -> None:
+        """Raises `HelixError` when it does not wake up."""
+        assert isinstance(self._kind, SleepingKind)
+        await self._kind.wake(int(engine.meta["port"]), str(engine.meta["key"]))
+
+    async def is_asleep(self, engine: RunningEngine) -> bool:
+        """Raises `HelixError` when it does not tell."""
+        assert isinstance(self._kind, SleepingKind)
+        port, key = int(engine.meta["port"]), str(engine.meta["key"])
+        return await self._kind.is_asleep(port, key, self._policy.deadline_s)
 
     async def _until_quiet(self, engine: RunningEngine, grace_s: float) -> None:
         policy = self._policy

@@ -44,6 +44,11 @@ class Tenant(Protocol):
         ...
 
     @property
+    def is_asleep(self) -> bool:
+        """It has been made to leave its GPUs, and is unloaded only for want of RAM."""
+        ...
+
+    @property
     def keep_alive_s(self) -> float:
         """Unloaded after so long without use; 0: never for that."""
         ...
@@ -53,7 +58,7 @@ class Tenant(Protocol):
         ...
 
     def unload(self) -> None:
-        """Begins to unload; its rooms are released when that is done."""
+        """Begins to unload; its rooms are released when that is done, or have no GPUs any more if it can sleep."""
         ...
 
 
@@ -84,6 +89,16 @@ class Room:
     def correct(self, need: Need) -> None:
         """It takes something else than was planned."""
         self.need = need
+
+    def free_gpus(self) -> None:
+        """It sleeps: only its RAM counts."""
+        self.gpus = {}
+        self._owner.wake()
+
+    def take_over(self, other: "Room") -> None:
+        """Has the GPUs of the other one from now on, which is released."""
+        self.gpus = other.gpus
+        other.release()
 
     def release(self) -> None:
         self._owner._release(self)
@@ -279,7 +294,7 @@ class Residency:
         due = math.inf
         for tenant, rooms in self._by_tenant():
             one = self._resident(tenant, rooms, False, now)
-            if tenant.keep_alive_s <= 0 or one.leaving:
+            if tenant.keep_alive_s <= 0 or one.leaving or tenant.is_asleep:
                 continue
             ends = one.last_used + tenant.keep_alive_s
             if one.busy:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -19,7 +19,9 @@ from helixflow.pool.progress import PullProgress
 from helixflow.pool.pulls import Pulls
 from helixflow.pool.replica import ModelFiles, Outcome, ReplicaLives
 from helixflow.pool.residency import NoRoomError, Residency, Room, Tenant
+from helixflow.pool.sleep import Sleep
 
+_ASLEEP: Final = "asleep"
 log = structlog.get_logger("helixflow.pool")
 
 
@@ -77,6 +79,9 @@ class Seat:
         self._leaving = asyncio.Event()
         self._grace_s = 0.0
         self._dismissed = False
+        self._may_sleep = False
+        self._sleep = Sleep(planned, tenant, lives, means.residency)
+        self._is_adopted = False
         self._engine: RunningEngine | None = None
         self._room: Room | None = None
 
@@ -95,16 +100,18 @@ class Seat:
         need = Need(int(meta.get("ram_bytes", 0)), measured=True)
         self._engine = engine
         self._room = self._means.residency.adopt(self._tenant, need, dict(meta.get("gpus") or {}))
+        self._is_adopted = True
         self._wanted = True
         self._asked.set()
         self._show(State.LOADING)
 
-    def leave(self, grace_s: float, *, for_good: bool = False) -> None:
+    def leave(self, grace_s: float, *, for_good: bool = False, may_sleep: bool = False) -> None:
         """Empties the seat: no new generations from now on; those that run may go on for `grace_s`.
 
-        `for_good`: `keep` returns then.
+        `for_good`: `keep` returns then. `may_sleep`: an engine that can need not end.
         """
         self._dismissed = self._dismissed or for_good
+        self._may_sleep = may_sleep and (self._may_sleep or not self._leaving.is_set())
         self._wanted = False
         self._grace_s = grace_s if self.view.serving is not None or self._leaving.is_set() else 0.0
         self._leaving.set()
@@ -118,6 +125,11 @@ class Seat:
     def is_vacant(self) -> bool:
         """Whether it has no engine."""
         return self._engine is None
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether its engine sleeps."""
+        return self._sleep.is_asleep
 
     @property
     def is_leaving(self) -> bool:
@@ -142,13 +154,28 @@ class Seat:
 
     async def keep(self) -> None:
         while self._leaving.is_set() or not self._dismissed:
-            await self._asked.wait()
+            await self._until_asked()
             self._asked.clear()
             if self._leaving.is_set():
                 await self._depart()
             elif self._wanted:
                 self._wanted = False
                 await self._serve_until_told()
+
+    async def _until_asked(self) -> None:
+        """Meanwhile an engine that sleeps may end by itself."""
+        engine = self._engine
+        if engine is not None and self._sleep.is_asleep:
+            asked = asyncio.create_task(self._asked.wait(), name="asked")
+            try:
+                await asyncio.wait((asked, engine.exited), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                asked.cancel()
+            if engine.exited.done():
+                log.warning("replica.ended_asleep", replica=engine.name)
+                self._vacate()
+                self._show(State.IDLE)
+        await self._asked.wait()
 
     async def _serve_until_told(self) -> None:
         """Ends when it makes no sense any more to go on, or when it is to leave, with the engine as it then is."""
@@ -162,20 +189,38 @@ class Seat:
             await asyncio.wait((serving, told))
 
     async def _depart(self) -> None:
-        engine = self._engine
+        engine, detail = self._engine, ""
         if engine is not None:
-            try:
-                await self._note(fresh=False)
-                await self._lives.end(engine, self._grace_s)
-            except HelixError as exc:
-                log.warning("replica.not_ended", replica=engine.name, reason=exc.message)
-            self._engine = None
-        self._free_memory()
+            await self._note(fresh=False)
+            if await self._fall_asleep(engine):
+                detail = _ASLEEP
+            else:
+                try:
+                    await self._lives.end(engine, self._grace_s)
+                except HelixError as exc:
+                    log.warning("replica.not_ended", replica=engine.name, reason=exc.message)
+                self._engine = None
+        if self._engine is None:
+            self._vacate()
         self._leaving.clear()
-        self._show(State.IDLE)
+        self._show(State.IDLE, detail)
+        self._means.residency.wake()  # one that sleeps can be made to leave once more
         self._on_change()  # it may have looked empty before: now it is
         if self._wanted:
             self._asked.set()
+
+    async def _fall_asleep(self, engine: RunningEngine) -> bool:
+        """False when it has to end: also when that was asked for while it fell asleep."""
+        room = self._room
+        if not self._may_sleep or room is None:
+            return False
+        return await self._sleep.fall_asleep(engine, room, self._grace_s) and self._may_sleep
+
+    def _vacate(self) -> None:
+        """There is no engine any more."""
+        self._engine = None
+        self._sleep.is_asleep = False
+        self._free_memory()
 
     async def _try_to_serve(self) -> None:
         name = self._planned.name
@@ -200,6 +245,11 @@ class Seat:
         `NoRoomError`.
         """
         files: ModelFiles | None = None
+        if self._is_adopted and self._engine is not None and self._room is not None:
+            self._is_adopted = False
+            if await self._sleep.recognise(self._engine, self._room):
+                self._show(State.IDLE, _ASLEEP)
+                return
         while True:
             if self._engine is None and files is None:
                 files = await self._fetch()
@@ -243,6 +293,8 @@ class Seat:
             if self._engine is None:
                 assert files is not None
                 await self._start(files, deadline)
+            elif self._sleep.is_asleep:
+                await self._wake(self._engine, deadline)
             assert self._engine is not None
             remaining_s = max(0.0, deadline - clock.monotonic())
             return await self._lives.stay_with(
@@ -254,6 +306,22 @@ class Seat:
             if measuring is not None:
                 measuring.cancel()
                 await asyncio.wait((measuring,))
+
+    async def _wake(self, engine: RunningEngine, deadline: float) -> None:
+        """Raises `NoRoomError`, after which it still sleeps, and `HelixError`, after which it has ended."""
+        assert self._room is not None
+        try:
+            await self._sleep.wake(
+                engine,
+                self._room,
+                deadline=deadline,
+                evict=self._may_evict(),
+                tell=lambda reason: self._show(State.LOADING, reason),
+            )
+        except HelixError:
+            await self._lives.end(engine, 0)
+            raise
+        self._show(State.LOADING)
 
     async def _start(self, files: ModelFiles, deadline: float) -> None:
         try:

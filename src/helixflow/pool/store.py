@@ -305,6 +305,11 @@ def _check_hash(what: str, actual: str, expected: str | None) -> None:
         raise UserError(f"{what}: wrong SHA-256: expected {expected}, got {actual}; nothing was kept", ExitCode.MODEL)
 
 
+def check_file(source: Source) -> None:
+    """Whether the model of a `file:` source is there and is one, its hash aside. Raises `UserError` (MODEL)."""
+    _check_gguf(locate_file(source), source)
+
+
 def _check_gguf(path: Path, source: Source) -> GgufHeader:
     try:
         return read_gguf_header(path)

@@ -140,6 +140,8 @@ class Supervisor:
         passes, 0 as soon as there are none.
         """
         self.is_draining = True
+        for one in self._current.values():
+            one.end_asleep()
         self.changes.bump()
         deadline = self._clock.monotonic() + deadline_s
         running = await self._count_running()

@@ -9,6 +9,8 @@ from helixflow.core.errors import ErrorKind, HelixError
 
 _RETRY_S: Final = 5.0
 _FAILED_RETRY_S: Final = 30.0
+_DRAINING_RETRY_S: Final = 30.0
+_CHANGED_RETRY_S: Final = 1.0
 
 
 class LoadWait:
@@ -20,29 +22,45 @@ class LoadWait:
         self._request_load = request_load
         self._view: DeploymentView | None = None
         self._changed = asyncio.Event()
+        self._is_closed = False
 
     def update(self, view: DeploymentView) -> None:
         self._view = view
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._wake()
+
+    def close(self) -> None:
+        """The deployment is not served any more: nobody waits for it."""
+        self._is_closed = True
+        self._wake()
 
     async def until_served(self, deadline: float) -> None:
         """Returns when a replica serves.
 
-        Raises `HelixError`: UPSTREAM_UNAVAILABLE when it could not be loaded, LOADING when that takes too long.
+        Raises `HelixError`: UPSTREAM_UNAVAILABLE when it could not be loaded, LOADING when that takes too long or all
+        pools that have it are being drained, OVERLOADED once it is closed.
         """
         loop = asyncio.get_running_loop()
         give_up = min(deadline, loop.time() + self._load_wait_s)
         asked = False
         while (view := self._view) is None or not view.replicas:
-            if view is not None and view.state in ("idle", "failed") and not asked:
-                asked = True
+            if self._is_closed:
+                raise removed()
+            wanting = view is not None and view.state in ("idle", "failed")
+            if wanting and not asked:
                 self._request_load(self._deployment)
+            # The pool that was loading it may be drained or gone: then another one is to be asked.
+            asked = wanting
             if view is not None and view.state == "failed":
                 raise HelixError(
                     ErrorKind.UPSTREAM_UNAVAILABLE,
                     "The model could not be loaded; its administrator finds the reason in the service's log.",
                     retry_after_s=view.retry_after_s or _FAILED_RETRY_S,
+                )
+            if view is not None and view.state == "draining":
+                raise HelixError(
+                    ErrorKind.LOADING,
+                    "No server takes new requests for this model at the moment: all that have it are being drained.",
+                    retry_after_s=_DRAINING_RETRY_S,
                 )
             changed = self._changed
             try:
@@ -53,3 +71,14 @@ class LoadWait:
                 raise HelixError(
                     ErrorKind.LOADING, "The model is still loading; try again shortly.", retry_after_s=wait
                 ) from exc
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def removed() -> HelixError:
+    """For who waits for a deployment that the configuration does not have any more."""
+    return HelixError(
+        ErrorKind.OVERLOADED, "What serves the model has just been changed; try again.", retry_after_s=_CHANGED_RETRY_S
+    )

@@ -35,8 +35,11 @@ class Waiter:
         self.future: asyncio.Future[SlotLease | None] = asyncio.get_running_loop().create_future()
 
     def refuse(self, retry_after_s: float, *, queue_full: bool) -> None:
+        self.fail(refusal(retry_after_s, queue_full=queue_full))
+
+    def fail(self, error: HelixError) -> None:
         if not self.future.done():
-            self.future.set_exception(refusal(retry_after_s, queue_full=queue_full))
+            self.future.set_exception(error)
 
 
 def refusal(retry_after_s: float, *, queue_full: bool) -> HelixError:

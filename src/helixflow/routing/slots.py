@@ -10,7 +10,7 @@ from helixflow.core.call import Call
 from helixflow.core.capacity import Replica
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import HelixError
-from helixflow.routing.load_wait import LoadWait
+from helixflow.routing.load_wait import LoadWait, removed
 from helixflow.routing.seats import Seat, SlotLease
 from helixflow.routing.slot_desk import SlotDesk, Standing
 from helixflow.routing.slot_waiter import Waiter
@@ -63,6 +63,7 @@ class ReplicaSlots:
         self._usable: list[Seat] = []
         self._probation: dict[str, asyncio.TimerHandle] = {}
         self._waiters: dict[Waiter, SlotDesk] = {}
+        self._is_closed = False
 
     @property
     def max_queue(self) -> int:
@@ -132,7 +133,14 @@ class ReplicaSlots:
                     waiter.future.set_result(None)
 
     def close(self) -> None:
-        """Nothing more is asked for; leases that are out stay good until they are released."""
+        """The deployment is not served any more. Who waits is refused: the pool grants them nothing. Leases that are
+        out stay good until they are released.
+        """
+        self._is_closed = True
+        self._load_wait.close()
+        for waiter in list(self._waiters):
+            self._dismiss(waiter)
+            waiter.fail(removed())
         for timer in self._probation.values():
             timer.cancel()
         for desk in self._desks.values():
@@ -167,6 +175,8 @@ class ReplicaSlots:
     async def _acquire_later(self, call: Call, avoid: Collection[str]) -> SlotLease:
         lease: SlotLease | None = None
         while lease is None:
+            if self._is_closed:
+                raise removed()
             if not self._seats:
                 await self._load_wait.until_served(call.deadline)
             seat = self._free_seat(call, avoid) if not self._waiters else None

@@ -102,6 +102,9 @@ class VllmDeployment(LaunchedDeployment):
     )
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one replica.")
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Part of each GPU's memory that vLLM takes.")
+    cpu_kv_cache_gib: int = Field(
+        4, ge=1, le=65_536, description="RAM for the KV cache on a machine without GPUs, GiB."
+    )
     dtype: str = Field("auto", pattern=r"^[a-z0-9]+$", description="Data type of weights and activations.")
     lora: dict[Label, str] = Field(
         {}, description="LoRA adapters by name, each a folder; asked for as `<model>:<name>`. Changed while it runs."
@@ -110,7 +113,7 @@ class VllmDeployment(LaunchedDeployment):
         0, ge=0, le=64, description="Adapters at work at the same time; 0: 4 if `lora` has any, else none ever."
     )
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(32, description="Highest rank of an adapter.")
-    sleep_when_idle: bool = Field(False, description="Sleeps instead of ending when it is unloaded: wakes in seconds.")
+    sleep_when_idle: bool = Field(False, description="Sleeps instead of ending when it is idle or has to make room.")
     extra_arguments: tuple[str, ...] = Field((), description="Further arguments of `vllm serve`.")
 
     @property

@@ -44,7 +44,10 @@ class ModelSettings(Section):
     max_cost: Amount | None = Field(
         None, description="Dollars that one request may cost at most; dearer deployments do not serve it."
     )
-    affinity: bool = Field(True, description="Requests that begin alike go to the same replica while it is not busier.")
+    affinity: bool = Field(
+        True,
+        description="Requests that begin alike go to the same replica while its load stays within routing.load_guard.",
+    )
     hedge_after_s: float | None = Field(
         None, gt=0, le=600, description="Without a first token after so long, a second deployment is asked as well."
     )

@@ -61,15 +61,19 @@ async def running(*, task: str = "chat", adapters: tuple[str, ...] = ()) -> Asyn
 
 
 async def read(setup: Setup, body: dict[str, Any], operation: Operation = Operation.CHAT) -> tuple[list[Any], Call]:
-    """The chunks of a stream that ends as it should."""
+    """The chunks of a stream that ends as it should, and with a comment when it was resumed."""
     call = make_call(operation, body)
     stream = await setup.engine.open(call)
     raw = b""
     while piece := await stream.read():
         raw += piece
     stream.close()
-    assert raw.endswith(b"data: [DONE]\n\n")
-    return [json.loads(event[6:]) for event in raw.split(b"\n\n")[:-2]], call
+    resumed = call.progress.resumed
+    end = b": helixflow-resumed %d\n\ndata: [DONE]\n\n" % resumed if resumed else b"data: [DONE]\n\n"
+    assert raw.endswith(end)
+    events = raw.removesuffix(end).split(b"\n\n")[:-1]
+    assert all(event.startswith(b"data: ") for event in events), "said once, and at the end"
+    return [json.loads(event[6:]) for event in events], call
 
 
 def text_of(chunks: list[Any]) -> str:

@@ -16,6 +16,8 @@ import pytest
 from helixflow.cli.main import main
 from helixflow.core.capacity import Replica
 from helixflow.core.errors import ErrorKind, ExitCode
+from helixflow.launch.serving_cache import read_cache
+from helixflow.pki.files import PkiFolder
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.issuing import ensure_pki
 from helixflow.pool.manifest import StoredModel
@@ -250,10 +252,35 @@ def test_what_a_pool_lacks_is_one_line(
     # It would bind every logger of this process to a stream that closes with the test.
     for module in ("telemetry.logs", "launch.pool_start"):
         monkeypatch.setattr(f"helixflow.{module}.configure_logging", lambda *_args, **_options: None)
-    for words, hint in (((), "--control"), (("--control", "127.0.0.1:1"), "helixflow pki issue")):
+    control = ("--control", "127.0.0.1:1")
+    issue = "on the node of the auth service run: helixflow pki issue pool --out pool.pem"
+    for words, hint in (((), "--control"), (control, issue)):
         assert main(["pool", *words]) == ExitCode.CONFIG
         said = capsys.readouterr().err
         assert hint in said and said.count("\n") == 1, said
+    authority = Settings(data_dir=tmp_path / "authority")
+    ensure_pki(authority)
+    give_certificate(tmp_path / "data", authority)
+    PkiFolder(tmp_path / "data" / "pki").service_file("pool").unlink()
+    assert main(["pool", *control]) == ExitCode.CONFIG
+    said = capsys.readouterr().err
+    assert "pool.pem: there is no such file" in said and "run: helixflow pki issue pool --out pool.pem" in said
+    assert "pki init" not in said and said.count("\n") == 1, said
+
+
+def test_a_pool_that_is_told_nothing_to_serve_fetches_nothing(tmp_path: Path) -> None:
+    """It is there at once, and waits for what its fleet's configuration says."""
+    authority = Settings(data_dir=tmp_path / "authority")
+    ensure_pki(authority)
+    give_certificate(tmp_path / "far", authority)
+    far = PoolProcess(tmp_path / "far", "127.0.0.1:1")
+    try:
+        far.wait_serving()
+        cache = read_cache(Settings(data_dir=far.data_dir))
+        assert cache is not None and cache.models() == ()
+        assert not (far.data_dir / "models").exists()
+    finally:
+        far.close()
 
 
 def test_a_busy_port_is_named_before_anything_is_made(

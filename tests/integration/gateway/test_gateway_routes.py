@@ -93,6 +93,17 @@ async def test_a_request_stays_in_its_region_or_is_refused(tmp_path: Path, regio
             assert "'us'" in got.error["message"]
 
 
+@pytest.mark.parametrize("regions", [("eu", "us"), ("us", "eu"), ("eu", "eu")])
+async def test_a_residency_that_is_said_twice_is_refused(tmp_path: Path, regions: tuple[str, str]) -> None:
+    async with (
+        run_gateway(tmp_path, {"m": [provider(NOBODY, region="us")]}) as gateway,
+        await gateway.connect() as wire,
+    ):
+        headers = {"X-HelixFlow-Residency": regions[0], "x-helixflow-residency": regions[1]}
+        got = await wire.ask(request("POST", "/v1/chat/completions", asking("m"), gateway.key, headers))
+        assert (got.status, got.error["param"]) == (400, "x-helixflow-residency")
+
+
 async def test_a_deployment_that_does_not_answer_in_time_is_not_waited_for(tmp_path: Path) -> None:
     async with (
         ScriptedUpstream([[Wait(asyncio.Event())]]) as silent,

@@ -291,6 +291,24 @@ async def test_a_client_that_leaves_closes_the_upstream_at_once(tmp_path: Path, 
         assert figure(metrics, "helixflow_requests_total", labels) == 1
 
 
+@pytest.mark.parametrize("body", [HELLO, STREAM])
+async def test_so_does_one_that_has_sent_further_requests(tmp_path: Path, body: bytes) -> None:
+    async with (
+        ScriptedUpstream([[Wait(asyncio.Event())]]) as upstream,
+        run_gateway(tmp_path, {"m": [provider(f"{upstream.base_url}/v1")]}) as gateway,
+    ):
+        wire = await gateway.connect()
+        wire.send(gateway.chat_request(body) * 3)
+        await upstream.arrival(1)
+        wire.drop()
+        async with asyncio.timeout(1):
+            await upstream.connections[0].lost.wait()
+        async with asyncio.timeout(1):
+            while gateway.app.in_flight:
+                await asyncio.sleep(0)
+        assert len(upstream.requests) == 1
+
+
 async def test_keep_alive_comments_while_the_upstream_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

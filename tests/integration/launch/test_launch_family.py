@@ -125,6 +125,29 @@ async def test_adapters_change_without_another_replica(launcher: Running, deploy
         assert pool.services.supervisor.snapshot()[0].replicas[0].replica.adapters == ("m:legal",)
 
 
+async def test_it_sleeps_over_a_new_control_process_and_wakes(launcher: Running, deployment: VllmDeployment) -> None:
+    sleepy = deployment.model_copy(update={"sleep_when_idle": True, "keep_alive_s": 0.2})
+
+    async def until_asleep(pool: Pool) -> None:
+        supervisor = pool.services.supervisor
+        async with asyncio.timeout(30):
+            while (view := supervisor.snapshot()[0]).detail != "asleep":
+                await supervisor.changes.wait_beyond(supervisor.changes.revision)
+        assert (view.state, view.replicas) == (State.IDLE, ())
+
+    async with Pool(launcher, sleepy) as pool:
+        family = await pool.load()
+        await until_asleep(pool)
+        assert (await pool.load())[0].pid == family[0].pid
+        await until_asleep(pool)
+    async with Pool(launcher, sleepy) as pool:
+        await until_asleep(pool)
+        assert (await pool.load())[0].pid == family[0].pid
+        async with asyncio.timeout(30):
+            await pool.services.supervisor.unload(NAME, 1)
+        await asyncio.to_thread(until, lambda: all_gone(family))
+
+
 async def test_why_it_cannot_be_loaded_is_told(launcher: Running, deployment: VllmDeployment) -> None:
     async with Pool(launcher, deployment.model_copy(update={"model": "broken"})) as pool:
         changes = pool.services.supervisor.changes

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from helixflow.launch.serving_cache import ServingCache, digest_of, write_cache
 from helixflow.pool.manifest import StoredModel
+from helixflow.settings.configuration import document_of, read_document
+from helixflow.settings.load import load_settings
 from helixflow.transport.testing import LAST_CHUNK, ScriptedUpstream, Send, Wait, answer, chunk
 from tests.harness.node import CHAT_MODEL, Node, eventually, fill_store, run_node, until
 from tests.harness.wire import Answer, Wire, request
@@ -35,6 +38,9 @@ def toml(*names: str, base_url: str = "http://127.0.0.1:9/v1", more: str = "") -
 
 def served_by(base_url: str, **settings: Any) -> dict[str, Any]:
     return {"engine": "openai", "base_url": f"{base_url}/v1", **settings}
+
+
+LOCAL = '[[models]]\nname = "local"\n[[models.deployments]]\nengine = "llama_cpp"\nsource = "file:%s"\n'
 
 
 class Served:
@@ -143,6 +149,7 @@ async def test_all_three_ways_change_what_is_served_and_leave_a_stream_alone(ser
         ("[[models]\n", "not valid TOML"),
         (toml("bad") + 'api_key_file = "/nowhere/key"\n', ":6: models[0].deployments[0].api_key_file: "),
         ('[[models]]\nname = "nobody-knows-this"\n', "is neither in the catalogue nor"),
+        (LOCAL % "/nowhere/m.gguf", ":5: models[0].deployments[0].source: model file /nowhere/m.gguf: No such file"),
     ],
 )  # fmt: skip
 async def test_a_bad_file_changes_nothing_and_says_why(served: Served, text: str, reason: str) -> None:
@@ -235,3 +242,33 @@ async def test_a_restart_keeps_what_was_applied(tmp_path: Path) -> None:
         served = Served(node, file)
         assert await served.names() == {"applied"}
         assert (await served.ask("GET", "/configuration")).json["version"] == version
+
+
+async def test_a_model_file_that_has_vanished_since_keeps_nothing_else_from_being_served(tmp_path: Path) -> None:
+    """A configuration file can be mended before the start that it stops; what was applied over the API cannot."""
+    file = tmp_path / "helixflow.toml"
+    file.write_text(toml("of-the-file"))
+    settings = load_settings(file, environ={}, overrides={"data_dir": str(tmp_path / "data")})
+    digest = digest_of(document_of(settings.models))
+    local = {"engine": "llama_cpp", "source": f"file:{tmp_path / 'gone.gguf'}"}
+    models = [
+        {"name": "gone", "deployments": [local]},
+        {"name": "applied", "deployments": [served_by("http://127.0.0.1:9")]},
+    ]
+    applied = document_of(read_document(json.dumps({"models": models})))
+    settings.data_dir.mkdir()
+    cache = ServingCache(revision=2, document=applied, complete=applied, file_digest=digest, config=str(file))
+    write_cache(settings, cache)
+    node = Node(settings.data_dir, HELIXFLOW_CONFIG=str(file))
+    try:
+        node.find_port()
+        failed = await eventually(lambda: node.records("deployment.failed"))
+        assert str(tmp_path / "gone.gguf") in failed[-1]["cause"]
+        served = Served(node, file)
+        await served.wait_for("gone", "applied")
+        health = (await node.ask("GET", "/health")).json
+        assert health["deployments"] == {"gone/llama_cpp-0": "failed"}
+        answer = await node.chat(model="gone")
+        assert (answer.status, "retry-after" in answer.headers) == (502, True)
+    finally:
+        node.close()

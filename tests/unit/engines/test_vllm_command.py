@@ -75,6 +75,17 @@ def test_without_adapters_nothing_is_set_aside_for_them() -> None:
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.env
 
 
+def test_it_can_be_put_to_sleep_only_if_it_is_to_be() -> None:
+    sleepy = make(sleep_when_idle=True)
+    assert "--enable-sleep-mode" in sleepy.argv
+    assert sleepy.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in make().env
+
+
+def test_the_kv_cache_in_ram_is_as_large_as_said() -> None:
+    assert make(cpu_kv_cache_gib=2).env["VLLM_CPU_KVCACHE_SPACE"] == "2"
+
+
 def test_an_embedding_model_pools() -> None:
     assert ("--runner", "pooling") in pairwise(make(task="embeddings").argv)
 
@@ -90,5 +101,3 @@ def test_a_python_without_vllm_is_told_before_anything_starts(tmp_path: Path) ->
         require_vllm("m/vllm-0", deployment(tmp_path / "nothing"))
     with_vllm = deployment(write_python(tmp_path))
     require_vllm("m/vllm-0", with_vllm)
-    with pytest.raises(UserError, match="not there yet"):
-        require_vllm("m/vllm-0", with_vllm.model_copy(update={"sleep_when_idle": True}))

@@ -1,5 +1,6 @@
 """What one gateway makes of several pools, told by hand: nothing is connected."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.launch.gateway_pools import LOCAL, GatewayPools
 from helixflow.routing.balancing import Balancer
 from helixflow.rpc.generated.pool_v1 import pool_pb2
+from helixflow.settings.deployments import LlamaCppDeployment
 from helixflow.settings.tree import Settings
 from tests.harness.pki import Pki
 
@@ -35,7 +37,7 @@ def address(name: str, port: int = 1) -> dict[str, PoolAddress]:
     return {name: PoolAddress(name, f"10.0.0.1:{port}", "[fd00::1]:50062")}
 
 
-def tell(pools: GatewayPools, pool: str, state: int, *replicas: str) -> None:
+def tell(pools: GatewayPools, pool: str, state: int, *replicas: str, draining: bool = False) -> None:
     shown = [
         pool_pb2.Replica(
             replica_id=name, host="127.0.0.1", port=1, slots=1, context=64, server_name=f"{name}.replica.x"
@@ -43,7 +45,7 @@ def tell(pools: GatewayPools, pool: str, state: int, *replicas: str) -> None:
         for name in replicas
     ]
     status = pool_pb2.DeploymentStatus(deployment=NAME, state=state, replicas=shown)
-    snapshot = pool_pb2.WatchReplicasResponse(deployments=[status], pool=pool)
+    snapshot = pool_pb2.WatchReplicasResponse(deployments=[status], pool=pool, draining=draining)
     pools._links[pool].watch._on_snapshot(snapshot, False)
 
 
@@ -107,3 +109,38 @@ async def test_a_load_is_asked_of_the_likeliest_pool_and_then_of_the_next(
         answer(pool)
     await pools._load(NAME)
     assert asked == ["a", "b"]
+
+
+async def test_a_drained_pool_is_not_waited_for_while_another_one_can_load(
+    pools: GatewayPools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deployments stay as they are, without replicas: seen as ready they kept the others from being asked."""
+    pools._on_pools(address("a"), None)
+    asked: list[str] = []
+
+    def ask(pool: str) -> None:
+        async def load(deployment: str) -> None:
+            asked.append(pool)
+            tell(pools, pool, READY, "r1")
+
+        monkeypatch.setattr(pools._links[pool].watch, "load", load)
+
+    for pool in (LOCAL, "a"):
+        ask(pool)
+    tell(pools, LOCAL, READY, draining=True)
+    tell(pools, "a", IDLE)
+    slots = pools.open_slots(NAME, LlamaCppDeployment(engine="llama_cpp"))
+    served = await slots.any_replica(asyncio.get_running_loop().time() + 5)
+    assert (served.pool, served.replica_id) == ("a", "r1")
+    assert asked == ["a"]
+
+
+async def test_with_drained_pools_only_the_client_is_told_at_once(pools: GatewayPools) -> None:
+    tell(pools, LOCAL, READY, "r0", draining=True)
+    slots = pools.open_slots(NAME, LlamaCppDeployment(engine="llama_cpp"))
+    with pytest.raises(HelixError, match="being drained") as caught:
+        await slots.any_replica(asyncio.get_running_loop().time() + 60)
+    assert (caught.value.traits.http, bool(caught.value.retry_after_s)) == (503, True)
+    assert pools.problems() == [], "somebody wants it so"
+    tell(pools, LOCAL, READY, "r0")
+    assert (await slots.any_replica(asyncio.get_running_loop().time() + 5)).replica_id == "r0"

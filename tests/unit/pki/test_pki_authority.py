@@ -151,10 +151,10 @@ def test_certificates_from_elsewhere_are_used_and_never_touched(node: Node, else
 def test_what_is_missing_or_expired_from_elsewhere_is_an_error(node: Node, elsewhere: Node) -> None:
     node.issuance.init()
     provide(node, elsewhere, "auth")
-    with pytest.raises(UserError, match=r"https\.pem: there is no such file"):
+    with pytest.raises(UserError, match=r"https\.pem: there is no such file.* pki issue https --name HOST --out https"):
         elsewhere.issuance.ensure(("auth", "https"))
     elsewhere.clock.advance(25 * 3600)
     with pytest.raises(UserError, match=r"auth\.pem: the certificate has expired"):
         elsewhere.issuance.ensure(("auth",))
-    with pytest.raises(UserError, match=r"pool\.pem: there is no such file"):
+    with pytest.raises(UserError, match=r"pool\.pem: there is no such file.* helixflow pki issue pool --out pool\.pem"):
         elsewhere.issuance.ensure(("pool",))

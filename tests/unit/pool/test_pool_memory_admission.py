@@ -75,8 +75,16 @@ def test_nobody_leaves_for_a_further_replica_of_itself() -> None:
 
 def test_a_load_that_may_not_evict_takes_only_what_is_free() -> None:
     answer = decide(50, Resident("a", 60), evict=False)
-    assert isinstance(answer, Refuse)
-    assert "60 B idle" in answer.message
+    assert answer == Refuse(
+        "no room without unloading another model: needs 50 B of RAM, the limit is 100 B, of which 60 B idle"
+    )
+
+
+def test_other_models_are_not_blamed_for_what_they_are_not_in_the_way_of() -> None:
+    assert decide(150, evict=False) == Refuse("needs 150 B of RAM, the limit is 100 B")
+    assert decide(150, Resident("a", 60), evict=False) == Refuse("needs 150 B of RAM, the limit is 100 B")
+    answer = decide(60, Resident("a", 60, wanting=True), Resident("b", 10), evict=False)
+    assert answer == Refuse("needs 60 B of RAM, the limit is 100 B, of which 60 B its own other replicas")
 
 
 residents = st.lists(

@@ -129,10 +129,13 @@ def test_layers_on_the_gpu_leave_the_ram(tmp_path: Path, make_gguf: Callable[...
 def test_vllm_takes_its_part_of_each_gpu_or_its_weights_in_ram(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "config.json").write_text("{}")
-    deployment = VllmDeployment(engine="vllm", model=str(tmp_path), tensor_parallel=2, gpu_memory_fraction=0.5)
+    deployment = VllmDeployment(
+        engine="vllm", model=str(tmp_path), tensor_parallel=2, gpu_memory_fraction=0.5, cpu_kv_cache_gib=3
+    )
     on_gpus = estimate(deployment, tmp_path, has_gpus=True)
     assert (on_gpus.gpu_fraction, on_gpus.gpu_count) == (0.5, 2)
-    assert estimate(deployment, tmp_path, has_gpus=False).parts["weights"] == 1000
+    in_ram = estimate(deployment, tmp_path, has_gpus=False)
+    assert (in_ram.parts["weights"], in_ram.parts["KV cache"]) == (1000, 3 << 30)
 
 
 def test_what_was_measured_replaces_the_plan_and_is_remembered(tmp_path: Path, make_gguf: Callable[..., bytes]) -> None:

@@ -42,6 +42,7 @@ class FakeTenant:
     is_pinned: bool = False
     is_superseded: bool = False
     is_leaving: bool = False
+    is_asleep: bool = False
     keep_alive_s: float = 0.0
     idle_answers: list[bool] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)

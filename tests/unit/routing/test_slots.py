@@ -148,6 +148,55 @@ async def test_an_idle_deployment_is_loaded_once_and_loading_has_a_limit() -> No
     assert asked == ["d"]
 
 
+async def test_another_pool_is_asked_when_the_one_that_was_loading_is_drained() -> None:
+    asked: list[str] = []
+    slots = make_slots(asked=asked)
+    slots.update(view("idle"))
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
+    await until(lambda: len(asked) == 1)
+    slots.update(view("loading"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    slots.update(view("idle"))  # the first one drains, another one has it too
+    await until(lambda: len(asked) == 2)
+    slots.update(view("ready", replica()))
+    (await waiting).release()
+
+
+async def test_who_waits_for_a_pool_that_is_then_drained_is_told_at_once() -> None:
+    slots = make_slots()
+    slots.update(view("ready", replica()))
+    lease = await slots.acquire(asking(soon()))
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
+    await until(lambda: slots.queued == 1)
+    slots.update(view("draining"))
+    with pytest.raises(HelixError) as caught:
+        await waiting
+    assert caught.value.kind is ErrorKind.LOADING
+    assert caught.value.retry_after_s
+    lease.release()
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_who_waits_for_a_deployment_that_is_then_removed_is_told_at_once(served: bool) -> None:
+    slots = make_slots()
+    slots.update(view("ready", replica()) if served else view("loading"))
+    lease = await slots.acquire(asking(soon())) if served else None
+    waiting = asyncio.create_task(slots.acquire(asking(soon())))
+    await until(lambda: slots.queued == 1 or not served)
+    await asyncio.sleep(0)
+    slots.close()
+    with pytest.raises(HelixError) as caught:
+        await waiting
+    assert caught.value.kind is ErrorKind.OVERLOADED, "another deployment of the model may be tried"
+    assert caught.value.retry_after_s
+    with pytest.raises(HelixError):
+        await slots.acquire(asking(soon()))
+    if lease is not None:
+        lease.release()
+    assert (slots.in_flight, slots.queued) == (0, 0)
+
+
 async def test_a_replica_that_failed_is_avoided_while_another_is_free() -> None:
     slots = make_slots()
     slots.update(view("ready", replica("r1", 2), replica("r2", 2)))

@@ -36,6 +36,8 @@ def build(deployment: VllmDeployment, spec: LaunchSpec) -> EngineCommand:
         # Which ones it is told once it serves: one that is named here and cannot be read would end it.
         options |= {"--max-loras": deployment.lora_slots, "--max-lora-rank": deployment.max_lora_rank}
         flags.append("--enable-lora")
+    if deployment.sleep_when_idle:
+        flags.append("--enable-sleep-mode")
     argv = [
         *(
             interpreter(deployment),
@@ -55,7 +57,11 @@ def build(deployment: VllmDeployment, spec: LaunchSpec) -> EngineCommand:
         "PYTHONSAFEPATH": "1",
         # Fetched is only what the settings name as being elsewhere.
         **({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if is_folder else {}),
+        # Heard without GPUs alone. Without it vLLM takes `gpu_memory_fraction` of the whole RAM.
+        "VLLM_CPU_KVCACHE_SPACE": str(deployment.cpu_kv_cache_gib),
         **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if deployment.lora_slots else {}),
+        # Without it there is nothing that could be asked to sleep.
+        **({"VLLM_SERVER_DEV_MODE": "1"} if deployment.sleep_when_idle else {}),
         **({"CUDA_VISIBLE_DEVICES": ",".join(spec.gpus)} if spec.gpus else {}),
     }
     return EngineCommand(tuple(with_family(argv)), env)
@@ -69,12 +75,8 @@ def interpreter(deployment: VllmDeployment) -> str:
 def require_vllm(name: str, deployment: VllmDeployment) -> None:
     """Raises `UserError` (CONFIG) when the deployment's Python has no vLLM. Blocks while a Python starts.
 
-    `name` is the deployment's. What is asked for and not there yet is refused too.
+    `name` is the deployment's.
     """
-    if deployment.sleep_when_idle:
-        raise UserError(
-            f"{name}: sleep_when_idle is not there yet; leave it out (keep_alive_s unloads)", ExitCode.CONFIG
-        )
     python = interpreter(deployment)
     try:
         found = subprocess.run(

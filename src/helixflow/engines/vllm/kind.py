@@ -21,6 +21,8 @@ from helixflow.transport.request import Timeouts, build_head
 _MAX_BODY_BYTES: Final = 16 << 20
 # An adapter is read from its folder, or fetched.
 _ADAPTER_DEADLINE_S: Final = 120.0
+# All weights are copied to RAM, or back.
+_SLEEP_DEADLINE_S: Final = 120.0
 _TOOLS_FLAG: Final = "--enable-auto-tool-choice"
 # Gauges with labels: `name{engine="0",model_name="m"} 1.0`, one for each engine core.
 _ACTIVE: Final = (b"vllm:num_requests_running{", b"vllm:num_requests_waiting{")
@@ -34,6 +36,10 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Sleeping(msgspec.Struct):
+    is_sleeping: bool
+
+
 class _TextConfig(msgspec.Struct):
     vocab_size: int = 0
 
@@ -44,7 +50,7 @@ class _Config(msgspec.Struct):
 
 
 class VllmKind:
-    """Implements `EngineKind` on loopback."""
+    """Implements `SleepingKind` on loopback."""
 
     def __init__(self, client: HttpClient) -> None:
         self._client = client
@@ -101,6 +107,29 @@ class VllmKind:
             return sum(int(float(figure)) for figure in figures)
         except (ValueError, OverflowError) as exc:
             raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine's metrics are not valid.") from exc
+
+    def can_sleep(self, deployment: Launched) -> bool:
+        assert isinstance(deployment, VllmDeployment)
+        return deployment.sleep_when_idle
+
+    async def sleep(self, port: int, key: str) -> None:
+        await self._turn("/sleep?level=1", port, key)
+
+    async def wake(self, port: int, key: str) -> None:
+        await self._turn("/wake_up", port, key)
+
+    async def is_asleep(self, port: int, key: str, deadline_s: float) -> bool:
+        """Raises `HelixError` (UPSTREAM_INVALID) when it does not tell."""
+        status, body = await self._get("/is_sleeping", port, key, deadline_s)
+        try:
+            return status == 200 and msgspec.json.decode(body, type=_Sleeping).is_sleeping
+        except msgspec.DecodeError as exc:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, "The engine does not tell whether it sleeps.") from exc
+
+    async def _turn(self, target: str, port: int, key: str) -> None:
+        status, _ = await self._ask("POST", target, port, key, _SLEEP_DEADLINE_S)
+        if status != 200:
+            raise HelixError(ErrorKind.UPSTREAM_INVALID, f"The engine answered {target} with status {status}.")
 
     async def _get(self, target: str, port: int, key: str, deadline_s: float) -> tuple[int, bytes]:
         return await self._ask("GET", target, port, key, deadline_s)

@@ -19,6 +19,7 @@ from msgspec import Raw, Struct
 from helixflow.core.call import Call, Operation
 from helixflow.core.capacity import Slots
 from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.dialects.openai_answers import end_of_stream
 from helixflow.dialects.openai_chat import ChatParams, TextFormat
 from helixflow.dialects.openai_completions import DEFAULT_MAX_TOKENS, CompletionParams
 from helixflow.dialects.openai_events import UsageBody
@@ -28,7 +29,6 @@ from helixflow.transport.sse import data_of
 
 # A request that kills whatever serves it must not go round all replicas for ever.
 MOST_RESUMES: Final = 8
-_DONE: Final = b"data: [DONE]\n\n"
 # Fields of the first request that are not for the next one: it has ids for messages.
 _CHAT_ONLY: Final = frozenset(
     {
@@ -166,7 +166,7 @@ class ResumingGeneration:
             raise lost
         if events.counted:
             self._ended = True
-            return _DONE
+            return end_of_stream(call.progress.resumed)
         if not self._prompt:
             self._prompt = prompt
             self._limit = min(_limit_of(call), self._generation.context - len(prompt))
@@ -254,7 +254,7 @@ class ResumingGeneration:
         self._ended = True
         prompt, made = len(self._prompt), len(self._made)
         usage = {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
-        return self._event([], usage=usage) + _DONE
+        return self._event([], usage=usage) + end_of_stream(self._call.progress.resumed)
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         frame = self._frame

@@ -22,8 +22,8 @@ PREFIX: Final = "/api/v1"
 ORGANISATION: Final = "/v1/organization/"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_BODY_BYTES: Final = 2**20
-# An answer there begins within the deadline of its RPC, 15 s at most; after that the process hangs.
-_TIMEOUTS: Final = Timeouts(connect_s=2, first_byte_s=25, idle_s=60)
+# An answer there begins within the deadline of its RPC, 30 s at most; after that the process hangs.
+_TIMEOUTS: Final = Timeouts(connect_s=2, first_byte_s=38, idle_s=60)
 _STATUSES: Final = frozenset(status.value for status in HTTPStatus)
 
 Header = tuple[bytes, bytes]

@@ -96,7 +96,7 @@ class OpenAISurface:
             include_usage,
             loop.time() + timeout_s,
             len(body),
-            hints=read_hints(headers, params),
+            hints=read_hints(headers, params, exchange.scope["headers"]),
             alias=asked if asked is not model else "",
         )
         exchange.progress = call.progress
