@@ -58,9 +58,13 @@ def _check_fleet(settings: Settings) -> None:
             ExitCode.CONFIG,
         )
     folder = PkiFolder(settings.pki_dir)
-    if not folder.ca_certificate.exists():
+    needed = [folder.ca_certificate]
+    if not folder.ca_key.exists():
+        needed.append(folder.service_file("pool"))  # else it is issued here
+    missing = next((path for path in needed if not path.exists()), None)
+    if missing is not None:
         raise UserError(
-            f"{folder.ca_certificate}: there is no such file; on the node of the auth service run: helixflow pki issue "
+            f"{missing}: there is no such file; on the node of the auth service run: helixflow pki issue "
             f"pool --out pool.pem; copy that here as {folder.service_file('pool')} (mode 600), and its ca.crt as "
             f"{folder.ca_certificate}",
             ExitCode.CONFIG,

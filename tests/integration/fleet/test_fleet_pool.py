@@ -183,6 +183,22 @@ async def test_administration_is_not_for_gateways(near: Node, far: PoolProcess) 
         assert capacity.pool == "far"
 
 
+async def test_while_all_pools_that_have_a_model_drain_the_client_is_told_at_once(near: Node, far: PoolProcess) -> None:
+    async with stub_of(far, near, "control") as stub:
+        await stub.Drain(pool_pb2.DrainRequest(deadline_ms=1), timeout=WAIT_S)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while (answer := await near.chat("Say yes.")).status == 200:
+                    pass  # the gateway has not heard of it yet
+            assert (answer.status, answer.json["error"]["code"]) == (503, "model_loading")
+            assert int(answer.headers["retry-after"]) >= 1
+        finally:
+            await stub.Drain(pool_pb2.DrainRequest(resume=True), timeout=WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        while (await near.chat("Say yes.")).status != 200:
+            await asyncio.sleep(0.05)
+
+
 async def test_a_killed_pool_process_takes_nothing_with_it(near: Node, far: PoolProcess) -> None:
     """Its engines go on, and so do answers from them, running and new ones; it is back by itself."""
     engine = await engine_of(far, near)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,6 +166,16 @@ async def test_a_bad_file_changes_nothing_and_says_why(served: Served, text: str
     assert (refused.returncode, reason in refused.stderr) == (3, True), refused.stderr
 
 
+async def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(served: Served, tmp_path: Path) -> None:
+    gone = len(served.node.records("configuration.file_gone"))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").rename(served.file)
+    await eventually(lambda: len(served.node.records("configuration.file_gone")) > gone)
+    served.file.unlink()
+    served.file.write_text(toml("second"))
+    await served.wait_for("second")
+
+
 async def test_other_sections_of_the_file_wait_for_a_restart_and_are_named(served: Served) -> None:
     served.file.write_text(toml("first", more='[log]\nlevel = "debug"\n[gateway]\nkeep_alive_s = 70\n'))
     told = await eventually(lambda: served.node.records("configuration.restart_needed"))
@@ -264,8 +275,10 @@ async def test_a_model_file_that_has_vanished_since_keeps_nothing_else_from_bein
         node.find_port()
         failed = await eventually(lambda: node.records("deployment.failed"))
         assert str(tmp_path / "gone.gguf") in failed[-1]["cause"]
-        served = Served(node, file)
-        await served.wait_for("gone", "applied")
+        async with asyncio.timeout(20):
+            while (listed := await node.ask("GET", "/v1/models")).status != 200:
+                await asyncio.sleep(0.05)  # it is never ready
+        assert {model["id"] for model in listed.json["data"]} == {"gone", "applied"}
         health = (await node.ask("GET", "/health")).json
         assert health["deployments"] == {"gone/llama_cpp-0": "failed"}
         answer = await node.chat(model="gone")
