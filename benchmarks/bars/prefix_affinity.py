@@ -2,8 +2,8 @@
 worth that requests return to where their prompt is cached. And what it costs where no prompt comes again.
 
 The replicas are those of a node; who gets which is decided here, so that the ways can be compared: by prefix affinity,
-as gateways do; in turn; to the least loaded. A replica has room for the prompts of half of the tenants, two in its slots
-and two in its prompt cache (24 MB each): a busy one has never room for all.
+as gateways do; in turn; to the least loaded. A replica has room for the prompts of half of the tenants, two in its
+slots and two in its prompt cache (24 MB each): a busy one has never room for all.
 """
 
 import asyncio

@@ -10,8 +10,8 @@ from helixflow.core.errors import HelixError
 from helixflow.dialects.openai_answers import ChatWriter, CompletionWriter
 from helixflow.dialects.openai_chat import ChatParams, parse_chat
 from helixflow.engines.llama_cpp.schema import check_schema
-from helixflow.engines.media import check_media
 from helixflow.engines.llama_cpp.tools import ForcedTool
+from helixflow.engines.media import check_media
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
 

@@ -33,12 +33,12 @@ def test_an_engine_is_started_listed_and_stopped(launcher: Running) -> None:
 
 def test_a_crash_is_told_to_everybody_with_the_last_lines(launcher: Running) -> None:
     first, second = launcher.connect(), launcher.connect()
-    code = "import sys\nfor i in range(100): print('line', i)\nsys.stderr.write('0.00.1 E broken')\nsys.exit(3)"
+    code = "import sys\nfor i in range(300): print('line', i)\nsys.stderr.write('0.00.1 E broken')\nsys.exit(3)"
     first.start("e", code)
     for peer in (first, second):
         exited = peer.exit_of("e")
         assert (exited["status"], exited["stopping"]) == (3, False)
-        assert len(exited["tail"]) == 40
+        assert len(exited["tail"]) == 160
         assert exited["tail"][-2:] == ["line 99", "0.00.1 E broken"]
 
 
