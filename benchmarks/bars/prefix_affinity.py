@@ -2,8 +2,8 @@
 worth that requests return to where their prompt is cached. And what it costs where no prompt comes again.
 
 The replicas are those of a node; who gets which is decided here, so that the ways can be compared: by prefix affinity,
-as gateways do; in turn; to the least loaded. A replica has room for the prompts of half of the tenants, two in its
-slots and two in its prompt cache (24 MB each): a busy one has never room for all.
+as gateways do; in turn; to the least loaded. A replica's prompt cache has room for five of these prompts (24 MB each): for
+its share of the tenants, and not for all, as on a busy one.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ name = "{DEFAULT_CHAT_MODEL}"
 [[models.deployments]]
 engine = "llama_cpp"
 replicas = 2
-parallel = 2
+parallel = 4
 threads = 1
-prompt_cache_mib = 52
+prompt_cache_mib = 128
 """
 # The tokens with which the model ends a text: answers are all of the same length without them.
 _NEVER_ENDING: Final = {"0": -100, "2": -100}

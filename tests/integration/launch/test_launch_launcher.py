@@ -39,7 +39,7 @@ def test_a_crash_is_told_to_everybody_with_the_last_lines(launcher: Running) -> 
         exited = peer.exit_of("e")
         assert (exited["status"], exited["stopping"]) == (3, False)
         assert len(exited["tail"]) == 160
-        assert exited["tail"][-2:] == ["line 99", "0.00.1 E broken"]
+        assert exited["tail"][-2:] == ["line 299", "0.00.1 E broken"]
 
 
 def test_output_becomes_log_lines_and_secrets_do_not(launcher: Running) -> None:
