@@ -2,8 +2,8 @@
 worth that requests return to where their prompt is cached. And what it costs where no prompt comes again.
 
 The replicas are those of a node; who gets which is decided here, so that the ways can be compared: by prefix affinity,
-as gateways do; in turn; to the least loaded. A replica's prompt cache has room for five of these prompts (24 MB
-each): for its share of the tenants, and not for all, as on a busy one.
+as gateways do; in turn; to the least loaded. A replica's prompt cache has room for five of these prompts (24 MB each):
+for its share of the tenants and not for all, as on a busy one.
 """
 
 import asyncio
