@@ -48,6 +48,9 @@ class Generator:
             while data := await stream.read():
                 for start in range(0, len(data), PIECE_BYTES):
                     yield pool_pb2.GenerateResponse(data=data[start : start + PIECE_BYTES])
+        except HelixError as exc:
+            call.progress.failure = exc.kind
+            raise
         finally:
             stream.close()
         usage = call.progress.usage
