@@ -54,7 +54,9 @@ def test_a_new_master_key(run: Run, sealed: Path, tmp_path: Path) -> None:
     done = run("auth", "replace-master-key", "--new-key-file", str(new))
     assert (done.code, done.err) == (0, "")
     counts, file, kept, copy = done.out.splitlines()
-    assert counts == "Sealed anew: token keys 0, audit keys 0, second factors 0, remembered answers 0."
+    assert counts == (
+        "Sealed anew: token keys 0, audit keys 0, second factors 0, remembered answers 0, serving configurations 1."
+    )
     assert file == f"The master key is in {sealed / 'master.key'}."
     assert str(sealed / "master.key.old") in kept and str(new) in copy
     assert new.read_text().strip() not in done.out
