@@ -4,7 +4,6 @@ import asyncio
 import ssl
 
 import grpc
-import psutil
 import pytest
 
 from helixflow.pki.identity import ServiceIdentity
@@ -15,8 +14,6 @@ from helixflow.settings.tree import Settings
 from tests.harness.node import CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, eventually
 from tests.harness.visitor import visit
 from tests.harness.wire import request
-
-CONTROL = "helixflow.launch.control"
 
 
 async def test_from_the_bootstrap_key_to_a_chat(node: Node) -> None:
@@ -103,12 +100,7 @@ async def test_https_is_trusted_with_the_local_authority_alone(node: Node) -> No
 
 def auth_address(node: Node) -> str:
     """Where the auth service listens, which had the choice."""
-    (port,) = (
-        connection.laddr.port
-        for connection in node.find(CONTROL).net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    )
-    return f"127.0.0.1:{port}"
+    return (node.data_dir / "run" / "auth.address").read_text().strip()
 
 
 async def test_the_auth_port_is_for_services_and_each_for_its_own_rpcs(node: Node) -> None:
