@@ -1,5 +1,6 @@
 """What a deployment may be asked for at once and in a minute, so that a provider's limits are not overrun. No I/O."""
 
+import math
 from typing import Final
 
 from helixflow.core.call import Call
@@ -50,7 +51,8 @@ class Ceiling:
     @property
     def counts_tokens(self) -> bool:
         """Whether it matters how many tokens a call brings: else 0 will do (see `expected_tokens`)."""
-        return self._tokens is not None or self._limits is not None
+        limits = self._limits
+        return self._tokens is not None or (limits is not None and limits.tokens_left != math.inf)
 
     def changed(self, settings: RoutedDeployment) -> "Ceiling":
         """One with other ceilings, for the same provider: what this one has let in counts there, and the other way."""
