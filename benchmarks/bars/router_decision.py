@@ -37,7 +37,7 @@ class _Nobody:
     """An engine that is never asked."""
 
     async def open(self, call: Call) -> WholeAnswer:
-        raise NotImplementedError
+        raise AssertionError("decisions are measured, not calls")
 
 
 def run(options: Options) -> list[Result]:

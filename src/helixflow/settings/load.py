@@ -52,12 +52,6 @@ def load_settings(
         raise UserError("\n".join(problems), ExitCode.CONFIG) from exc
 
 
-def bootstrap_key_from(environ: Mapping[str, str] | None = None) -> str | None:
-    """The first API key as the operator gave it in `HELIXFLOW_BOOTSTRAP_API_KEY`; None when unset or empty."""
-    environ = os.environ if environ is None else environ
-    return environ.get("HELIXFLOW_BOOTSTRAP_API_KEY", "").strip() or None
-
-
 def _read(config: Path) -> str:
     try:
         return config.expanduser().read_text(encoding="utf-8")
