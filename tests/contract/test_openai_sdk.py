@@ -117,7 +117,8 @@ async def test_the_shape_of_a_whole_answer(served: Served) -> None:
 @pytest.mark.parametrize("include_usage", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
 async def test_the_shape_of_a_stream(served: Served, include_usage: bool, n: int) -> None:
-    body: dict[str, Any] = {"model": MODEL, "messages": PARIS, "max_tokens": 4, "stream": True, "n": n}
+    options = {"max_tokens": 4, "temperature": 0, "stream": True, "n": n}
+    body: dict[str, Any] = {"model": MODEL, "messages": PARIS, **options}
     if include_usage:
         body["stream_options"] = {"include_usage": True}
     answer = await ask(served, "chat/completions", body)

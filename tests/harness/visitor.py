@@ -57,7 +57,9 @@ class Visitor:
         assert answer.is_success, answer.text
 
     async def chat(self, **headers: str) -> httpx2.Response:
-        body = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 2}
+        """Two tokens, the same each time."""
+        messages = [{"role": "user", "content": "Say hello."}]
+        body = {"model": CHAT_MODEL, "messages": messages, "max_tokens": 2, "temperature": 0}
         return await self.ask("POST", CHAT, body, **headers)
 
     async def models(self) -> httpx2.Response:

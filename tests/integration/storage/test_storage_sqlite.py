@@ -1,7 +1,9 @@
 """SQLite's own troubles: files that are spoilt, locked, read-only or full."""
 
+import asyncio
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,21 @@ async def test_a_locked_database_is_one_clear_line(tmp_path: Path, monkeypatch: 
     finally:
         holder.close()
         await database.close()
+
+
+async def test_opening_waits_for_another_process_that_makes_the_file(tmp_path: Path) -> None:
+    maker = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None, check_same_thread=False)
+    maker.execute("CREATE TABLE t (x)")
+    maker.execute("BEGIN IMMEDIATE")
+    later = threading.Timer(0.2, maker.rollback)
+    later.start()
+    database = await asyncio.to_thread(open_database, Settings(data_dir=tmp_path))
+    assert later.finished.is_set(), "it waited"
+    later.join()
+    maker.close()
+    async with database.reading() as connection:
+        assert (await connection.execute(text("PRAGMA journal_mode"))).scalar() == "wal"
+    await database.close()
 
 
 async def test_a_folder_where_nothing_can_be_written_is_one_clear_line(tmp_path: Path) -> None:
