@@ -61,6 +61,7 @@ _MEANINGS: Final[dict[ErrorKind, str]] = {
     ErrorKind.UPSTREAM_UNAVAILABLE: "The engine or provider failed, refused our credentials or cannot be reached.",
     ErrorKind.OVERLOADED: "The queue is full or the wait was too long; or a provider says so of itself.",
     ErrorKind.LOADING: "The model is not loaded yet.",
+    ErrorKind.NOT_SERVED: "No node serves the model now: those that had it have gone.",
     ErrorKind.SHUTTING_DOWN: "The service is being stopped and takes no new requests.",
     ErrorKind.UNAVAILABLE: "A part of the service that this request needs does not answer.",
     ErrorKind.STORAGE_FULL: "The journal's disk is full: no new requests. Or the database's: no changes, no sign-ins.",

@@ -23,7 +23,7 @@ CAP_NANODOLLARS = 10**9
 RATES = {"input": "10", "output": "100"}
 MAX_TOKENS = 20
 # Who is refused tries again for so long.
-PATIENCE_S = 3.0
+PATIENCE_S = 6.0
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def total(url: str) -> tuple[int, int]:
 
 async def ledger_has(url: str, requests: int) -> int:
     """Waits until the ledger has so many requests; what they cost."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (found := await total(url))[1] < requests:
         assert time.monotonic() < deadline, f"the ledger has {found[1]} of {requests} requests"
         await asyncio.sleep(0.1)
@@ -127,7 +127,7 @@ async def test_a_dollar_when_redis_dies_midway(fleet: tuple[Node, str], redis_se
         statuses += await spend(visitors)
     spent = await ledger_has(url, statuses.count(200))
     assert spent <= CAP_NANODOLLARS
-    assert await eventually(lambda: node.records("redis.restored"), 10)
+    assert await eventually(lambda: node.records("redis.restored"))
 
 
 async def test_one_limit_over_three_gateways(fleet: tuple[Node, str]) -> None:
@@ -140,17 +140,27 @@ async def test_one_limit_over_three_gateways(fleet: tuple[Node, str]) -> None:
             {"scope": "key", "subject_id": made["key"]["id"], "metric": "requests_per_minute", "value": limit},
         )
     statuses: list[int] = []
+    answered_at = 0.0
+    refused_from = 0.0
     async with customers(node, 60) as visitors:
         begun = time.monotonic()
 
         async def ask(visitor: Visitor) -> None:
+            nonlocal answered_at, refused_from
             limited = visitor.as_other(made["secret"])
             while len(statuses) < requests:
-                statuses.append((await limited.ask("POST", CHAT, chat_body(MODEL, max_tokens=MAX_TOKENS))).status_code)
+                asked_at = time.monotonic()
+                answer = await limited.ask("POST", CHAT, chat_body(MODEL, max_tokens=MAX_TOKENS))
+                statuses.append(answer.status_code)
+                answered_at = answered_at or time.monotonic()
+                if answer.status_code == 429:
+                    refused_from = max(refused_from, asked_at)
 
         await asyncio.gather(*(ask(visitor) for visitor in visitors))
         elapsed_s = time.monotonic() - begun
     assert set(statuses) == {200, 429}
     # The clock of the test goes from before the first request until after the last: at most that much comes in.
     assert limit <= statuses.count(200) <= limit + int(limit / 60 * elapsed_s) + 1
-    assert abs(statuses.count(200) - (limit + int(limit / 60 * elapsed_s))) <= 1 + limit / 60 * 1.0
+    # When the last refused one was asked for, or later, nothing was left of what had come in since the first answer.
+    least = limit + int(limit / 60 * max(refused_from - answered_at, 0))
+    assert statuses.count(200) >= least - 1 - limit / 60 * 1.0

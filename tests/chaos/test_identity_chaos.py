@@ -20,9 +20,9 @@ from tests.harness.visitor import Visitor, until_refused, visit
 
 CONTROL = "helixflow.launch.control"
 GATEWAY = "helixflow.launch.gateway"
-HEALED_S = 10.0
+HEALED_S = 60.0
 # A look-up that gets no answer takes 2 s, and the grace 2 s more; the rest is for slow machines.
-GRACE_LIMIT_S = 15.0
+GRACE_LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -136,7 +136,10 @@ async def test_control_killed_amid_writes_leaves_each_of_them_whole(hardy: Node,
 
         control = hardy.find(CONTROL)
         writes = [asyncio.create_task(write(name)) for name in wanted]
-        await asyncio.wait(writes[:10])
+        for number, one in enumerate(asyncio.as_completed(writes), 1):
+            await one
+            if number == 10:
+                break
         control.kill()
         answers = await asyncio.gather(*writes)
         done = {answer.json()["name"]: answer.json()["id"] for answer in answers if answer.status_code == 201}
@@ -170,7 +173,7 @@ async def test_control_killed_and_what_it_knew_goes_on(hardy: Node) -> None:
         async with load.asking(key=key, session=session):
             control, gateway = hardy.find(CONTROL), hardy.find(GATEWAY)
             control.kill()
-            control.wait(5)
+            control.wait(HEALED_S)
             assert (await operator.as_other(generate_key()).models()).status_code == 503
             assert_unavailable(await operator.admin("GET", "/users"))
             await until_made(operator, "after")

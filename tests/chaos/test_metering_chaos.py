@@ -33,6 +33,8 @@ CONTROL = "helixflow.launch.control"
 SHIPPER = "helixflow.launch.shipper"
 CLIENTS = 8
 LOST_S = 1.0
+# How long requests are counted while the database is there.
+CALM_S = 2.0
 # Beyond what may be lost: a tick of the progress, and what was on its way to the client.
 SLACK_S = 0.5
 
@@ -139,7 +141,7 @@ async def until_shipped(node: Node, ledger: SqliteLedger, seen: list[Seen]) -> N
             return False
         return begun <= {row["request_id"] for row in ledger.rows()}
 
-    await eventually(is_shipped, 30)
+    await eventually(is_shipped, 120)
 
 
 async def test_a_gateway_killed_again_and_again_under_streams(metered: Node, rounds: int) -> None:
@@ -187,14 +189,14 @@ async def test_a_database_that_is_away_fails_no_request(
         }
         with run_mock_node(tmp_path, **settings) as node:
             request = http_request(node.port, msgspec.json.encode(chat_body()), node.key)
-            before = (await measure_latency(node.port, request, rate, 2)).answers
+            before = (await measure_latency(node.port, request, rate, CALM_S)).answers
             gateway = node.find(GATEWAY)
             memory = gateway.memory_info().rss
             postgres_server.kill()
             tally = await measure_latency(node.port, request, rate, outage_s)
             await asyncio.to_thread(postgres_server.start)
             assert tally.problem in ("", "all connections busy"), "no failed request"
-            assert tally.answers >= 0.8 * rate * outage_s
+            assert tally.answers / outage_s >= 0.7 * before / CALM_S, "as many as with it"
             assert gateway.memory_info().rss - memory < 50 * 2**20
             owner = url.replace("://helixflow@", f"://helixflow:{postgres_server.role_password}@")
             await until_counted(owner, before + tally.answers)
@@ -204,7 +206,7 @@ async def until_counted(url: str, requests: int) -> None:
     """The ledger becomes complete, and not more than that."""
     connection = await asyncpg.connect(url)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (count := await connection.fetchval("SELECT count(*) FROM requests")) < requests:
             assert time.monotonic() < deadline, f"{count} of {requests}"
             await asyncio.sleep(0.1)
@@ -217,7 +219,7 @@ async def test_a_client_that_leaves_is_settled_with_what_was_made(metered: Node)
     ledger = SqliteLedger(metered.data_dir)
     async with visit(metered) as visitor:
         headers = {"authorization": f"Bearer {visitor.credential}", "x-request-id": "leaves"}
-        body = chat_body(PACED_MODEL, stream=True)
+        body = chat_body(PACED_MODEL, stream=True, max_tokens=1000)
         received = b""
         async with visitor.client.stream("POST", CHAT, json=body, headers=headers) as answer:
             async for piece in answer.aiter_raw():
@@ -228,6 +230,6 @@ async def test_a_client_that_leaves_is_settled_with_what_was_made(metered: Node)
     (row,) = ledger.rows()
     assert (row["outcome"], row["status"], row["request_id"]) == ("cancelled", 499, "leaves")
     assert row["estimated"], "the provider had not said it yet"
-    assert 5 <= row["completion_tokens"] < 31
+    assert 5 <= row["completion_tokens"] < 1000
     assert row["prompt_tokens"] > 0
     assert row["model"] == PACED_MODEL != MODEL

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,7 @@ class Replicas:
 
     async def serving(self) -> list[pool_pb2.Replica]:
         """All of them, once they serve."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(replicas := await asyncio.to_thread(self._list)) < REPLICAS:
             assert time.monotonic() < deadline, "a replica did not come back"
             await asyncio.sleep(0.1)
@@ -154,7 +155,7 @@ def check(seen: Seen) -> None:
 async def check_ledger(node: Node, seen: dict[str, Seen]) -> None:
     """Each answer is there exactly once, with what its client was told."""
     ledger = SqliteLedger(node.data_dir)
-    await eventually(lambda: seen.keys() <= {row["request_id"] for row in ledger.rows()}, 30)
+    await eventually(lambda: seen.keys() <= {row["request_id"] for row in ledger.rows()}, 120)
     rows = ledger.rows()
     by_request = {row["request_id"]: row for row in rows}
     assert len(by_request) == len(rows), "no request twice"
@@ -217,8 +218,10 @@ async def test_random_replicas_killed_under_many_streams(replicated: Node, pytes
     report(f"{clients} streams, {kills} kills", [gap for one in resumed for gap in one.gaps()])
     report_log(replicated)
     await check_ledger(replicated, seen)
-    logged = {record["request_id"]: record["resumed"] for record in replicated.records("request")}
-    assert {name: one.resumed or None for name, one in seen.items()}.items() <= logged.items()
+    wanted = {name: one.resumed or None for name, one in seen.items()}
+    await eventually(
+        lambda: wanted.items() <= {r["request_id"]: r["resumed"] for r in replicated.records("request")}.items()
+    )
     assert sum(record["level"] == "error" for record in replicated.records("request")) == 0
 
 
@@ -238,15 +241,15 @@ async def test_one_stream_at_a_time_goes_on_as_it_would_have(replicated: Node, p
 
     async with client_of(replicated) as client, replicas_of(replicated) as replicas:
         for number, body in enumerate(bodies):
-            await replicas.serving()
+            serving = await replicas.serving()
             undisturbed = await ask(client, body, f"whole-{number}")
             position = pick.randint(1, TOKENS // 2)
             doomed: asyncio.Task[None] | None = None
 
-            def kill_at(pieces: int, position: int = position) -> None:
+            def kill_at(pieces: int, position: int = position, serving: Sequence[pool_pb2.Replica] = serving) -> None:
                 nonlocal doomed
                 if pieces == position:
-                    doomed = asyncio.create_task(kill_busy(replicas))
+                    doomed = asyncio.create_task(kill_busy(replicas, serving))
 
             one = seen[f"one-{number}"] = await ask(client, body, f"one-{number}", kill_at)
             assert doomed is not None
@@ -266,14 +269,15 @@ async def test_one_stream_at_a_time_goes_on_as_it_would_have(replicated: Node, p
     await check_ledger(replicated, seen)
 
 
-async def kill_busy(replicas: Replicas) -> None:
+async def kill_busy(replicas: Replicas, serving: Sequence[pool_pb2.Replica]) -> None:
     """kill -9 to the one that is at work."""
-    serving = await replicas.serving()
-    (busy,) = [replica for replica in serving if await asyncio.to_thread(is_busy, replica)]
-    replicas.kill(busy)
+    busy = await asyncio.gather(*(asyncio.to_thread(is_busy, replica) for replica in serving))
+    (one,) = [replica for replica, is_at_work in zip(serving, busy, strict=True) if is_at_work]
+    replicas.kill(one)
 
 
 def is_busy(replica: pool_pb2.Replica) -> bool:
     head = {"authorization": f"Bearer {replica.api_key}"}
-    slots = httpx2.get(f"http://{replica.host}:{replica.port}/slots", headers=head, timeout=10).json()
-    return any(slot["is_processing"] for slot in slots)
+    question = urllib.request.Request(f"http://{replica.host}:{replica.port}/slots", headers=head)
+    with urllib.request.urlopen(question, timeout=60) as answer:
+        return any(slot["is_processing"] for slot in json.load(answer))

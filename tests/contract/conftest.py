@@ -52,8 +52,8 @@ def served(engine: RunningEngine, tmp_path_factory: pytest.TempPathFactory) -> I
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(15)
+    assert ready.wait(60)
     yield box[0]
     loop.call_soon_threadsafe(stop.set)
-    thread.join(15)
+    thread.join(60)
     loop.close()

@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.contract.conftest import CONTEXT, Served
-from tests.harness.wire import Answer, Wire, request
+from tests.harness.wire import LIMIT_S, Answer, Wire, request
 
 MODEL = "org/tiny:1"
 PARIS: list[Any] = [
@@ -20,6 +20,8 @@ PARIS: list[Any] = [
     {"role": "user", "content": "What is the capital of France?"},
 ]
 COUNT: list[Any] = [{"role": "user", "content": "Count from one to twenty in words, separated by commas."}]
+# The ends of a text are forbidden: a sampled answer may be empty otherwise.
+WITHOUT_END = {"0": -100, "2": -100}
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer"}},
@@ -148,7 +150,9 @@ async def test_the_shape_of_a_stream(served: Served, include_usage: bool, n: int
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_n_may_exceed_the_slots(client: OpenAI, n: int) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=PARIS, n=n, max_tokens=3, temperature=1, seed=1)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=PARIS, n=n, max_tokens=3, temperature=1, seed=1, logit_bias=WITHOUT_END
+    )
     assert [choice.index for choice in answer.choices] == list(range(n))
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 3 * n
@@ -366,7 +370,7 @@ def test_legacy_completions_echo_and_token_ids(client: OpenAI) -> None:
 
 def test_legacy_completions_best_of(client: OpenAI) -> None:
     answer = client.completions.create(
-        model=MODEL, prompt="One, two,", best_of=3, n=1, max_tokens=3, temperature=1, seed=3
+        model=MODEL, prompt="One, two,", best_of=3, n=1, max_tokens=3, temperature=1, seed=3, logit_bias=WITHOUT_END
     )
     assert len(answer.choices) == 1
     assert answer.choices[0].logprobs is None
@@ -424,29 +428,30 @@ LONG_PROMPT = [{"role": "user", "content": "many words " * 800}]
 async def test_a_client_that_leaves_frees_the_slot(
     served: Served, messages: list[Any], stream: bool, started: bool
 ) -> None:
-    body = {"model": MODEL, "messages": messages, "max_tokens": 400, "stream": stream, "ignore_eos": True, "n": 1}
+    options = {"max_tokens": 1500 if started else 400, "stream": stream, "ignore_eos": True, "n": 1}
+    body = {"model": MODEL, "messages": messages, **options}
     async with await Wire.connect(served.port) as wire:
         wire.send(request("POST", "/v1/chat/completions", json.dumps(body).encode(), served.key))
         if stream and started:
             await wire.read_head()
             await wire.read_chunk()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while not await asyncio.to_thread(lambda: served.engine.busy_slots):
                 pass
         wire.drop()
         # A prefill ends with the batch under way, which takes long where other processes use the cores.
-        async with asyncio.timeout(1 if started else 5):
+        async with asyncio.timeout(6 if started else 20):
             while await asyncio.to_thread(lambda: served.engine.busy_slots):
                 await asyncio.sleep(0.02)
 
 
 async def test_a_client_that_leaves_the_queue_takes_nothing(served: Served) -> None:
-    body = {"model": MODEL, "messages": COUNT, "max_tokens": 100, "stream": True, "ignore_eos": True, "n": 12}
+    body = {"model": MODEL, "messages": COUNT, "max_tokens": 400, "stream": True, "ignore_eos": True, "n": 12}
     async with await Wire.connect(served.port) as wire:
         wire.send(request("POST", "/v1/chat/completions", json.dumps(body).encode(), served.key))
         await wire.read_head()
         wire.drop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while await asyncio.to_thread(lambda: served.engine.busy_slots):
             pass
     answer = await ask(served, "chat/completions", {"model": MODEL, "messages": PARIS, "max_tokens": 1})

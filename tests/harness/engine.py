@@ -1,7 +1,6 @@
 """A real llama.cpp engine as a process of its own, as the pool starts it."""
 
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,8 +16,9 @@ import msgspec
 from helixflow.core.capacity import Replica
 from helixflow.engines.llama_cpp.command import build
 from helixflow.settings.deployments import LlamaCppDeployment
+from tests.harness.ports import free_port
 
-READY_S = 30.0
+READY_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class RunningEngine:
         replica = self.replica
         head = {"authorization": f"Bearer {replica.api_key}"}
         question = urllib.request.Request(f"http://{replica.host}:{replica.port}{path}", headers=head)
-        with urllib.request.urlopen(question, timeout=10) as answer:
+        with urllib.request.urlopen(question, timeout=READY_S) as answer:
             return bytes(answer.read())
 
     def metric(self, name: str) -> float:
@@ -51,8 +51,7 @@ class RunningEngine:
 @contextmanager
 def run_engine(deployment: LlamaCppDeployment, model_path: Path) -> Iterator[RunningEngine]:
     """Runs until the end of the block. Raises `RuntimeError` when it does not get ready."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = build(deployment, model_path=model_path, port=port, key="engine-key", public_name="tiny")
     process = subprocess.Popen(command.argv, stdin=subprocess.PIPE, env={**os.environ, **command.env})
     assert process.stdin is not None
@@ -71,7 +70,7 @@ def _wait_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
     give_up = time.monotonic() + READY_S
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=READY_S).close()
             return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)

@@ -124,7 +124,7 @@ class _FixedLease:
             free.release()
 
 
-_TIMEOUTS: Final = Timeouts(connect_s=5, first_byte_s=30, idle_s=30)
+_TIMEOUTS: Final = Timeouts(connect_s=60, first_byte_s=120, idle_s=120)
 
 
 def provider_options(base_url: str, key: str = KEY) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,18 @@ from helixflow.pki.issuing import Issuance
 from helixflow.pki.names import Names
 from helixflow.pool.manifest import StoredModel
 from helixflow.settings.tree import Settings
-from tests.harness.node import HELIXFLOW, READY_S, WAIT_S, Node, environment, fill_store, until
+from tests.harness.node import (
+    HELIXFLOW,
+    READY_S,
+    WAIT_S,
+    Node,
+    command_of,
+    environment,
+    fill_store,
+    is_alive,
+    until,
+)
+from tests.harness.ports import free_port
 
 POOL_NAME = "far"
 
@@ -70,11 +80,11 @@ class PoolProcess:
             launcher = psutil.Process(self.process.pid)
             for process in (launcher, *launcher.children(recursive=True)):
                 self._seen.setdefault(process.pid, process)
-        return [one for one in self._seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self._seen.values() if is_alive(process)]
 
     def find(self, module: str) -> psutil.Process:
         """The one process that runs `module`."""
-        (found,) = (process for process in self.tree() if module in process.cmdline())
+        (found,) = (process for process in self.tree() if module in command_of(process))
         return found
 
     def close(self) -> None:
@@ -84,7 +94,7 @@ class PoolProcess:
             self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(WAIT_S)
-            until(lambda: not self.tree(), 5)
+            until(lambda: not self.tree())
         finally:
             for process in self.tree():
                 process.kill()
@@ -95,9 +105,7 @@ def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tupl
     """`helixflow serve` without engines and `helixflow pool` with all of them, until the end of the block. The pool has
     what it serves from the first node's `config`.
     """
-    # A port that stays the same when the control process is started again.
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        control = free.getsockname()[1]
+    control = free_port()
     node = Node(folder / "near", HELIXFLOW_CONFIG=str(config), HELIXFLOW_AUTH__PORT=str(control))
     pool: PoolProcess | None = None
     try:

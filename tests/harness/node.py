@@ -30,8 +30,9 @@ from tests.harness.engine import RunningEngine
 from tests.harness.wire import Answer, Wire, request
 
 HELIXFLOW = Path(sys.executable).parent / "helixflow"
-READY_S = 60.0
-WAIT_S = 20.0
+# Only a test that fails waits so long: the machine may have other work.
+READY_S = 180.0
+WAIT_S = 60.0
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 CHAT = "/v1/chat/completions"
@@ -166,17 +167,29 @@ class Node:
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
+    async def until_metric(self, wanted: float, name: str, **labels: str) -> None:
+        """Waits until `metric` is so much."""
+        async with asyncio.timeout(WAIT_S):
+            while await self.metric(name, **labels) != wanted:
+                await asyncio.sleep(0.02)
+
+    async def until_states(self, wanted: Mapping[str, str]) -> None:
+        """Waits until the gateway knows the deployments to be in these states."""
+        async with asyncio.timeout(WAIT_S):
+            while (await self.ask("GET", "/health")).json["deployments"] != wanted:
+                await asyncio.sleep(0.02)
+
     def tree(self) -> list[psutil.Process]:
         """The living processes of this node that were ever seen, the launcher first."""
         with contextlib.suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(self.process.pid)
             for process in (launcher, *launcher.children(recursive=True)):
                 self._seen.setdefault(process.pid, process)
-        return [process for process in self._seen.values() if _is_alive(process)]
+        return [process for process in self._seen.values() if is_alive(process)]
 
     def find(self, module: str) -> psutil.Process:
         """The one process that runs `module`."""
-        (found,) = (process for process in self.tree() if any(module in part for part in _command(process)))
+        (found,) = (process for process in self.tree() if any(module in part for part in command_of(process)))
         return found
 
     def engine(self, model: str = CHAT_MODEL) -> RunningEngine:
@@ -198,7 +211,7 @@ class Node:
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """The command line, by the same user with the same environment."""
         return subprocess.run(
-            [HELIXFLOW, *words], env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            [HELIXFLOW, *words], env=self.environment, capture_output=True, text=True, timeout=READY_S, check=False
         )
 
     def close(self) -> None:
@@ -208,19 +221,21 @@ class Node:
             self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(WAIT_S)
-            until(lambda: not self.tree(), 5)
+            until(lambda: not self.tree())
         finally:
             for process in self.tree():
                 process.kill()
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; false for one that ends meanwhile."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty for one that ends meanwhile."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.cmdline()
     return []

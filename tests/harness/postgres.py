@@ -19,13 +19,12 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -33,10 +32,11 @@ import asyncpg
 import psutil
 
 from helixflow.settings.tree import DatabaseSettings
+from tests.harness.ports import free_port
 
 ROLE = "helixflow"
 _SUPERUSER = "superuser"
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 120.0
 _PREFIX = "hf-pg-"
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
@@ -62,7 +62,7 @@ class PostgresServer:
         self._thread = ThreadPoolExecutor(1, "postgres")
         self._password = secrets.token_hex(16)
         self.role_password = secrets.token_hex(16)
-        self.port = _free_port()
+        self.port = free_port()
 
     @classmethod
     def create(cls) -> Self:
@@ -287,9 +287,3 @@ def _remove_leftovers() -> None:
 
 def _spawn(words: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=log, stderr=log, cwd="/")
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

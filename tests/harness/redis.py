@@ -9,21 +9,20 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Self
 
 import redis
 
 from helixflow.settings.tree import RedisSettings
+from tests.harness.ports import free_port
 
 _NAMES = ("redis-server", "valkey-server")
-_START_TIMEOUT_S = 15.0
+_START_TIMEOUT_S = 60.0
 _ADVICE = (
     "no Redis server found: put redis-server or valkey-server on PATH, as by `apt-get install redis-server` of an "
     "administrator (as root the tests install it themselves)"
@@ -39,7 +38,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = ThreadPoolExecutor(1, "redis")
         self.password = secrets.token_hex(16)
-        self.port = _free_port()
+        self.port = free_port()
 
     @classmethod
     def create(cls) -> Self:
@@ -101,7 +100,7 @@ class RedisServer:
 
     def start_with_tls(self, certificate: Path) -> int:
         """The same, and the port where it speaks TLS besides; `certificate` has the key, too (PEM)."""
-        port = _free_port()
+        port = free_port()
         tls = ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(certificate))
         self.start(*tls, "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate))
         return port
@@ -178,9 +177,3 @@ def _install() -> str:
 def _spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     words = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") is not None else []
     return subprocess.Popen([*words, *command], stdout=log, stderr=log, cwd="/")
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

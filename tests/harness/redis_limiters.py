@@ -45,7 +45,7 @@ async def run_redis_limiter(server: RedisServer) -> AsyncIterator[RedisBench]:
     bench = RedisBench(server)
     running = asyncio.create_task(bench.limiter.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not bench.limiter.figures.joins:
                 await asyncio.sleep(0.001)
         yield bench

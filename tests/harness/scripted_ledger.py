@@ -48,7 +48,7 @@ class ScriptedLedger(metering_pb2_grpc.MeteringServiceServicer):
     def rows(self) -> list[RequestRow]:
         return [row for book in self.books.values() for _, row in book.rows]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], Any], seconds: float = 60) -> None:
         """Looks after every shipment."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(condition)

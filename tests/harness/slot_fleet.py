@@ -205,7 +205,7 @@ def call_of(organisation: str, key: str = "k", *, weight: int = 100, key_weight:
     return call
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-LIMIT_S = 15.0
+# For each read: only a test that fails waits so long.
+LIMIT_S = 60.0
 
 
 @dataclass(slots=True)

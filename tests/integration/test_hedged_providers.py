@@ -24,6 +24,8 @@ from tests.harness.model_server import Asked, Refusal, Writer
 from tests.harness.provider_servers import OpenAIServer
 
 HEDGE_AFTER_S = 0.05
+# Promised are 0.2 s on a quiet machine; these answers would take for ever.
+FREED_S = 10.0
 
 
 class MoodyServer(OpenAIServer):
@@ -104,7 +106,7 @@ async def test_the_second_answers_and_the_first_is_cut_off_at_once(
     bench = Bench(client, slow, quick, hedge_after_s=HEDGE_AFTER_S)
     call = streamed()
     stream = await bench.router.open(call)
-    async with asyncio.timeout(0.2):
+    async with asyncio.timeout(FREED_S):
         await slow.become(0)
     body = await read_all(stream)
     stream.close()
@@ -130,7 +132,7 @@ async def test_a_client_that_leaves_ends_both(client: HttpClient, servers: tuple
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    async with asyncio.timeout(0.2):
+    async with asyncio.timeout(FREED_S):
         for server in servers:
             await server.become(0)
     assert [target.in_flight for target in bench.targets.values()] == [0, 0]
@@ -165,7 +167,7 @@ async def test_a_probe_asks_for_what_costs_nothing(
 ) -> None:
     server, _ = servers
     engine = OpenAIEngine(client, **provider_options(server.base_url))
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + 60
     await engine.probe(deadline)
     assert server.bodies == [None]
     server.refusal = Refusal(500, {"error": {"message": "no"}})

@@ -68,7 +68,7 @@ class Bench:
         self.tokens = TokenVerifier(self.watch, size=100, grace_s=300, clock=clock)
 
     async def stands(self, watches: int = 1) -> None:
-        await eventually(lambda: self.service.watches >= watches and self.watch._standing, 5)
+        await eventually(lambda: self.service.watches >= watches and self.watch._standing)
 
     def accepts(self, token: bytes) -> bool:
         try:
@@ -116,7 +116,7 @@ async def test_a_change_reaches_keys_and_tokens(bench: Bench) -> None:
     assert bench.accepts(token)
     await bench.keys.resolve(KEY)
     bench.service.script.put_nowait(change(11, pb.CHANGE_KIND_PROJECT, "proj_1"))
-    await eventually(lambda: bench.keys.cached(KEY) is None, 1)
+    await eventually(lambda: bench.keys.cached(KEY) is None)
     assert not bench.accepts(token)
     assert bench.accepts(bench.mint.token(rev=11))
 
@@ -148,8 +148,8 @@ async def test_a_service_that_stops_answering_is_noticed_and_believed_again(benc
     """With nobody asking for keys: tokens alone need no answer from it."""
     await bench.stands()
     bench.service.failure = HelixError(ErrorKind.INTERNAL, "Internal error.")
-    await eventually(lambda: bench.watch.vouched_until < math.inf, 5)
+    await eventually(lambda: bench.watch.vouched_until < math.inf)
     assert bench.accepts(bench.mint.token())
     bench.service.failure = None
-    await eventually(lambda: bench.watch.vouched_until == math.inf, 5)
+    await eventually(lambda: bench.watch.vouched_until == math.inf)
     assert set(bench.service.asked) == {bytes(32)}

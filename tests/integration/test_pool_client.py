@@ -15,6 +15,7 @@ from helixflow.rpc.errors import from_rpc_error
 from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.rpc.servers import create_server, listen
 from helixflow.rpc.sockets import prepare_run_dir, socket_path
+from tests.harness.node import WAIT_S
 from tests.harness.pki import Pki, allow
 
 POOL = "helixflow.pool.v1.PoolService"
@@ -72,7 +73,7 @@ async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(pki: Pki, p
     changes: asyncio.Queue[dict[str, DeploymentView]] = asyncio.Queue()
 
     async def next_state() -> str:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             return (await changes.get())["m/llama_cpp-0"].state
 
     async with create_channel(path, pki.identity("gateway"), "pool") as channel:
@@ -88,7 +89,7 @@ async def test_snapshots_arrive_survive_an_outage_and_go_on_after_it(pki: Pki, p
             pool.script.put_nowait(RuntimeError("a bug"))
             pool.script.put_nowait([status(pool_pb2.DEPLOYMENT_STATE_READY, 4001)])
             assert await next_state() == "ready"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             while watch.connected:
                 await asyncio.sleep(0.005)
         assert watch.views["m/llama_cpp-0"].replicas[0].port == 4001
@@ -118,7 +119,7 @@ async def test_an_unknown_exception_does_not_travel(pki: Pki, path: Path) -> Non
     async with pool_running(pki, path, ScriptedPool()), channel:
         stub = pool_pb2_grpc.PoolServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.ListModels(pool_pb2.ListModelsRequest(), timeout=5)
+            await stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "hfk_secret" not in str(caught.value)
         assert from_rpc_error(caught.value).kind is ErrorKind.INTERNAL

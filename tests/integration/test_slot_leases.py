@@ -177,7 +177,7 @@ async def test_with_one_gateway_killed_and_the_pool_restarted_no_slot_is_used_tw
         await asyncio.gather(*floods, return_exceptions=True)
         assert pool.service is not None
         # All of them are there again.
-        leases = [await members[0].slots.acquire(call_of("o", left_s=5)) for _ in range(6)]
+        leases = [await members[0].slots.acquire(call_of("o", left_s=60)) for _ in range(6)]
         for lease in leases:
             lease.release()
         assert max(pool.engines.most.values()) == 3
@@ -191,7 +191,7 @@ async def test_a_deployment_that_is_not_here_is_refused(pki: Pki, tmp_path: Path
                 (pool_pb2.LeaseSlotsRequest.Open(deployment="other", gateway="g"), ErrorKind.NOT_FOUND),
                 (pool_pb2.LeaseSlotsRequest.Open(deployment=DEPLOYMENT), ErrorKind.INVALID_REQUEST),
             ):
-                call = pool_pb2_grpc.PoolServiceStub(channel).LeaseSlots(timeout=5)
+                call = pool_pb2_grpc.PoolServiceStub(channel).LeaseSlots(timeout=60)
                 with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     await call.write(pool_pb2.LeaseSlotsRequest(open=first))
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -204,7 +204,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_over_the_wire(pki: 
         for _ in range(3):
             await members[0].serve(call_of("o"), 0.5, 2)
         for _ in range(4):
-            members[0].serve(call_of("o"), 0.5, 2)
+            members[0].serve(call_of("o"), 60, 2)
         await until(lambda: members[1].desk.queued == 3)
         with pytest.raises(HelixError) as caught:
             await members[1].slots.acquire(call_of("o", left_s=0.2))

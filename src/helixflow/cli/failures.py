@@ -19,6 +19,7 @@ _UNAVAILABLE = frozenset(
         ErrorKind.UPSTREAM_UNAVAILABLE,
         ErrorKind.OVERLOADED,
         ErrorKind.LOADING,
+        ErrorKind.NOT_SERVED,
         ErrorKind.SHUTTING_DOWN,
         ErrorKind.DEADLINE,
     }

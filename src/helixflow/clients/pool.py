@@ -26,7 +26,7 @@ log = structlog.get_logger("helixflow.clients")
 class DeploymentView:
     """One deployment as the pool last told. `state` is `idle`, `pulling`, `loading`, `ready`, `backoff`, `failed` or
     `unloading`, `draining` while the pool neither serves nor loads anything new, and `unspecified` for one that only a
-    newer pool knows; `retry_after_s` is 0 when unknown. One that is `ready` has replicas.
+    newer pool knows; `gone` once no pool has it. `retry_after_s` is 0 when unknown. One that is `ready` has replicas.
     """
 
     deployment: str
@@ -50,7 +50,8 @@ class RemotePool:
 
 
 class PoolWatch:
-    """Follows a pool. `views`, by deployment, is replaced with every change, and kept while the pool is away.
+    """Follows a pool. `views`, by deployment, is replaced with every change, and kept while the pool is away. `heard`
+    once the pool has said anything.
 
     Without `remote` it is the pool of this node. Of another one, replicas of embedding models are shown once their
     tokenizer is here; until then it is still loading. While a pool drains it shows none.
@@ -70,6 +71,7 @@ class PoolWatch:
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self.views: dict[str, DeploymentView] = {}
         self.connected = False
+        self.heard = False
 
     async def run(self) -> None:
         """Watches until cancelled. `on_change` is called on the event loop, after `views` has changed."""
@@ -94,12 +96,14 @@ class PoolWatch:
     def _on_snapshot(self, snapshot: pool_pb2.WatchReplicasResponse, _first: bool) -> None:
         self.connected = True
         self._snapshot = snapshot
-        self._show()
+        # Also when it has nothing: then it is known that it has nothing.
+        is_news, self.heard = not self.heard, True
+        self._show(is_news=is_news)
 
     def _on_watch_lost(self) -> None:
         self.connected = False
 
-    def _show(self) -> None:
+    def _show(self, *, is_news: bool = False) -> None:
         snapshot = self._snapshot
         assert snapshot is not None
         if self._remote is not None:
@@ -108,7 +112,7 @@ class PoolWatch:
             status.deployment: view_of(status, self._remote, draining=snapshot.draining)
             for status in snapshot.deployments
         }
-        if views != self.views:
+        if is_news or views != self.views:
             self.views = views
             self._on_change(views)
 

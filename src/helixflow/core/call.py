@@ -1,6 +1,6 @@
 """One request on its way through the gateway, and the answer on its way back."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -110,6 +110,26 @@ class Ticket(Protocol):
         ...
 
 
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    """What a call may cost at most: one of these deployments, so many `attempts` of which may be billed (2 where a slow
+    one is hedged); the largest context among them, in tokens.
+    """
+
+    deployments: Sequence[str] = ()
+    context: int = 0
+    attempts: int = 1
+
+
+NO_PLAN = Plan()
+
+
+class CallRoute(Protocol):
+    """What the name that a call asks for leads to. The router makes it, and it never changes."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+
 class Call(msgspec.Struct):
     """A validated request.
 
@@ -118,7 +138,9 @@ class Call(msgspec.Struct):
     (last wins); `params` is the typed view of the same bytes (`ChatParams`, `CompletionParams` or
     `EmbeddingParams` of `dialects`). `deadline` is on the event loop's clock, seconds. `body_bytes` is the size of the
     request's body. `model` is the model's own name, `alias` the one that the client asked for if that is another.
-    `ticket` is set once the call is admitted; None where nothing is metered.
+    `ticket` is set once the call is admitted; None where nothing is metered. `route` is what the model led to when the
+    request came: the call is admitted for that and served by it, whatever is configured meanwhile; None before anybody
+    has looked.
     """
 
     call_id: str
@@ -136,6 +158,7 @@ class Call(msgspec.Struct):
     ticket: Ticket | None = None
     hints: Hints = NO_HINTS
     alias: str = ""
+    route: CallRoute | None = None
 
     @property
     def public_model(self) -> str:

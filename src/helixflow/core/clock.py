@@ -15,11 +15,9 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def now(self) -> float:
-        return time.time()
+    # Not methods of ours around them: on the request path each call of one counts.
+    monotonic = staticmethod(time.monotonic)
+    now = staticmethod(time.time)
 
 
 class FakeClock:

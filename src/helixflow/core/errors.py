@@ -39,6 +39,7 @@ class ErrorKind(Enum):
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OVERLOADED = "overloaded"
     LOADING = "model_loading"
+    NOT_SERVED = "model_not_served"
     SHUTTING_DOWN = "shutting_down"
     UNAVAILABLE = "service_unavailable"
     STORAGE_FULL = "storage_full"
@@ -94,6 +95,7 @@ ERRORS: Final[dict[ErrorKind, ErrorTraits]] = {
     ErrorKind.UPSTREAM_UNAVAILABLE: ErrorTraits(502, "api_error", "api_error", "UNAVAILABLE", True),
     ErrorKind.OVERLOADED: ErrorTraits(503, "overloaded_error", "overloaded_error", "RESOURCE_EXHAUSTED", True),
     ErrorKind.LOADING: ErrorTraits(503, "overloaded_error", "overloaded_error", "UNAVAILABLE", True),
+    ErrorKind.NOT_SERVED: ErrorTraits(503, "overloaded_error", "overloaded_error", "UNAVAILABLE", True),
     ErrorKind.SHUTTING_DOWN: ErrorTraits(503, "overloaded_error", "overloaded_error", "UNAVAILABLE", True),
     ErrorKind.UNAVAILABLE: ErrorTraits(503, "api_error", "api_error", "UNAVAILABLE", True),
     ErrorKind.STORAGE_FULL: ErrorTraits(503, "api_error", "api_error", "RESOURCE_EXHAUSTED", True),

@@ -50,13 +50,14 @@ class UsageBody(Struct, frozen=True):
 
     def copy_to(self, usage: Usage) -> None:
         """What is not plausible is not taken, nor what has no prompt or takes back what came: our own count stands."""
-        if not self.is_plausible or not self.prompt_tokens:
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        if not (0 < prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS):
             return
-        usage.prompt_tokens = self.prompt_tokens
-        usage.cached_tokens = self.cached_tokens
-        if self.completion_tokens or not usage.completion_tokens:
-            usage.completion_tokens = self.completion_tokens
-            usage.reasoning_tokens = self.reasoning_tokens
+        usage.prompt_tokens = prompt
+        usage.cached_tokens = 0 if self.prompt_tokens_details is None else self.cached_tokens
+        if completion or not usage.completion_tokens:
+            usage.completion_tokens = completion
+            usage.reasoning_tokens = 0 if self.completion_tokens_details is None else self.reasoning_tokens
             usage.reported = True
 
 

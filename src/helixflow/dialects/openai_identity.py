@@ -264,7 +264,7 @@ def edit_answer(body: bytes, rename: Rename, progress: Progress) -> bytes:
     that came in its place.
     """
     try:
-        if _first_no_text(body) >= 0:
+        if not (body.isascii() and b"\0" not in body) and _first_no_text(body) >= 0:
             raise _no_text()
         answer = _ANSWER.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:

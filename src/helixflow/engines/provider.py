@@ -22,6 +22,13 @@ _PROBE_TIMEOUTS: Final = Timeouts(connect_s=5, first_byte_s=10, idle_s=10)
 # What the operator should know; the rest is the caller's, or a server that works as its limits say.
 _FAULTS: Final = frozenset({ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID, ErrorKind.DEADLINE})
 
+# Whose form need not be looked at.
+_USUAL_TYPES: Final = frozenset(
+    form + charset
+    for form in (b"application/json", b"text/event-stream")
+    for charset in (b"", b"; charset=utf-8", b";charset=utf-8", b"; charset=UTF-8")
+)
+
 log = structlog.get_logger("helixflow.engines")
 
 
@@ -64,7 +71,9 @@ class Provider:
             read_limits(response.headers, self.limits)
             if response.status != 200:
                 raise await _refusal(response)
-            _check_form(response)
+            headers = response.headers
+            if headers.get(b"content-type") not in _USUAL_TYPES or b"content-encoding" in headers:
+                _check_form(response)
         except BaseException:
             response.close()
             raise

@@ -37,7 +37,7 @@ class Cycle:
     _expired = False
     _head = b""
     _left = 0
-    _waiter: asyncio.Future[None] | None = None
+    waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Cycle:
 
     def wake(self) -> None:
         """Something has changed that `receive` may wait for."""
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -95,8 +95,8 @@ class Cycle:
             if self._expired:
                 raise HelixError(ErrorKind.REQUEST_TIMEOUT, "The request body did not arrive in time.")
             self.flow.resume_reading()
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -156,7 +156,8 @@ class Cycle:
 
     def _complete(self) -> None:
         self.response_complete = True
-        self.wake()
+        if self.waiter is not None:
+            self.wake()
         # While the body is still coming in, closing would reset the connection under the answer.
         if not self.keep_alive and not self.more_body:
             self.transport.close()

@@ -12,7 +12,7 @@ from helixflow.dialects.openai_embeddings import EmbeddingParams
 
 _SESSION: Final = b"x-helixflow-session"
 _RESIDENCY: Final = b"x-helixflow-residency"
-_TIMEOUT: Final = b"x-helixflow-timeout-ms"
+TIMEOUT: Final = b"x-helixflow-timeout-ms"
 _MAX_SESSION_BYTES: Final = 256
 _REGION: Final = re.compile(rb"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGITS: Final = re.compile(rb"[0-9]{1,9}")
@@ -42,11 +42,11 @@ def read_hints(
 
 def read_timeout(headers: Mapping[bytes, bytes], longest_s: float) -> float:
     """Seconds that the request may take: what it says, `longest_s` at most. Raises `HelixError` INVALID_VALUE."""
-    text = headers.get(_TIMEOUT)
+    text = headers.get(TIMEOUT)
     if text is None:
         return longest_s
     if not _DIGITS.fullmatch(text) or int(text) == 0:
-        raise _invalid(_TIMEOUT, "is a whole number of milliseconds, 1 or more")
+        raise _invalid(TIMEOUT, "is a whole number of milliseconds, 1 or more")
     return min(int(text) / 1000, longest_s)
 
 

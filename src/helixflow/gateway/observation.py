@@ -6,6 +6,7 @@ was measured twice as dear, because their memory could not be used again in the 
 
 import time
 
+from helixflow.core.call import Operation
 from helixflow.core.errors import ErrorKind
 from helixflow.core.keys import mask_secrets
 from helixflow.gateway.exchange import Exchange
@@ -13,6 +14,8 @@ from helixflow.gateway.surfaces.control_plane import is_control_plane
 from helixflow.telemetry.metrics import GatewayMetrics
 from helixflow.telemetry.requests import RequestLog, RequestRecord
 
+# An enumeration's `value` is a property in Python.
+_OPERATIONS: dict[Operation | None, str] = {None: "other", **{operation: operation.value for operation in Operation}}
 _KINDS = frozenset(kind.value for kind in ErrorKind)
 
 
@@ -35,7 +38,7 @@ class Observation:
         started = exchange.started
         duration = time.perf_counter() - started
         status = 499 if exchange.disconnected else exchange.status
-        operation = exchange.operation.value if exchange.operation is not None else "other"
+        operation = _OPERATIONS[exchange.operation]
         progress = exchange.progress
         deployment = progress.deployment if progress is not None else ""
         error = exchange.error

@@ -209,21 +209,24 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle.body = cycle.body + body if cycle.body else body
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.wake()
+        if cycle.waiter is not None:
+            cycle.wake()
 
     def on_message_complete(self) -> None:
         self._body_since = None
         cycle = self._receiving
         assert cycle is not None
         cycle.more_body = False
-        cycle.wake()
+        if cycle.waiter is not None:
+            cycle.wake()
         if cycle.response_complete and not cycle.keep_alive:
             self.transport.close()
 
     def on_response_complete(self) -> None:
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._waiting:
             self._outbox.flush()
             self._start(*self._waiting.popleft())

@@ -102,7 +102,7 @@ class Gateway:
         self.observation = Observation(metrics, RequestLog(sys.stderr, settings.log.format, enabled=log_requests))
         completer: Completer = router
         if self._metering is not None:
-            completer = metered = self._metering.wrap(router, router.table)
+            completer = metered = self._metering.wrap(router)
             metrics.registry.register(self._metering.collect_from(metered))
         addresses = ClientAddresses(settings.gateway.trusted_proxies)
         identification = Identification(self._keys, self._tokens, addresses)

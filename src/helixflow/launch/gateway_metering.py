@@ -1,7 +1,7 @@
 """Metering as a gateway composes it: journal, policies, prices, limiter, and what goes on beside requests."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -14,7 +14,7 @@ from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.metering.admission import Limiter
 from helixflow.metering.collector import MeteringCollector
-from helixflow.metering.demand import Estimator, ModelPlan
+from helixflow.metering.demand import Estimator
 from helixflow.metering.deployments import deployment_refs
 from helixflow.metering.journal.acknowledged import write_acknowledged
 from helixflow.metering.journal.writer import JournalWriter
@@ -26,7 +26,6 @@ from helixflow.metering.policy_cache import PolicyCache
 from helixflow.metering.price_book import PriceBook
 from helixflow.metering.redis.redis_limiter import RedisLimiter
 from helixflow.process.backoff import Backoff
-from helixflow.routing.table import RoutingTable
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 
@@ -66,11 +65,10 @@ class GatewayMetering:
         self._estimator: Estimator | None = None
         self.limiter = self._build_limiter()
 
-    def wrap(self, inner: Completer, table: RoutingTable) -> Metered:
-        """The same, metered; `table` says what calls can lead to."""
+    def wrap(self, inner: Completer) -> Metered:
+        """The same, metered."""
         metering = self._settings.metering
         self._estimator = Estimator(
-            plan_models(table),
             expected_completion=metering.expected_completion_tokens,
             media_tokens=metering.media_tokens,
         )
@@ -89,11 +87,6 @@ class GatewayMetering:
     async def prepare(self, models: Sequence[ModelSettings]) -> None:
         """Makes sure that calls of these models can be rated. Raises `HelixError`."""
         await self._prices.use(deployment_refs(models))
-
-    def use(self, table: RoutingTable) -> None:
-        """Calls are estimated by this table from now on."""
-        assert self._estimator is not None
-        self._estimator.replace(plan_models(table))
 
     def cost_bound(self, deployment: str, call: Call) -> int:
         """Nanodollars that a call costs at most at a deployment. Only between `wrap` and `close`."""
@@ -183,8 +176,3 @@ class GatewayMetering:
             return
         if any(journal.node_id != self._node_id for journal in open_journals):
             log.warning("limits.unshared", advice="other nodes use this database: set redis.url on all of them")
-
-
-def plan_models(table: RoutingTable) -> Mapping[str, ModelPlan]:
-    """What demands are estimated by: fallbacks and all ways of a split are reserved for, and hedges."""
-    return {model: ModelPlan(*plan) for model, plan in table.plans.items()}

@@ -30,10 +30,6 @@ class Metering(Protocol):
         """Raises `HelixError` when that is not possible now."""
         ...
 
-    def use(self, table: RoutingTable) -> None:
-        """These routes are in force from now on."""
-        ...
-
 
 class GatewayModels:
     """Everything between a call and its engines.
@@ -133,8 +129,6 @@ class GatewayModels:
         table = self._table(models, deployed)
         self._models, self._deployed = models, deployed
         self.router.replace(table)
-        if metering is not None:
-            metering.use(table)
         self._close_slots({name for name, one in before.items() if one.target.slots is not None} - slots.keys())
         if gone := _without(before, deployed):
             self._gone += gone

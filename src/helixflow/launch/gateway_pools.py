@@ -84,6 +84,8 @@ class GatewayPools:
         self._registry = RegistryWatch(control, self._on_pools) if control is not None else None
         self._tokenizers = TokenizerCache(settings.data_dir / "cache" / "tokenizers")
         self._links: dict[str, PoolLink] = {}
+        # Whether it was ever told of all pools.
+        self._knows_all = control is None
         self._group: asyncio.TaskGroup | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._slots: dict[str, ReplicaSlots] = {}
@@ -146,6 +148,7 @@ class GatewayPools:
         self._keep_leases()
         if (view := self.views.get(name)) is not None:
             slots.update(view)
+        self._note_missing()
         return slots
 
     def close_slots(self, name: str) -> None:
@@ -186,6 +189,8 @@ class GatewayPools:
 
     def _on_pools(self, pools: Mapping[str, PoolAddress], left: Collection[str] | None) -> None:
         """The set of pools on other nodes, as the registry knows it now: all of it, or with those that have `left`."""
+        if left is None:
+            self._knows_all = True
         for name, address in pools.items():
             link = self._links.get(name)
             if link is not None and link.address != address:
@@ -199,6 +204,7 @@ class GatewayPools:
             if left is None or link.name in left:
                 log.info("pool.removed", pool=link.name)
                 self._remove(link)
+        self._note_missing()
 
     def _add(self, name: str, address: PoolAddress | None) -> None:
         target = socket_path(self._settings.run_dir, "pool") if address is None else address.address
@@ -233,6 +239,13 @@ class GatewayPools:
             if name in self._slots:
                 self._slots[name].update(view)
         self.views = views
+        self._note_missing()
+
+    def _note_missing(self) -> None:
+        """Tells the slots of deployments that no pool has, as far as all have been heard."""
+        if self._knows_all and all(link.watch.heard for link in self._links.values()):
+            for name in self._slots.keys() - self.views.keys():
+                self._slots[name].update(_gone(name))
 
     def _keep_leases(self) -> None:
         """Slots are leased from every pool that has the deployment."""
@@ -263,5 +276,5 @@ class GatewayPools:
 
 
 def _gone(deployment: str) -> DeploymentView:
-    """No pool has it any more."""
-    return DeploymentView(deployment, "unspecified", "", 0, 0, ())
+    """No pool has it, or none has it any more."""
+    return DeploymentView(deployment, "gone", "", 0, 0, ())

@@ -92,6 +92,7 @@ class TargetBuilder:
         if before.settings != deployment:
             target = self._target(name, target.engine, deployment, target.slots)
             target.health, target.latency = before.target.health, before.target.latency
+            target.whole_latency = before.target.whole_latency
             target.ceiling = before.target.ceiling.changed(deployment)
         return Deployed(target, before.client, before.key, version)
 

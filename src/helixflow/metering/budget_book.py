@@ -16,7 +16,7 @@ from msgspec import Struct
 from helixflow.core.clock import Clock
 from helixflow.core.errors import HelixError
 from helixflow.metering.admission import Demand
-from helixflow.metering.counters import BudgetCounter, Counter
+from helixflow.metering.counters import BudgetCounter
 from helixflow.metering.policies import DAY_MS, Budget, Scope, period_bounds
 from helixflow.metering.spend import BudgetPeriod, SpendReader, SpendView
 
@@ -29,6 +29,7 @@ PRELOAD_MS: Final = 60_000
 FORGET_MS: Final = DAY_MS
 _MAX_QUESTIONS: Final = 500
 _SLICE: Final = 1_000
+_NONE: Final[Sequence[BudgetCounter]] = ()
 
 log = structlog.get_logger("helixflow.metering")
 
@@ -91,20 +92,22 @@ class BudgetBook:
             if load is not None:
                 await load.done.wait()
 
-    def charge_others(self, demand: Demand, position: int, tokens: int, cost: int, held: Container[Counter]) -> None:
+    def charge_others(
+        self, demand: Demand, position: int, tokens: int, cost: int, held: Container[BudgetCounter]
+    ) -> None:
         """Counts a call that has ended against the budgets which apply to it although it holds nothing of them: they
         were made, or became known here, while it ran. `position` is that of its end in our journal."""
-        if not self._counters:
-            return
-        for applying in (
-            self._of_organisation.get(demand.organisation_id, ()),
-            self._of_project.get(demand.project_id, ()),
-            self._of_key.get(demand.key_id, ()),
-            *(self._of_key.get(key_id, ()) for key_id in demand.policies.predecessors),
-        ):
-            for counter in applying:
-                if counter not in held and counter.from_ms <= demand.admitted_at_ms < counter.to_ms:
-                    counter.charge(position, tokens, cost)
+        # Once for each request: who has none of a kind, which is most, is asked for nothing.
+        applying = self._of_organisation.get(demand.organisation_id, _NONE)
+        if self._of_project:
+            applying = (*applying, *self._of_project.get(demand.project_id, _NONE))
+        if self._of_key:
+            for key_id in (demand.key_id, *demand.policies.predecessors):
+                applying = (*applying, *self._of_key.get(key_id, _NONE))
+        at_ms = demand.admitted_at_ms
+        for counter in applying:
+            if counter not in held and counter.from_ms <= at_ms < counter.to_ms:
+                counter.charge(position, tokens, cost)
 
     async def run(self) -> None:
         """Asks the ledger for what is wanted, until cancelled."""

@@ -16,48 +16,36 @@ TOKENS: Final = 2
 HELD_RETRY_US: Final = 1_000_000
 
 _FOREVER_MS: Final = 1 << 62
-_KINDS: Final = {
-    Metric.REQUESTS_PER_MINUTE: REQUESTS,
-    Metric.TOKENS_PER_MINUTE: TOKENS,
-    Metric.TOKENS_PER_DAY: TOKENS,
-}
 
 
-class Counter(Protocol):
-    """What a call may hold something of, until it is settled or released."""
-
-    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
-        """A call that took so much has ended; it used so many tokens, for so many nanodollars."""
-        ...
-
-    def release(self, taken: int) -> None:
-        """A call that took so much has never been."""
-        ...
-
-
-class LimitCounter(Counter, Protocol):
+class LimitCounter(Protocol):
     """The state of one limit, of `kind` REQUESTS, TOKENS or SILENT. Moments are microseconds.
 
     `value` and `burst` are of the limit that it was last used with: when they differ, `change` comes first. `held` is
-    the number of calls that have taken from it and will be settled or released: whoever takes adds one. `unit` is the
-    hold of one.
+    the number of calls that have begun and not ended.
     """
 
     kind: int
-    name: str
-    unit: tuple[str, int]
     value: int
     burst: int
     held: int
 
     def change(self, now_us: int, value: int, burst: int) -> None: ...
 
-    def take(self, now_us: int, amount: int) -> bool:
-        """For a call that begins; whether there was so much."""
+    def begin(self, now_us: int, tokens: int) -> tuple[str, int] | None:
+        """For a call of so many tokens: its hold, or None and nothing taken. `end` or `undo` comes once for each."""
         ...
 
-    def wait_us(self, now_us: int, amount: int) -> int:
-        """As `Bucket.wait_us`."""
+    def end(self, now_us: int, expected: int, tokens: int) -> None:
+        """A call that began with so many tokens has used so many."""
+        ...
+
+    def undo(self, expected: int) -> None:
+        """A call that began with so many tokens has never been."""
+        ...
+
+    def delay_us(self, now_us: int, tokens: int) -> int:
+        """Until a call of so many tokens may begin, as `Bucket.wait_us`."""
         ...
 
     def meter(self, now_us: int) -> Meter: ...
@@ -67,61 +55,103 @@ class LimitCounter(Counter, Protocol):
         ...
 
 
-class RateCounter(Bucket):
-    """Requests or tokens in a window."""
+class _RateCounter(Bucket):
+    """What is the same for requests and tokens in a window."""
 
-    __slots__ = ("held", "kind", "name", "unit")
+    __slots__ = ("held", "name")
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit.value, limit.metric.window_s * 1_000_000, limit.burst)
         self.name = f"l:{limit.id}"
-        self.unit = self.name, 1
-        self.kind = _KINDS[limit.metric]
         self.held = 0
-
-    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
-        self.held -= 1
-        if self.kind == TOKENS:
-            if tokens < taken:
-                self.give_back(taken - tokens)
-            elif tokens > taken:
-                self.owe(now_us, tokens - taken)
-
-    def release(self, taken: int) -> None:
-        self.held -= 1
-        self.give_back(taken)
 
     def is_idle(self, now_us: int) -> bool:
         return not self.held and self.tat <= (now_us - self.window_us) * self.value
 
 
+class RequestCounter(_RateCounter):
+    """Requests in a window."""
+
+    __slots__ = ("_unit",)
+    kind = REQUESTS
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit)
+        self._unit = self.name, 1
+
+    def begin(self, now_us: int, tokens: int) -> tuple[str, int] | None:
+        if not self.take(now_us, 1):
+            return None
+        self.held += 1
+        return self._unit
+
+    def end(self, now_us: int, expected: int, tokens: int) -> None:
+        self.held -= 1
+
+    def undo(self, expected: int) -> None:
+        self.held -= 1
+        self.give_back(1)
+
+    def delay_us(self, now_us: int, tokens: int) -> int:
+        return self.wait_us(now_us, 1)
+
+
+class TokenCounter(_RateCounter):
+    """Tokens in a window: as many as a call expects, corrected by what it has used."""
+
+    __slots__ = ()
+    kind = TOKENS
+
+    def begin(self, now_us: int, tokens: int) -> tuple[str, int] | None:
+        if not self.take(now_us, tokens):
+            return None
+        self.held += 1
+        return self.name, tokens
+
+    def end(self, now_us: int, expected: int, tokens: int) -> None:
+        self.held -= 1
+        if tokens < expected:
+            self.give_back(expected - tokens)
+        elif tokens > expected:
+            self.owe(now_us, tokens - expected)
+
+    def undo(self, expected: int) -> None:
+        self.held -= 1
+        self.give_back(expected)
+
+    def delay_us(self, now_us: int, tokens: int) -> int:
+        return self.wait_us(now_us, tokens)
+
+
 class ParallelCounter:
     """Calls at the same time: those that hold it."""
 
-    __slots__ = ("burst", "held", "kind", "name", "unit", "value")
+    __slots__ = ("_unit", "burst", "held", "value")
+    kind = SILENT
 
     def __init__(self, limit: Limit) -> None:
-        self.name = f"l:{limit.id}"
-        self.unit = self.name, 1
-        self.kind = SILENT
         self.value = limit.value
         self.burst = limit.burst
         self.held = 0
+        self._unit = f"l:{limit.id}", 1
 
     def change(self, now_us: int, value: int, burst: int) -> None:
         self.value, self.burst = value, burst
 
-    def take(self, now_us: int, amount: int) -> bool:
-        return self.held < self.value
+    def begin(self, now_us: int, tokens: int) -> tuple[str, int] | None:
+        if self.held >= self.value:
+            return None
+        self.held += 1
+        return self._unit
 
-    def wait_us(self, now_us: int, amount: int) -> int:
+    def end(self, now_us: int, expected: int, tokens: int) -> None:
+        self.held -= 1
+
+    def undo(self, expected: int) -> None:
+        self.held -= 1
+
+    def delay_us(self, now_us: int, tokens: int) -> int:
         return 0 if self.held < self.value else HELD_RETRY_US
-
-    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
-        self.held -= 1
-
-    def release(self, taken: int) -> None:
-        self.held -= 1
 
     def meter(self, now_us: int) -> Meter:
         return Meter(self.value, max(self.value - self.held, 0), 0.0)
@@ -131,7 +161,9 @@ class ParallelCounter:
 
 
 def limit_counter(limit: Limit) -> LimitCounter:
-    return ParallelCounter(limit) if limit.metric is Metric.PARALLEL_REQUESTS else RateCounter(limit)
+    if limit.metric is Metric.PARALLEL_REQUESTS:
+        return ParallelCounter(limit)
+    return RequestCounter(limit) if limit.metric is Metric.REQUESTS_PER_MINUTE else TokenCounter(limit)
 
 
 class BudgetCounter:
@@ -181,13 +213,27 @@ class BudgetCounter:
         """What costs nothing does not fit either once all is spent."""
         return self.spent + self.reserved + amount <= cap and self.spent < cap
 
-    def settle(self, now_us: int, taken: int, tokens: int, cost: int) -> None:
-        # The ledger was asked before the call began, so its answer cannot contain it.
-        self.reserved -= taken
-        self.spent += cost if self.is_money else tokens
+    def begin(self, tokens_bound: int, cost_bound: int, cap: int) -> tuple[str, int] | None:
+        """For a call of so much at most: its hold, or None and nothing reserved. `end` or `undo` comes once for each."""
+        amount = cost_bound if self.is_money else tokens_bound
+        if not self.has_room(amount, cap):
+            return None
+        self.reserved += amount
+        return self.name, amount
 
-    def release(self, taken: int) -> None:
-        self.reserved -= taken
+    def end(self, tokens_bound: int, cost_bound: int, tokens: int, cost: int) -> None:
+        """A call that began with so much has used so much."""
+        # The ledger was asked before the call began, so its answer cannot contain it.
+        if self.is_money:
+            self.reserved -= cost_bound
+            self.spent += cost
+        else:
+            self.reserved -= tokens_bound
+            self.spent += tokens
+
+    def undo(self, tokens_bound: int, cost_bound: int) -> None:
+        """A call that began with so much has never been."""
+        self.reserved -= cost_bound if self.is_money else tokens_bound
 
     def charge(self, position: int, tokens: int, cost: int) -> None:
         """For a call that has ended and held nothing of it; `position` is that of its end in our journal."""

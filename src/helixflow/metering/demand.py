@@ -1,12 +1,10 @@
 """What a call asks for, before anybody knows what it will use."""
 
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 
-from helixflow.core.call import Call
-from helixflow.core.errors import ErrorKind, HelixError
+from helixflow.core.call import Call, Plan
 from helixflow.dialects.openai_chat import ChatParams
 from helixflow.dialects.openai_completions import CompletionParams
 
@@ -14,16 +12,6 @@ from helixflow.dialects.openai_completions import CompletionParams
 _TEMPLATE_TOKENS: Final = 64
 # For expectations only: what a token is on average.
 _BYTES_A_TOKEN: Final = 4
-
-
-class ModelPlan(Struct, frozen=True):
-    """The deployments that may serve a call of a public model, and the most tokens one of them takes in a request. So
-    many `attempts` of one call may be billed: 2 where a slow one is hedged.
-    """
-
-    deployments: Sequence[str]
-    context: int
-    attempts: int = 1
 
 
 class Bounds(Struct, frozen=True, gc=False):
@@ -38,31 +26,19 @@ NO_BOUNDS: Final = Bounds(0, 0, 0)
 
 
 class Estimator:
-    """Estimates by the size of a request and what it says. `models` holds all models that are served."""
+    """Estimates by the size of a request, what it says and what its route is."""
 
-    def __init__(self, models: Mapping[str, ModelPlan], *, expected_completion: int, media_tokens: int) -> None:
-        self._models = models
+    def __init__(self, *, expected_completion: int, media_tokens: int) -> None:
         self._expected_completion = expected_completion
         self._media_tokens = media_tokens
-
-    def replace(self, models: Mapping[str, ModelPlan]) -> None:
-        """From now on these are served."""
-        self._models = models
-
-    def plan(self, model: str) -> ModelPlan:
-        """Raises `HelixError` MODEL_NOT_FOUND for one that is not served any more."""
-        try:
-            return self._models[model]
-        except KeyError:
-            raise HelixError(ErrorKind.MODEL_NOT_FOUND, f"The model '{model}' does not exist.", param="model") from None
 
     def bounds(self, call: Call) -> Bounds:
         """Upper bounds that hold whatever engine serves it, and an expectation that is right on average.
 
-        Of one attempt. Raises as `plan`.
+        Of one attempt.
         """
         params = call.params
-        context = self.plan(call.model).context
+        context = plan_of(call).context
         if isinstance(params, ChatParams):
             media = params.media
             text = call.body_bytes - media.inlined_bytes
@@ -81,6 +57,12 @@ class Estimator:
         if limit is None:
             return Bounds(prompt, context * answers, expected + self._expected_completion * answers)
         return Bounds(prompt, limit, expected + limit)
+
+
+def plan_of(call: Call) -> Plan:
+    """That of its route: who is metered has one."""
+    assert call.route is not None
+    return call.route.plan
 
 
 def estimate_prompt(call: Call) -> int:

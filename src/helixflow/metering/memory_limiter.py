@@ -13,10 +13,10 @@ from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.metering.admission import Demand, Grant, Refusal, Settlement
 from helixflow.metering.budget_book import BudgetBook
-from helixflow.metering.counters import REQUESTS, TOKENS, BudgetCounter, Counter, LimitCounter, limit_counter
+from helixflow.metering.counters import REQUESTS, TOKENS, BudgetCounter, LimitCounter, limit_counter
 from helixflow.metering.gcra import NEVER
 from helixflow.metering.money import MAX_NANODOLLARS
-from helixflow.metering.policies import Budget, Limit, Unit
+from helixflow.metering.policies import Budget, Limit, Policies, Unit
 from helixflow.metering.spend import SpendReader
 
 # How long a call waits to learn what a budget has left, if its deadline is not sooner.
@@ -27,6 +27,7 @@ HELD_RETRY_S: Final = 1.0
 # No call has used more; sums of many remain exact.
 MAX_TOKENS: Final = 10**9
 _SLICE: Final = 1_000
+_NOTHING: Final = Grant()
 
 log = structlog.get_logger("helixflow.metering")
 
@@ -44,12 +45,28 @@ class LimiterFigures(Struct, frozen=True):
     failures: int
 
 
+class _Tally(Struct, gc=False):
+    """The counters of one `Policies`, looked up once for many calls: a third of what an admission takes.
+
+    `limits` in the order of the policies, `requests` and `tokens` those of them that headers tell of. `budgets` are
+    those of the moments from `from_ms`, before `to_ms`; none at first.
+    """
+
+    policies: Policies
+    limits: tuple[LimitCounter, ...]
+    requests: tuple[LimitCounter, ...]
+    tokens: tuple[LimitCounter, ...]
+    budgets: tuple[BudgetCounter, ...] = ()
+    from_ms: int = 0
+    to_ms: int = 0
+
+
 class _Taken(Struct, gc=False):
-    """A call in flight, and what it has taken: as much as its holds say, in their order."""
+    """A call in flight, and the counters that it has taken from what it asked for."""
 
     demand: Demand
-    counters: Sequence[Counter]
-    holds: tuple[tuple[str, int], ...]
+    limits: tuple[LimitCounter, ...] = ()
+    budgets: tuple[BudgetCounter, ...] = ()
 
 
 class MemoryLimiter:
@@ -67,6 +84,8 @@ class MemoryLimiter:
         self._monotonic = clock.monotonic
         self._book = BudgetBook(spend, clock, journal_id=journal_id, node_id=node_id, position=position)
         self._limits: dict[str, LimitCounter] = {}
+        # By the identity of their policies, which they keep alive. Forgotten whenever a counter is forgotten or changed.
+        self._tallies: dict[int, _Tally] = {}
         self._in_flight: dict[str, _Taken] = {}
         self._overruns = self._unknown = 0
 
@@ -86,52 +105,36 @@ class MemoryLimiter:
     def try_admit(self, demand: Demand) -> Grant | None:
         policies = demand.policies
         if not policies.limits and not policies.budgets:
-            self._in_flight[demand.call_id] = _Taken(demand, (), ())
-            return Grant()
+            self._in_flight[demand.call_id] = _Taken(demand)
+            return _NOTHING
         now_us = int(self._monotonic() * 1_000_000)
+        tally = self._tallies.get(id(policies))
+        if tally is None:
+            tally = self._tally(policies, now_us)
         # Taken one by one, and given back should one of the others refuse: nothing else runs in between.
-        counters: list[Counter] = []
-        holds: list[tuple[str, int]] = []
-        requests: LimitCounter | None = None
-        tokens: LimitCounter | None = None
-        for limit in policies.limits:
-            counter = self._limits.get(limit.id)
-            if counter is None or counter.value != limit.value or counter.burst != limit.burst:
-                counter = self._counter(limit, now_us)
-            kind = counter.kind
-            hold = (counter.name, demand.tokens) if kind == TOKENS else counter.unit
-            if not counter.take(now_us, hold[1]):
-                _give_back(counters, holds)
+        expected = demand.tokens
+        holds = []
+        for counter in tally.limits:
+            hold = counter.begin(now_us, expected)
+            if hold is None:
+                _undo(demand, tally.limits[: len(holds)], ())
                 self._refuse(demand, now_us)
-            counter.held += 1
-            counters.append(counter)
             holds.append(hold)
-            if kind == REQUESTS:
-                requests = counter if requests is None else _tighter(requests, counter, now_us)
-            elif kind == TOKENS:
-                tokens = counter if tokens is None else _tighter(tokens, counter, now_us)
-        at_ms = demand.admitted_at_ms
-        for budget in policies.budgets:
-            kept = self._book.current.get(budget.id)
-            if kept is None or not kept.from_ms <= at_ms < kept.to_ms:
-                kept = self._book.find(budget, at_ms)
-                if kept is None:
-                    _give_back(counters, holds)
+        budgets = tally.budgets
+        if policies.budgets:
+            if not tally.from_ms <= demand.admitted_at_ms < tally.to_ms:
+                if not self._turn_to(tally, demand.admitted_at_ms):
+                    _undo(demand, tally.limits, ())
                     return None
-            amount = demand.cost_bound if kept.is_money else demand.tokens_bound
-            if not kept.has_room(amount, budget.cap):
-                _give_back(counters, holds)
-                self._refuse(demand, now_us)
-            kept.reserved += amount
-            counters.append(kept)
-            holds.append((kept.name, amount))
-        taken = tuple(holds)
-        self._in_flight[demand.call_id] = _Taken(demand, counters, taken)
-        return Grant(
-            taken,
-            None if requests is None else requests.meter(now_us),
-            None if tokens is None else tokens.meter(now_us),
-        )
+                budgets = tally.budgets
+            for kept, budget in zip(budgets, policies.budgets, strict=True):
+                hold = kept.begin(demand.tokens_bound, demand.cost_bound, budget.cap)
+                if hold is None:
+                    _undo(demand, tally.limits, budgets[: len(holds) - len(tally.limits)])
+                    self._refuse(demand, now_us)
+                holds.append(hold)
+        self._in_flight[demand.call_id] = _Taken(demand, tally.limits, budgets)
+        return Grant(tuple(holds), _tightest(tally.requests, now_us), _tightest(tally.tokens, now_us))
 
     async def admit(self, demand: Demand) -> Grant:
         deadline = min(asyncio.get_running_loop().time() + LOAD_TIMEOUT_S, demand.deadline)
@@ -150,24 +153,28 @@ class MemoryLimiter:
         if taken is None:
             return
         # A settlement is not refused, whatever an engine has made of it.
-        demand, tokens = taken.demand, min(max(settlement.tokens, 0), MAX_TOKENS)
-        cost = min(max(settlement.cost, 0), MAX_NANODOLLARS)
-        if taken.counters:
-            now_us = int(self._monotonic() * 1_000_000)
-            for counter, (_, amount) in zip(taken.counters, taken.holds, strict=True):
-                counter.settle(now_us, amount, tokens, cost)
-            policies = demand.policies
-            if policies.budgets and (
-                tokens > demand.tokens_bound or (policies.have_money and cost > demand.cost_bound)
-            ):
+        demand, tokens, cost = taken.demand, settlement.tokens, settlement.cost
+        if not 0 <= tokens <= MAX_TOKENS:
+            tokens = min(max(tokens, 0), MAX_TOKENS)
+        if not 0 <= cost <= MAX_NANODOLLARS:
+            cost = min(max(cost, 0), MAX_NANODOLLARS)
+        if taken.limits:
+            now_us, expected = int(self._monotonic() * 1_000_000), demand.tokens
+            for counter in taken.limits:
+                counter.end(now_us, expected, tokens)
+        if taken.budgets:
+            tokens_bound, cost_bound = demand.tokens_bound, demand.cost_bound
+            for kept in taken.budgets:
+                kept.end(tokens_bound, cost_bound, tokens, cost)
+            if tokens > tokens_bound or (cost > cost_bound and demand.policies.have_money):
                 self._note_overrun(demand, tokens, cost)
-        self._book.charge_others(demand, settlement.position, tokens, cost, taken.counters)
+        self._book.charge_others(demand, settlement.position, tokens, cost, taken.budgets)
 
     def release(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
             taken = self._in_flight.pop(settlement.call_id, None)
             if taken is not None:
-                _give_back(taken.counters, taken.holds)
+                _undo(taken.demand, taken.limits, taken.budgets)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -179,9 +186,13 @@ class MemoryLimiter:
     async def tidy(self) -> None:
         """Forgets what makes no difference any more, and loads what will soon be needed; `run` does it."""
         now_us = int(self._monotonic() * 1_000_000)
+        # The book learns again which budgets are asked for, and policies that nobody has any more are let go.
+        self._tallies.clear()
         for number, (limit_id, counter) in enumerate(list(self._limits.items())):
             if counter.is_idle(now_us):
                 del self._limits[limit_id]
+                # Calls came while others were looked at.
+                self._tallies.clear()
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
         await self._book.tidy()
@@ -189,11 +200,35 @@ class MemoryLimiter:
     async def close(self) -> None:
         """Nothing is on its way."""
 
+    def _tally(self, policies: Policies, now_us: int) -> _Tally:
+        limits = tuple(self._counter(limit, now_us) for limit in policies.limits)
+        tally = self._tallies[id(policies)] = _Tally(
+            policies,
+            limits,
+            tuple(counter for counter in limits if counter.kind == REQUESTS),
+            tuple(counter for counter in limits if counter.kind == TOKENS),
+        )
+        return tally
+
+    def _turn_to(self, tally: _Tally, at_ms: int) -> bool:
+        """Its budgets become those of that moment; False while one is not known."""
+        found = []
+        for budget in tally.policies.budgets:
+            kept = self._book.find(budget, at_ms)
+            if kept is None:
+                return False
+            found.append(kept)
+        tally.budgets = tuple(found)
+        tally.from_ms, tally.to_ms = max(kept.from_ms for kept in found), min(kept.to_ms for kept in found)
+        return True
+
     def _counter(self, limit: Limit, now_us: int) -> LimitCounter:
         counter = self._limits.get(limit.id)
         if counter is None:
             counter = self._limits[limit.id] = limit_counter(limit)
         elif counter.value != limit.value or counter.burst != limit.burst:
+            # Whoever has other policies with it changes it back.
+            self._tallies.clear()
             counter.change(now_us, limit.value, limit.burst)
         return counter
 
@@ -213,8 +248,9 @@ class MemoryLimiter:
         """For what has room again last: whoever waits less would be refused by it."""
         refusals = [*self._limits_against(demand, now_us), *self._budgets_against(demand)]
         refusal = max(refusals, key=_wait_s)
-        refusal.requests = self._tightest(demand, REQUESTS, now_us)
-        refusal.tokens = self._tightest(demand, TOKENS, now_us)
+        counters = [self._counter(limit, now_us) for limit in demand.policies.limits]
+        refusal.requests = _tightest([counter for counter in counters if counter.kind == REQUESTS], now_us)
+        refusal.tokens = _tightest([counter for counter in counters if counter.kind == TOKENS], now_us)
         raise refusal
 
     def _limits_against(self, demand: Demand, now_us: int) -> list[Refusal]:
@@ -222,7 +258,7 @@ class MemoryLimiter:
         for limit in demand.policies.limits:
             counter = self._counter(limit, now_us)
             amount = demand.tokens if counter.kind == TOKENS else 1
-            wait_us = counter.wait_us(now_us, amount)
+            wait_us = counter.delay_us(now_us, demand.tokens)
             if wait_us == NEVER:
                 refusals.append(Refusal(limit=limit, retry_after_s=None, too_large=True, requested=amount))
             elif wait_us:
@@ -246,26 +282,21 @@ class MemoryLimiter:
             return HELD_RETRY_S
         return max(kept.to_ms / 1000 - self._clock.now(), 0.0) if kept.period.to_ms else None
 
-    def _tightest(self, demand: Demand, kind: int, now_us: int) -> Meter | None:
-        meters = [
-            counter.meter(now_us)
-            for counter in (self._counter(limit, now_us) for limit in demand.policies.limits)
-            if counter.kind == kind
-        ]
-        return min(meters, key=_remaining, default=None)
+
+def _undo(demand: Demand, limits: Sequence[LimitCounter], budgets: Sequence[BudgetCounter]) -> None:
+    for counter in limits:
+        counter.undo(demand.tokens)
+    for kept in budgets:
+        kept.undo(demand.tokens_bound, demand.cost_bound)
 
 
-def _give_back(counters: Sequence[Counter], holds: Sequence[tuple[str, int]]) -> None:
-    for counter, (_, amount) in zip(counters, holds, strict=True):
-        counter.release(amount)
-
-
-def _tighter(one: LimitCounter, other: LimitCounter, now_us: int) -> LimitCounter:
-    return other if other.meter(now_us).remaining < one.meter(now_us).remaining else one
-
-
-def _remaining(meter: Meter) -> int:
-    return meter.remaining
+def _tightest(counters: Sequence[LimitCounter], now_us: int) -> Meter | None:
+    tightest: Meter | None = None
+    for counter in counters:
+        meter = counter.meter(now_us)
+        if tightest is None or meter.remaining < tightest.remaining:
+            tightest = meter
+    return tightest
 
 
 def _wait_s(refusal: Refusal) -> float:

@@ -13,7 +13,7 @@ from helixflow.core.clock import Clock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal, PrincipalKind
 from helixflow.metering.admission import Demand, Limiter, Refusal
-from helixflow.metering.demand import NO_BOUNDS, Estimator
+from helixflow.metering.demand import NO_BOUNDS, Estimator, plan_of
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.policies import Policies
 from helixflow.metering.refusals import refusal_error
@@ -144,7 +144,7 @@ class Metered:
             if self._loop is None:  # asked for once: each asking is a system call (getpid)
                 self._loop = asyncio.get_running_loop()
             left_s = call.deadline - self._loop.time()
-            plan = self._estimator.plan(call.model)
+            plan = plan_of(call)
             # Tokens are counted of the attempt that answers; money is spent for all.
             cost_bound = plan.attempts * self._book.prices.dearest_bound(
                 plan.deployments, ticket.admitted_at_ms, bounds.prompt, bounds.completion, int(left_s * 1000)

@@ -1,6 +1,7 @@
 """One try of one deployment, and what the deployment is told of how it went."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.routing.ceilings import expected_tokens
 from helixflow.routing.target import Target
 
-_FAULTS: Final = frozenset({ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID})
+_FAULTS: Final = frozenset({ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID, ErrorKind.NOT_SERVED})
 # Of a provider that refuses a call as one too many and does not say for how long.
 _PAUSE_S: Final = 1.0
 
@@ -34,12 +35,17 @@ async def open_on(target: Target, call: Call, monotonic: Callable[[], float]) ->
         turn.abandon()
         raise
     now = monotonic()
-    target.health.succeed(turn.number, now - began)
-    if not call.stream:
-        turn.end()
-        return stream
-    target.latency.measure(now - began, now)
-    return _RoutedStream(stream, turn)
+    elapsed_s = now - began
+    target.health.succeed(turn.number, elapsed_s)
+    if call.stream:
+        target.latency.measure(elapsed_s, now)
+        return _RoutedStream(stream, turn)
+    turn.end()
+    if (first := call.progress.first_content_at) is None:
+        target.whole_latency.measure(elapsed_s, now)
+    else:
+        target.latency.measure(max(0.0, elapsed_s - (time.perf_counter() - first)), now)
+    return stream
 
 
 class _Turn:

@@ -29,7 +29,8 @@ class Seat(Protocol):
     """Something that calls can be given to.
 
     `in_flight` calls are with it now, of `capacity` that it can take well (never 0). `latency_s` is how long its
-    answers lately took to begin, 0.0 while that is not known.
+    answers lately took to begin, `whole_latency_s` how long those took of which only the whole was seen; 0.0 while that
+    is not known. Neither is asked unless it `is_measured`.
     """
 
     @property
@@ -41,7 +42,12 @@ class Seat(Protocol):
     @property
     def capacity(self) -> int: ...
 
+    @property
+    def is_measured(self) -> bool: ...
+
     def latency_s(self, now: float) -> float: ...
+
+    def whole_latency_s(self, now: float) -> float: ...
 
 
 AnySeat = TypeVar("AnySeat", bound=Seat)
@@ -164,8 +170,12 @@ class Balancer:
     def _load_ratio(self, one: Seat, other: Seat) -> float:
         """How much longer a call would wait for `one` than for `other`, as far as that can be told."""
         ratio = (one.in_flight + 1) * other.capacity / ((other.in_flight + 1) * one.capacity)
+        if not one.is_measured:
+            return ratio
         now = self._now()
         latency, latency_of_other = one.latency_s(now), other.latency_s(now)
+        if not (latency and latency_of_other):
+            latency, latency_of_other = one.whole_latency_s(now), other.whole_latency_s(now)
         if latency and latency_of_other:
             ratio *= min(max(latency / latency_of_other, 1 / _MOST_LATENCY_RATIO), _MOST_LATENCY_RATIO)
         return ratio

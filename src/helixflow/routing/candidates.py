@@ -8,7 +8,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_chat import ChatParams
 from helixflow.routing.balancing import Balancer
 from helixflow.routing.ceilings import expected_tokens
-from helixflow.routing.table import Route, Tier, running_shares
+from helixflow.routing.table import Route, Tier, demanded_regions, is_within, running_shares
 from helixflow.routing.target import Target
 
 CostBound = Callable[[str, Call], int]
@@ -30,6 +30,7 @@ class Candidates:
         "_balancer",
         "_call",
         "_cost_bound",
+        "_costs",
         "_least_context",
         "_limited",
         "_max_cost",
@@ -45,10 +46,11 @@ class Candidates:
         self._cost_bound = cost_bound
         self._tried: list[Target] = []
         self._regions = way.regions
-        demanded, hinted = call.principal.residency, call.hints.residency
-        if demanded or hinted:
-            self._regions |= {demanded, hinted} - {""}
+        if demanded := demanded_regions(call):
+            self._regions |= demanded
         self._max_cost = way.max_cost
+        if self._max_cost is not None:
+            self._costs: dict[str, int] = {}
         self._least_context = 0
         if call.body_bytes > way.least_context * _MOST_BYTES_A_TOKEN:
             self._least_context = self._context_needed()
@@ -74,6 +76,17 @@ class Candidates:
             tried.append(target)
         return target
 
+    def next_beside(self, running: Target) -> Target | None:
+        """As `next`, while another attempt runs that is to be paid too: both stay within `max_cost`."""
+        most = self._max_cost
+        if most is None or self._cost_bound is None:
+            return self.next()
+        self._max_cost = most - self._cost(running.deployment, self._cost_bound)
+        try:
+            return self.next()
+        finally:
+            self._max_cost = most
+
     def need_context_above(self, context: int) -> None:
         """The call was found not to fit into so many tokens."""
         self._least_context = max(self._least_context, context + 1)
@@ -84,7 +97,7 @@ class Candidates:
         model, targets = self._call.public_model, self.way.targets
         if not targets:
             return HelixError(ErrorKind.UNAVAILABLE, f"The model '{model}' has no deployments.")
-        targets = [target for target in targets if self._is_in_region(target)]
+        targets = [target for target in targets if is_within(self._regions, target)]
         if not targets:
             where = " and ".join(repr(region) for region in sorted(self._regions))
             return HelixError(
@@ -150,16 +163,26 @@ class Candidates:
 
     def _is_eligible(self, target: Target) -> bool:
         return not self._limited or (
-            self._is_in_region(target) and target.context >= self._least_context and self._is_affordable(target)
+            is_within(self._regions, target) and target.context >= self._least_context and self._is_affordable(target)
         )
 
-    def _is_in_region(self, target: Target) -> bool:
-        return all(region == target.region for region in self._regions)
-
     def _is_affordable(self, target: Target) -> bool:
+        """Whether it stays within `max_cost`, together with what others charge for the call already."""
         if self._max_cost is None or self._cost_bound is None:
             return True
-        return self._cost_bound(target.deployment, self._call) <= self._max_cost
+        cost = self._cost(target.deployment, self._cost_bound)
+        for side in self._call.progress.side_usage:
+            cost += self._cost(side.deployment, self._cost_bound)
+        return cost <= self._max_cost
+
+    def _cost(self, deployment: str, cost_bound: CostBound) -> int:
+        """At most, of an attempt that began when it was first asked for: what is left of the call's time is less now,
+        what is charged for it is not.
+        """
+        cost = self._costs.get(deployment)
+        if cost is None:
+            cost = self._costs[deployment] = cost_bound(deployment, self._call)
+        return cost
 
     def _ceiling_wait_s(self, target: Target) -> float:
         ceiling = target.ceiling

@@ -11,6 +11,9 @@ _RETRY_S: Final = 5.0
 _FAILED_RETRY_S: Final = 30.0
 _DRAINING_RETRY_S: Final = 30.0
 _CHANGED_RETRY_S: Final = 1.0
+# A node that restarts is back by then.
+_GONE_GRACE_S: Final = 5.0
+_GONE_RETRY_S: Final = 5.0
 
 
 class LoadWait:
@@ -21,11 +24,19 @@ class LoadWait:
         self._load_wait_s = load_wait_s
         self._request_load = request_load
         self._view: DeploymentView | None = None
+        # Since when no pool has it, on the event loop's clock; None while one has it, or nobody knows.
+        self._gone_at: float | None = None
         self._changed = asyncio.Event()
         self._is_closed = False
 
     def update(self, view: DeploymentView) -> None:
         self._view = view
+        if view.state != "gone":
+            self._gone_at = None
+        elif self._gone_at is None:
+            self._gone_at = asyncio.get_running_loop().time()
+        else:
+            return  # that is no news
         self._wake()
 
     def close(self) -> None:
@@ -37,7 +48,8 @@ class LoadWait:
         """Returns when a replica serves.
 
         Raises `HelixError`: UPSTREAM_UNAVAILABLE when it could not be loaded, LOADING when that takes too long or all
-        pools that have it are being drained, OVERLOADED once it is closed.
+        pools that have it are being drained, NOT_SERVED when no pool has had it for a few seconds, OVERLOADED once it
+        is closed.
         """
         loop = asyncio.get_running_loop()
         give_up = min(deadline, loop.time() + self._load_wait_s)
@@ -62,11 +74,18 @@ class LoadWait:
                     "No server takes new requests for this model at the moment: all that have it are being drained.",
                     retry_after_s=_DRAINING_RETRY_S,
                 )
+            until = give_up
+            if self._gone_at is not None:
+                until = min(give_up, self._gone_at + _GONE_GRACE_S)
+                if loop.time() >= until:
+                    raise _not_served()
             changed = self._changed
             try:
-                async with asyncio.timeout_at(give_up):
+                async with asyncio.timeout_at(until):
                     await changed.wait()
             except TimeoutError as exc:
+                if self._gone_at is not None:
+                    raise _not_served() from exc
                 wait = view.retry_after_s if view is not None and view.retry_after_s else _RETRY_S
                 raise HelixError(
                     ErrorKind.LOADING, "The model is still loading; try again shortly.", retry_after_s=wait
@@ -75,6 +94,12 @@ class LoadWait:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _not_served() -> HelixError:
+    return HelixError(
+        ErrorKind.NOT_SERVED, "No node serves this model now; try again later.", retry_after_s=_GONE_RETRY_S
+    )
 
 
 def removed() -> HelixError:

@@ -50,11 +50,6 @@ class Router:
         """From now on calls are routed by this one; those under way go on as they began."""
         self._table = table
 
-    def own_name(self, model: str) -> str:
-        """That of the model with this name or alias: the same object if it is its own name, or if nobody knows it."""
-        route = self._table.routes.get(model)
-        return model if route is None or route.model == model else route.model
-
     def route(self, model: str, *, among: Collection[str] | None = None) -> Route:
         """The route of a name or an alias.
 
@@ -74,10 +69,11 @@ class Router:
         """Tries deployments until one's first content is at hand; nothing has reached the client before.
 
         First those of the model, then those of its fallbacks if it failed for a reason that they are for. Retries are
-        made as far as their budget goes. Raises the `HelixError` of the last that was tried, or says why none was.
+        made as far as their budget goes. A call that has a route goes that way, also when another table is in use by
+        now. Raises the `HelixError` of the last that was tried, or says why none was.
         """
         self._retries.note_request()
-        asked = self.route(call.model)
+        asked = call.route if isinstance(call.route, Route) else self.route(call.model)
         error: HelixError | None = None
         refusal: HelixError | None = None
         for way in (asked, *asked.fallbacks) if asked.fallbacks else (asked,):
@@ -115,15 +111,15 @@ class Router:
             target,
             after_s=after_s,
             open_one=self._open_hedge,
-            next_target=partial(self._next_hedge, candidates),
+            next_target=partial(self._next_hedge, candidates, target),
             tries_elsewhere=partial(_is_elsewhere, call=call),
         )
 
     async def _open_hedge(self, call: Call, target: Target) -> Stream:
         return await open_on(target, call, self._monotonic)
 
-    def _next_hedge(self, candidates: Candidates) -> Target | None:
-        return candidates.next() if self._retries.try_retry() else None
+    def _next_hedge(self, candidates: Candidates, first: Target) -> Target | None:
+        return candidates.next_beside(first) if self._retries.try_retry() else None
 
     def _begin_again(self, call: Call, error: HelixError) -> bool:
         """Whether one more attempt may be made after that error; notes the one that failed."""

@@ -66,8 +66,15 @@ class Seat:
     def capacity(self) -> int:
         return self.replica.slots
 
-    def latency_s(self, now: float) -> float:
+    @property
+    def is_measured(self) -> bool:
         """All replicas of a deployment are alike."""
+        return False
+
+    def latency_s(self, now: float) -> float:
+        return 0.0
+
+    def whole_latency_s(self, now: float) -> float:
         return 0.0
 
 

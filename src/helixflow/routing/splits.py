@@ -1,6 +1,6 @@
 """Which way of a split a call goes: canaries and versions of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -21,16 +21,19 @@ class Splitter:
     many users change their way as must.
     """
 
-    __slots__ = ("_model", "_shares", "_ways")
+    __slots__ = ("_model", "_shares", "_ways", "_weights")
 
     def __init__(self, model: str, ways: Sequence[tuple[str, float]]) -> None:
         """`ways` are models and their weights, above 0."""
         self._model = model
         self._ways = [_Way(name) for name, _ in ways]
-        self._shares = list(accumulate(weight for _, weight in ways))
+        self._weights = [weight for _, weight in ways]
+        self._shares = list(accumulate(self._weights))
 
-    def choose(self, call: Call) -> str:
-        """The model that the call goes to."""
+    def choose(self, call: Call, among: Collection[str] | None = None) -> str:
+        """The model that the call goes to: of all, or of those `among` them (at least one). Who goes one of these ways
+        anyway goes it then too.
+        """
         hints, principal = call.hints, call.principal
         if hints.user:
             who = f"{principal.organisation_id}\0{hints.user}"
@@ -38,4 +41,8 @@ class Splitter:
             who = f"{principal.id}\0{hints.session}"
         else:
             who = call.call_id
-        return pick_sticky(f"{self._model}\0{who}", self._ways, self._shares).seat_id
+        key = f"{self._model}\0{who}"
+        if among is None or len(among) == len(self._ways):
+            return pick_sticky(key, self._ways, self._shares).seat_id
+        left = [(way, weight) for way, weight in zip(self._ways, self._weights, strict=True) if way.seat_id in among]
+        return pick_sticky(key, [way for way, _ in left], list(accumulate(weight for _, weight in left))).seat_id

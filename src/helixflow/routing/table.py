@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
-from helixflow.core.call import Call
+from helixflow.core.call import NO_PLAN, Call, Plan
 from helixflow.core.errors import ErrorKind
 from helixflow.routing.splits import Splitter
 from helixflow.routing.target import Target
@@ -22,9 +22,12 @@ ELSEWHERE: Final = frozenset(
         ErrorKind.UPSTREAM_INVALID,
         ErrorKind.OVERLOADED,
         ErrorKind.LOADING,
+        ErrorKind.NOT_SERVED,
         ErrorKind.RATE_LIMITED,
     }
 )
+_ANYWHERE: Final[frozenset[str]] = frozenset()
+_NOWHERE: Final = frozenset({""})
 _FALLBACK_KINDS: Final = {
     "error": ELSEWHERE | {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE},
     "context_length": frozenset({ErrorKind.CONTEXT_LENGTH_EXCEEDED}),
@@ -48,6 +51,7 @@ class Route:
     models, one of which `splitter` names. `fallbacks` are tried when that has failed with one of `fallback_kinds`;
     they, and the ways, have no fallbacks here, whatever their models have. Only deployments of all `regions` may serve
     it, and such as charge at most `max_cost` nanodollars; what holds for a model holds for its ways and fallbacks too.
+    The `plan` is that of all that it may lead to; ways and fallbacks have none here.
     """
 
     model: str
@@ -65,6 +69,7 @@ class Route:
     created: int = 0
     owned_by: str = "helixflow"
     least_context: int = 0
+    plan: Plan = NO_PLAN
 
     @property
     def targets(self) -> list[Target]:
@@ -72,38 +77,38 @@ class Route:
         return [*(target for tier in self.tiers for target in tier.targets), *self.reserves]
 
     def way(self, call: Call) -> "Route":
-        """Itself, or the way of a split that the call goes."""
-        return self if self.splitter is None else self.ways[self.splitter.choose(call)]
+        """Itself, or the way of a split that the call goes: one that may serve it in its regions, if any may."""
+        if self.splitter is None:
+            return self
+        demanded = demanded_regions(call)
+        allowed = [name for name, way in self.ways.items() if way.is_served_in(demanded)]
+        return self.ways[self.splitter.choose(call, allowed or None)]
+
+    def is_served_in(self, demanded: frozenset[str]) -> bool:
+        """Whether any of its own deployments is of all regions that are demanded, here and there."""
+        regions = self.regions | demanded if demanded else self.regions
+        return not regions or any(is_within(regions, target) for target in self.targets)
 
 
-class Plan(NamedTuple):
-    """What a call may cost at most: one of these deployments, so many `attempts` of which may be billed; the largest
-    context among them, in tokens.
-    """
+def demanded_regions(call: Call) -> frozenset[str]:
+    """The regions that the caller and the request demand: all are to be met."""
+    demanded, hinted = call.principal.residency, call.hints.residency
+    return frozenset((demanded, hinted)) - _NOWHERE if demanded or hinted else _ANYWHERE
 
-    deployments: Sequence[str]
-    context: int
-    attempts: int
+
+def is_within(regions: frozenset[str], target: Target) -> bool:
+    """Whether the target is of all these regions; one that does not say where it computes is outside of all."""
+    return all(region == target.region for region in regions)
 
 
 class RoutingTable:
     """All routes, by name and by alias. Immutable: another configuration is another table."""
 
-    __slots__ = ("_plans", "routes")
+    __slots__ = ("routes",)
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         """`routes` has an entry for each name and each alias; those of a model are the same object."""
         self.routes: Mapping[str, Route] = MappingProxyType(dict(routes))
-        self._plans = {route.model: _plan(route) for route in routes.values()}
-
-    def plan(self, model: str) -> Plan:
-        """What a budget must reserve for. Raises `KeyError` for what is no model's own name."""
-        return self._plans[model]
-
-    @property
-    def plans(self) -> Mapping[str, Plan]:
-        """By the models' own names."""
-        return MappingProxyType(self._plans)
 
 
 def build_table(models: Sequence[ModelSettings], targets: Mapping[str, Target], *, created: int) -> RoutingTable:
@@ -132,6 +137,7 @@ def build_table(models: Sequence[ModelSettings], targets: Mapping[str, Target], 
                 fallbacks=tuple(_under(route, served[by_name[name].name]) for name in model.fallbacks),
                 fallback_kinds=frozenset[ErrorKind]().union(*(_FALLBACK_KINDS[reason] for reason in model.fallback_on)),
             )
+        route = replace(route, plan=_plan(route))
         for name in (model.name, *model.aliases):
             routes[name] = route
     for model in models:
@@ -184,6 +190,7 @@ def running_shares(targets: Sequence[Target]) -> Sequence[float] | None:
 
 
 def _plan(route: Route) -> Plan:
+    """What a budget must reserve for."""
     served = [one for way in (route, *route.fallbacks) for one in (way, *way.ways.values())]
     targets = {target.deployment: target for way in served for target in way.targets}
     return Plan(

@@ -1,5 +1,7 @@
 """One deployment as the router sees it: what it can take, how it does, and who is with it now."""
 
+from typing import Final
+
 from helixflow.core.call import Completer
 from helixflow.core.capacity import ProviderLimits, Slots
 from helixflow.core.clock import Clock
@@ -35,7 +37,10 @@ class Target:
         "slots",
         "tier",
         "weight",
+        "whole_latency",
     )
+
+    is_measured: Final = True
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Target:
         self.health = Health(routing, clock)
         self.ceiling = Ceiling(deployment_settings, clock, gateways=gateways, limits=limits)
         self.latency = Latency(routing.latency_half_life_s)
+        self.whole_latency = Latency(routing.latency_half_life_s)
         self.in_flight = 0
         if isinstance(deployment_settings, LaunchedDeployment):
             self.capacity = deployment_settings.parallel * deployment_settings.replicas
@@ -70,4 +76,11 @@ class Target:
             self.capacity = deployment_settings.max_concurrency or _UNKNOWN_CAPACITY
 
     def latency_s(self, now: float) -> float:
+        """Until the first content."""
         return self.latency.estimate(now)
+
+    def whole_latency_s(self, now: float) -> float:
+        """Until all of an answer was there that did not say when it began: that of a provider which was not asked for
+        a stream.
+        """
+        return self.whole_latency.estimate(now)

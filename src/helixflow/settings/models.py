@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from helixflow.settings.deployments import Deployment
 from helixflow.settings.section import Amount, Label, Name, Section
+
+# A split takes these from the model that a request goes to.
+_OF_DEPLOYMENTS: Final = ("balance", "affinity", "hedge_after_s", "api_key_file")
 
 
 class Split(Section):
@@ -31,7 +34,9 @@ class ModelSettings(Section):
     )
     deployments: tuple[Deployment, ...] = Field((), description="What serves it; none: as catalogue or preset say.")
     split: tuple[Split, ...] = Field(
-        (), description="Instead of deployments: other models by weight, the same one for the same user (canaries)."
+        (),
+        description="Instead of deployments: other models by weight, the same one for the same user (canaries). "
+        "`balance`, `affinity` and `hedge_after_s` are said there.",
     )
     fallbacks: tuple[Name, ...] = Field((), description="Models that are tried, in order, when all deployments fail.")
     fallback_on: tuple[Literal["error", "context_length", "content_filter"], ...] = Field(
@@ -56,12 +61,24 @@ class ModelSettings(Section):
     def _one_source(self) -> "ModelSettings":
         if self.split and (self.deployments or self.preset is not None):
             raise ValueError("give deployments (or a preset) or a split, not both")
+        if self.split:
+            self._check_split()
         if self.deployments and (self.preset is not None or self.api_key_file is not None):
             raise ValueError("preset and api_key_file are for models without deployments; a deployment has its own key")
         names = [self.local_name(index) for index in range(len(self.deployments))]
         if len(set(names)) < len(names):
             raise ValueError(f"the model {self.name!r} has two deployments of the same name")
         return self
+
+    def _check_split(self) -> None:
+        """What a model says of its own deployments says nothing where it has none; written defaults do no harm."""
+        fields = type(self).model_fields
+        idle = [name for name in _OF_DEPLOYMENTS if getattr(self, name) != fields[name].default]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)}: the split {self.name!r} has no deployments of its own; say it at those that it "
+                "leads to"
+            )
 
     def local_name(self, index: int) -> str:
         """The name of a deployment within the model."""

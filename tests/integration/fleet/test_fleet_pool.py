@@ -1,11 +1,12 @@
 """A gateway whose engines are all on another node: through the data port, and nothing a client would notice."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,10 +28,20 @@ from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc
 from helixflow.settings.tree import Settings
 from tests.harness.engine import RunningEngine
 from tests.harness.fleet import PoolProcess, give_certificate, run_fleet
-from tests.harness.node import CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, environment, eventually, until
+from tests.harness.node import (
+    CHAT_MODEL,
+    EMBEDDING_MODEL,
+    EMBEDDINGS,
+    WAIT_S,
+    Node,
+    command_of,
+    environment,
+    eventually,
+    until,
+)
 
-WAIT_S = 20.0
-FREED_S = 4.0  # promised are 0.2 s on a quiet machine; all tests share two cores
+# Promised are 0.2 s on a quiet machine; the answers that are left take longer than this.
+FREED_S = 10.0
 CONFIG = """
 [[models]]
 name = "smollm2-135m-instruct"
@@ -81,9 +92,13 @@ async def stub_of(
 
 
 async def engine_of(far: PoolProcess, near: Node, model: str = CHAT_MODEL) -> RunningEngine:
-    async with stub_of(far, near) as stub:
-        listed = await stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S)
-    (replica,) = next(one.replicas for one in listed.deployments if one.deployment.startswith(f"{model}/"))
+    """Its engine as soon as the pool lists it, which may have been started anew."""
+    async with stub_of(far, near) as stub, asyncio.timeout(WAIT_S):
+        replicas: Sequence[pool_pb2.Replica] = ()
+        while not replicas:
+            listed = await stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S, wait_for_ready=True)
+            replicas = next(one.replicas for one in listed.deployments if one.deployment.startswith(f"{model}/"))
+    (replica,) = replicas
     known = Replica(replica.replica_id, "127.0.0.1", replica.port, replica.api_key, replica.slots, replica.context)
     return RunningEngine(known, far.process)
 
@@ -91,11 +106,11 @@ async def engine_of(far: PoolProcess, near: Node, model: str = CHAT_MODEL) -> Ru
 def others(node: Node | PoolProcess, module: str, known: int) -> list[int]:
     """Processes of a module beside a known one."""
     processes = (one for one in node.tree() if one.pid != known)
-    return [one.pid for one in processes if module in one.cmdline()]
+    return [one.pid for one in processes if module in command_of(one)]
 
 
 async def test_an_answer_streams_from_the_other_node(near: Node, far: PoolProcess) -> None:
-    assert not [one for one in near.tree() if "llama_cpp.child" in " ".join(one.cmdline())], "no engine here"
+    assert not [one for one in near.tree() if "llama_cpp.child" in " ".join(command_of(one))], "no engine here"
     async with await near.connect() as wire:
         answer = await wire.ask(near.chat_request("What is the capital of France?", stream=True, max_tokens=12))
     assert answer.status == 200
@@ -158,7 +173,7 @@ async def test_a_generation_ends_with_its_call_and_mistakes_are_told(near: Node,
             pool_pb2.GenerateRequest(operation="chat/completions", body=msgspec.json.encode(body)), timeout=WAIT_S
         )
         assert (await call.read()).data
-        assert engine.busy_slots == 1
+        await eventually(lambda: engine.busy_slots == 1)
         call.cancel()
         async with asyncio.timeout(FREED_S):
             while engine.busy_slots:
@@ -248,7 +263,9 @@ async def test_the_relay_tells_engines_apart(near: Node, far: PoolProcess) -> No
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.settimeout(WAIT_S)
         stranger.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
-        received = stranger.recv(1024)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            received = stranger.recv(1024)
         assert not received.startswith(b"HTTP")
 
 

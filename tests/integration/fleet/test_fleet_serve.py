@@ -9,9 +9,7 @@ from helixflow.pki.identity import ServiceIdentity
 from helixflow.rpc.channels import create_blocking_channel
 from helixflow.rpc.generated.pool_v1 import registry_pb2, registry_pb2_grpc
 from helixflow.settings.tree import Settings
-from tests.harness.node import Node, run_node, until, write_idle_config
-
-WAIT_S = 20.0
+from tests.harness.node import WAIT_S, Node, command_of, run_node, until, write_idle_config
 
 
 def registered(node: Node) -> tuple[registry_pb2.Pool, str]:
@@ -28,7 +26,7 @@ def registered(node: Node) -> tuple[registry_pb2.Pool, str]:
 
 
 def relays(node: Node) -> list[int]:
-    return [process.pid for process in node.tree() if "helixflow.launch.relay" in process.cmdline()]
+    return [process.pid for process in node.tree() if "helixflow.launch.relay" in command_of(process)]
 
 
 def test_on_loopback_there_is_no_way_in_and_elsewhere_one_that_stays(tmp_path: Path) -> None:
@@ -43,7 +41,7 @@ def test_on_loopback_there_is_no_way_in_and_elsewhere_one_that_stays(tmp_path: P
         pool, _ = registered(node)
         assert pool.address.startswith("node.example:") and pool.data_address.startswith("node.example:")
         assert pool.address != pool.data_address
-        (relay,) = relays(node)
+        (relay,) = until(lambda: relays(node))
         os.kill(relay, signal.SIGKILL)
         until(lambda: [pid for pid in relays(node) if pid != relay])
     assert node.process.returncode == ExitCode.OK

@@ -22,7 +22,7 @@ async def idle_gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
         {"m": [provider("http://127.0.0.1:9/v1")], "org/m:1": [provider("http://127.0.0.1:9/v1")]},
         max_body_bytes=4096,
         max_header_bytes=8192,
-        header_timeout_s=0.3,
-        body_timeout_s=0.3,
+        header_timeout_s=1,
+        body_timeout_s=1,
     ) as gateway:
         yield gateway

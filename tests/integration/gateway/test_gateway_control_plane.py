@@ -24,7 +24,7 @@ from helixflow.transport.testing import (
 )
 from tests.harness.gateway import RunningGateway, provider, run_gateway
 from tests.harness.node import eventually
-from tests.harness.wire import Answer, request
+from tests.harness.wire import LIMIT_S, Answer, request
 
 Stack = tuple[RunningGateway, ScriptedUpstream]
 Run = Callable[..., AbstractAsyncContextManager[Stack]]
@@ -238,13 +238,13 @@ async def test_a_client_that_leaves_ends_the_request_there_too(run: Run) -> None
         wire.send(request("GET", "/api/v1/audit/export"))
         await wire.read_head()
         wire.drop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             await admin.connections[0].lost.wait()
         wire = await gateway.connect()
         wire.send(request("GET", "/api/v1/slow"))
         await admin.arrival(2)
         wire.drop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             await admin.connections[1].lost.wait()
 
 

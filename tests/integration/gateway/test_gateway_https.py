@@ -27,10 +27,17 @@ async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     async with run_gateway(
         tmp_path,
         {"m": [provider("http://127.0.0.1:9")]},
-        header_timeout_s=0.3,
-        body_timeout_s=0.3,
-        keep_alive_s=0.3,
+        header_timeout_s=1,
+        body_timeout_s=1,
+        keep_alive_s=1,
     ) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def patient_gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """One that closes no connection of a slow test."""
+    async with run_gateway(tmp_path, {"m": [provider("http://127.0.0.1:9")]}) as gateway:
         yield gateway
 
 
@@ -138,7 +145,7 @@ async def test_a_client_that_leaves_a_stream_ends_the_generation(tmp_path: Path)
             assert (await wire.read_head()).status == 200
             assert b'"Hi"' in (await wire.read_chunk() or b"")
             leave(wire)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LIMIT_S):
                 await upstream.connections[number].lost.wait()
 
 
@@ -179,21 +186,23 @@ async def test_draining_finishes_streams_and_ends_idle_connections(tmp_path: Pat
             await draining
 
 
-async def test_a_renewed_certificate_serves_new_connections_and_keeps_the_old_ones(gateway: RunningGateway) -> None:
-    async with await gateway.connect_tls() as before:
+async def test_a_renewed_certificate_serves_new_connections_and_keeps_the_old_ones(
+    patient_gateway: RunningGateway,
+) -> None:
+    async with await patient_gateway.connect_tls() as before:
         assert (await before.ask(request("GET", "/livez"))).status == 200
-        await asyncio.to_thread(Issuance(gateway.gateway._settings, clock=SystemClock()).issue, "https")
-        assert await gateway.certificate.reload_if_changed()
-        async with await gateway.connect_tls() as after:
+        await asyncio.to_thread(Issuance(patient_gateway.gateway._settings, clock=SystemClock()).issue, "https")
+        assert await patient_gateway.certificate.reload_if_changed()
+        async with await patient_gateway.connect_tls() as after:
             assert (await after.ask(request("GET", "/livez"))).status == 200
             assert await certificate_of(after) != await certificate_of(before)
         assert (await before.ask(request("GET", "/livez"))).status == 200
 
 
-async def test_many_answers_at_once_are_those_of_their_own_connections(gateway: RunningGateway) -> None:
+async def test_many_answers_at_once_are_those_of_their_own_connections(patient_gateway: RunningGateway) -> None:
     """Beyond a few at a time, answers leave together through the outbox."""
     async with asyncio.timeout(LIMIT_S):
-        wires = await asyncio.gather(*(gateway.connect_tls() for _ in range(12)))
+        wires = await asyncio.gather(*(patient_gateway.connect_tls() for _ in range(12)))
         for number, wire in enumerate(wires * 4):
             wire.send(request("GET", "/nowhere", headers={"x-request-id": f"r-{number}"}))
         answers = [await wire.read() for wire in wires * 4]

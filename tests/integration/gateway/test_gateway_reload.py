@@ -135,9 +135,6 @@ async def test_what_cannot_be_priced_is_not_served(tmp_path: Path) -> None:
         async def prepare(self, _models: object) -> None:
             raise HelixError(ErrorKind.UNAVAILABLE, "The auth service is away.")
 
-        def use(self, _table: object) -> None:
-            raise AssertionError("nothing is in force")
-
     async with run_gateway(tmp_path, {"m": [provider("http://127.0.0.1:9/v1")]}) as gateway:
         with pytest.raises(HelixError):
             await apply(gateway, model(provider("http://127.0.0.1:9/v1"), name="new"), metering=Unpriced())
@@ -203,7 +200,7 @@ async def test_the_gateway_says_what_it_serves_and_tries_again_what_passes(tmp_p
 
 async def test_requests_find_either_all_of_a_change_or_nothing(tmp_path: Path) -> None:
     async with (
-        ScriptedUpstream([[WHOLE]] * 400) as upstream,
+        ScriptedUpstream([[WHOLE]] * 20_000) as upstream,
         run_gateway(tmp_path, {"m": [provider(f"{upstream.base_url}/v1")]}) as gateway,
     ):
         stop = asyncio.Event()

@@ -23,7 +23,7 @@ from helixflow.transport.testing import (
     event_stream,
 )
 from tests.harness.gateway import provider, run_gateway
-from tests.harness.wire import Answer, request
+from tests.harness.wire import LIMIT_S, Answer, request
 
 HELLO = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 STREAM = HELLO[:-1] + b',"stream":true}'
@@ -281,9 +281,9 @@ async def test_a_client_that_leaves_closes_the_upstream_at_once(tmp_path: Path, 
         if started and body is STREAM:
             await wire.read_head()
         wire.drop()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             await upstream.connections[0].lost.wait()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             while gateway.app.in_flight:
                 await asyncio.sleep(0)
         metrics = (await gateway.ask("GET", "/metrics")).body.decode()
@@ -301,9 +301,9 @@ async def test_so_does_one_that_has_sent_further_requests(tmp_path: Path, body: 
         wire.send(gateway.chat_request(body) * 3)
         await upstream.arrival(1)
         wire.drop()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             await upstream.connections[0].lost.wait()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             while gateway.app.in_flight:
                 await asyncio.sleep(0)
         assert len(upstream.requests) == 1
@@ -352,9 +352,9 @@ async def test_a_client_that_reads_nothing_stops_the_upstream_and_is_cut_off(tmp
         wire.writer.transport.pause_reading()
         wire.send(gateway.chat_request(STREAM))
         await upstream.arrival(1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             await upstream.connections[0].lost.wait()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(LIMIT_S):
             while gateway.app.in_flight:
                 await asyncio.sleep(0)
 
@@ -413,7 +413,7 @@ async def test_draining_is_bounded(tmp_path: Path) -> None:
     ):
         running.send(gateway.chat_request(STREAM))
         await running.read_head()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(LIMIT_S):
             await gateway.server.drain()
         rest = await running.closed()
         assert b'"code":"shutting_down"' in rest

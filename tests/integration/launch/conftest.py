@@ -18,9 +18,10 @@ import pytest
 
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import GatewaySettings, LogSettings, Settings
+from tests.harness.node import command_of
 
 MARK = "HFTEST_MARK"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 # What a process of ours does as far as the launcher can see. How it misbehaves is said in a file.
 SERVICE = """
@@ -92,7 +93,7 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(MARK, value)
     yield value
     left = [process for process in marked(value) if process.pid != os.getpid()]
-    names = [" ".join(process.cmdline()) for process in left]
+    names = [" ".join(command_of(process)) for process in left]
     for process in left:
         process.kill()
     assert not names, f"left behind: {names}"
@@ -224,11 +225,11 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(10)
+                self.process.wait(WAIT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self.process.wait(WAIT_S)
-        until(lambda: not self.others(), 5)
+        until(lambda: not self.others())
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from tests.harness.node import HELIXFLOW, environment
 from tests.harness.pki import Pki
 from tests.integration.launch.conftest import until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 # Promised are two seconds (measured: 0.4); all tests share two cores.
-STOP_S = 4.0
-DEADLINE_S = 10.0
+STOP_S = 20.0
+DEADLINE_S = 60.0
 
 
 class AuthProcess:
@@ -60,7 +60,7 @@ class AuthProcess:
             env={**self._environment, **settings},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=WAIT_S,
             check=False,
         )
 
@@ -189,7 +189,7 @@ def test_a_busy_port_is_named_before_anything_is_made(tmp_path: Path) -> None:
             env=environment(data_dir),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=WAIT_S,
             check=False,
         )
     assert done.returncode == ExitCode.PORT_BUSY

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.integration.launch.conftest import WAIT_S
+
 # As on macOS.
 CHILD = """
 import sys, time
@@ -14,7 +16,7 @@ from helixflow.process import death
 death.has_death_signal = lambda: False
 death.watch_life(int(sys.argv[1]))
 print("alive", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -34,7 +36,7 @@ def test_the_end_of_the_pipe_is_the_end_of_the_child(pipe: tuple[int, int], mark
         assert child.stdout is not None
         assert child.stdout.readline() == b"alive\n"
         os.close(write)
-        assert child.wait(2) == -signal.SIGKILL
+        assert child.wait(WAIT_S) == -signal.SIGKILL
 
 
 def test_a_launcher_that_was_gone_before_is_noticed(pipe: tuple[int, int], mark: str) -> None:
@@ -42,6 +44,6 @@ def test_a_launcher_that_was_gone_before_is_noticed(pipe: tuple[int, int], mark:
     os.close(write)
     with start(read) as child:
         os.close(read)
-        assert child.wait(10) == -signal.SIGKILL
+        assert child.wait(WAIT_S) == -signal.SIGKILL
         assert child.stdout is not None
         assert child.stdout.read() == b""

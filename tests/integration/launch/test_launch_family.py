@@ -22,7 +22,8 @@ from helixflow.settings.models import ModelSettings
 from helixflow.settings.serving import PoolSettings
 from helixflow.settings.tree import Settings
 from tests.harness.fake_vllm import write_python
-from tests.integration.launch.conftest import Running, until
+from tests.harness.node import is_alive
+from tests.integration.launch.conftest import WAIT_S, Running, until
 
 NAME = "m/vllm-0"
 # Ours, vLLM's own, its core, the core's worker.
@@ -57,7 +58,7 @@ class Pool:
 
     async def load(self) -> list[psutil.Process]:
         """All processes of the replica."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             await self.services.supervisor.load_and_wait(NAME)
         (view,) = self.services.supervisor.snapshot()
         assert view.state is State.READY
@@ -66,7 +67,7 @@ class Pool:
 
 
 def all_gone(family: list[psutil.Process]) -> bool:
-    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family)
+    return not any(is_alive(one) for one in family)
 
 
 async def test_it_serves_and_ends_with_all_of_its_processes(launcher: Running, deployment: VllmDeployment) -> None:
@@ -74,7 +75,7 @@ async def test_it_serves_and_ends_with_all_of_its_processes(launcher: Running, d
         family = await pool.load()
         (view,) = pool.services.supervisor.snapshot()
         assert (view.replicas[0].replica.slots, view.replicas[0].replica.context) == (deployment.parallel, 256)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             await pool.services.supervisor.unload(NAME, 1)
         await asyncio.to_thread(until, lambda: all_gone(family))
 
@@ -88,7 +89,7 @@ async def test_a_killed_one_leaves_nothing_and_is_replaced(
         family[victim].kill()
         await asyncio.to_thread(until, lambda: all_gone(family))
         changes = pool.services.supervisor.changes
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while not any(one.replicas for one in pool.services.supervisor.snapshot()):
                 await changes.wait_beyond(changes.revision)
         (view,) = pool.services.supervisor.snapshot()
@@ -114,7 +115,7 @@ async def test_adapters_change_without_another_replica(launcher: Running, deploy
         assert view.replicas[0].replica.adapters == ("m:legal",)
         assert "'m:broken' could not be loaded" in view.detail
         await pool.services.apply([models(medical="/medical")])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while supervisor.snapshot()[0].replicas[0].replica.adapters != ("m:medical",):
                 await supervisor.changes.wait_beyond(supervisor.changes.revision)
         (view,) = supervisor.snapshot()
@@ -126,11 +127,11 @@ async def test_adapters_change_without_another_replica(launcher: Running, deploy
 
 
 async def test_it_sleeps_over_a_new_control_process_and_wakes(launcher: Running, deployment: VllmDeployment) -> None:
-    sleepy = deployment.model_copy(update={"sleep_when_idle": True, "keep_alive_s": 0.2})
+    sleepy = deployment.model_copy(update={"sleep_when_idle": True, "keep_alive_s": 1})
 
     async def until_asleep(pool: Pool) -> None:
         supervisor = pool.services.supervisor
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while (view := supervisor.snapshot()[0]).detail != "asleep":
                 await supervisor.changes.wait_beyond(supervisor.changes.revision)
         assert (view.state, view.replicas) == (State.IDLE, ())
@@ -143,7 +144,7 @@ async def test_it_sleeps_over_a_new_control_process_and_wakes(launcher: Running,
     async with Pool(launcher, sleepy) as pool:
         await until_asleep(pool)
         assert (await pool.load())[0].pid == family[0].pid
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             await pool.services.supervisor.unload(NAME, 1)
         await asyncio.to_thread(until, lambda: all_gone(family))
 
@@ -152,7 +153,7 @@ async def test_why_it_cannot_be_loaded_is_told(launcher: Running, deployment: Vl
     async with Pool(launcher, deployment.model_copy(update={"model": "broken"})) as pool:
         changes = pool.services.supervisor.changes
         pool.services.supervisor.load(NAME)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while (view := pool.services.supervisor.snapshot()[0]).state is not State.BACKOFF:
                 await changes.wait_beyond(changes.revision)
         assert view.detail == "ValueError: there is no such model"

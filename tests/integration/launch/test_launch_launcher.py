@@ -97,7 +97,7 @@ def test_what_an_engine_leaves_in_its_group_is_swept(launcher: Running) -> None:
     code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid)"
     peer.start("e", code)
     orphan = int(peer.exit_of("e")["tail"][-1])
-    until(lambda: orphan not in [process.pid for process in launcher.others()], 2)
+    until(lambda: orphan not in [process.pid for process in launcher.others()])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_signal_ends_everything(launcher: Running, number: int) -> None:
     (launcher.settings.run_dir / "shipper.json").write_text("{}")
     launcher.process.send_signal(number)
     assert launcher.wait() == 0
-    assert launcher.others() == []
+    until(lambda: not launcher.others())
     assert [path.name for path in launcher.settings.run_dir.iterdir()] == []
 
 
@@ -175,8 +175,8 @@ def test_a_second_signal_hurries(start_launcher: Callable[..., Running]) -> None
     until((launcher.folder / "asked").exists)
     assert launcher.process.poll() is None, "the gateway drains"
     launcher.process.send_signal(signal.SIGINT)
-    assert launcher.process.wait(3) == 0
-    assert launcher.others() == []
+    assert launcher.process.wait(15) == 0, "sooner than the gateway may drain"
+    until(lambda: not launcher.others())
 
 
 def test_engines_can_be_started_while_gateways_drain(start_launcher: Callable[..., Running]) -> None:
@@ -203,7 +203,7 @@ def test_killing_the_launcher_leaves_nothing(launcher: Running) -> None:
     # launcher's children: control, gateway, shipper, three engines; and one more below each of the last two.
     until(lambda: len(launcher.others()) == 8)
     launcher.process.kill()
-    until(lambda: not launcher.others(), 2)
+    until(lambda: not launcher.others())
 
 
 def test_control_is_restarted_and_engines_survive_it(launcher: Running) -> None:
@@ -243,15 +243,15 @@ def test_a_crash_loop_is_given_up(start_launcher: Callable[..., Running]) -> Non
     assert len(launcher.pids("gateway-0")) == 5
     (record,) = launcher.records("launcher.gave_up")
     assert "gateway-0" in record["reason"]
-    assert launcher.others() == []
+    until(lambda: not launcher.others())
 
 
 def test_the_welcome_runs_once_when_everything_serves(start_launcher: Callable[..., Running], tmp_path: Path) -> None:
     marker = tmp_path / "welcomed"
     launcher = start_launcher(["/bin/sh", "-c", f"echo once >> {marker}"]).wait_serving()
-    until(marker.exists)
+    until(lambda: marker.exists() and marker.read_text())
     os.kill(launcher.pids("gateway-0")[0], signal.SIGKILL)
-    until(lambda: len(launcher.records("process.ready")) == 3)
+    until(lambda: len(launcher.records("process.ready")) == 4)
     assert marker.read_text() == "once\n"
 
 
@@ -266,7 +266,7 @@ def test_a_peer_that_does_not_read_is_dropped(launcher: Running) -> None:
     try:
         while sent < 64:
             sent += lazy.send(request) // len(request)
-        until(lambda: _is_closed(lazy), 5)
+        until(lambda: _is_closed(lazy))
     finally:
         lazy.close()
     assert peer.ask(op="list")["ok"]
@@ -287,7 +287,7 @@ def test_control_that_cannot_come_back_yet_leaves_gateways_and_engines_alone(lau
     gateway = launcher.call()
     launcher.behave("control", f"exit {ExitCode.STORAGE.value}")
     os.kill(launcher.pids("control")[0], signal.SIGKILL)
-    until(lambda: len(launcher.pids("control")) == 3)
+    until(lambda: len(launcher.pids("control")) >= 3)
     assert launcher.call() == gateway
     launcher.behave("control", "")
     until(lambda: [r.get("process") for r in launcher.records("process.ready")].count("control") == 2)

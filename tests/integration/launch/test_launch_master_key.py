@@ -16,7 +16,7 @@ from helixflow.launch.master_key import Replaced, replace
 from helixflow.rpc.sockets import prepare_run_dir
 from helixflow.settings.tree import AuthSettings, Settings
 
-SECONDS = 30
+SECONDS = 120
 
 
 class Cut(Exception):

@@ -19,7 +19,8 @@ from helixflow.pool.manifest import StoredModel
 from helixflow.settings.deployments import LlamaCppDeployment
 from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import GatewaySettings, LogSettings, Settings
-from tests.integration.launch.conftest import marked, until
+from tests.harness.node import command_of
+from tests.integration.launch.conftest import WAIT_S, marked, until
 
 SERVE = """
 import sys
@@ -33,7 +34,7 @@ except UserError as error:
     print(error.message)
     sys.exit(error.exit_code)
 """
-SERVE_GRACE_S = 20
+SERVE_GRACE_S = 60
 
 
 class Node:
@@ -67,7 +68,7 @@ class Node:
 
     def status(self, path: str) -> int:
         try:
-            with urllib.request.urlopen(self.url_file.read_text().strip() + path, timeout=10) as answer:
+            with urllib.request.urlopen(self.url_file.read_text().strip() + path, timeout=WAIT_S) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -82,7 +83,7 @@ class Node:
                 "authorization": f"Bearer {(self.data_dir / 'bootstrap.key').read_text().strip()}",
             },
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             content: dict[str, object] = json.load(answer)
         return content
 
@@ -94,7 +95,7 @@ class Node:
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
             self.process.wait(SERVE_GRACE_S)
-            until(lambda: not self.children(), 5)
+            until(lambda: not self.children())
         self.log.close()
 
 
@@ -119,17 +120,18 @@ def test_a_real_answer_and_a_clean_end(make_node: Callable[..., Node]) -> None:
     assert "helixflow.launch.launcher" in launcher.cmdline(), "serve became the launcher, with the same pid"
     node.process.send_signal(signal.SIGTERM)
     assert node.process.wait(SERVE_GRACE_S) == 0
-    assert node.children() == []
+    until(lambda: not node.children())
     assert [path.name for path in (node.data_dir / "run").iterdir()] == ["serve.lock"]
 
 
 def test_killing_the_launcher_leaves_no_process_and_the_next_start_works(make_node: Callable[..., Node]) -> None:
     node = make_node().start().wait_ready()
     assert node.process is not None
-    assert len(node.children()) == 5, "launcher, control, gateway, shipper, engine"
+    # Launcher, control, gateway, shipper, engine; and the welcome is over.
+    until(lambda: len(node.children()) == 5)
     node.process.kill()
     node.process.wait(SERVE_GRACE_S)
-    until(lambda: not node.children(), 2)
+    until(lambda: not node.children())
     node.url_file.unlink()
     node.start().wait_ready()
 
@@ -147,7 +149,7 @@ def test_requests_go_on_after_control_was_killed(make_node: Callable[..., Node])
 def test_a_second_serve_on_the_same_data_is_refused(make_node: Callable[..., Node]) -> None:
     node = make_node().start()
     assert node.process is not None
-    second = subprocess.run(node.command(), capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(node.command(), capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert second.returncode == ExitCode.UNAVAILABLE
     assert str(node.process.pid) in second.stdout
     assert second.stdout.count("\n") == 1
@@ -158,7 +160,7 @@ def test_a_busy_port_is_named_before_anything_starts(make_node: Callable[..., No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         node = make_node(port)
-        done = subprocess.run(node.command(), capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(node.command(), capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == ExitCode.PORT_BUSY
     assert str(port) in done.stdout
     assert "gateway.http_port" in done.stdout
@@ -167,5 +169,5 @@ def test_a_busy_port_is_named_before_anything_starts(make_node: Callable[..., No
 
 
 def _find(node: Node, module: str) -> psutil.Process:
-    (found,) = [process for process in node.children() if any(module in part for part in process.cmdline())]
+    (found,) = [process for process in node.children() if any(module in part for part in command_of(process))]
     return found

@@ -19,7 +19,7 @@ from tests.harness.journals import WrittenJournal, admitted, call_id
 from tests.harness.pki import Pki
 from tests.harness.scripted_ledger import ScriptedLedger, serving
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

@@ -41,9 +41,10 @@ from helixflow.settings.models import ModelSettings
 from helixflow.settings.tree import Settings
 from helixflow.transport.client import HttpClient
 from tests.harness.pki import Pki, allow
-from tests.integration.launch.conftest import Running
+from tests.integration.launch.conftest import WAIT_S, Running
 
-POLICY = HealthPolicy(interval_s=0.05, deadline_s=0.5, failures=3)
+POLICY = HealthPolicy(interval_s=0.05, deadline_s=10, failures=3)
+IMPATIENT = HealthPolicy(interval_s=0.05, deadline_s=1, failures=3)
 PROPS = {
     "total_slots": 3,
     "default_generation_settings": {"n_ctx": 2048},
@@ -81,7 +82,7 @@ class Pool:
         self.supervisor = supervisor
         self.client = client
 
-    async def until(self, wanted: Callable[[DeploymentView], bool], seconds: float = 30) -> DeploymentView:
+    async def until(self, wanted: Callable[[DeploymentView], bool], seconds: float = WAIT_S) -> DeploymentView:
         changes = self.supervisor.changes
         async with asyncio.timeout(seconds):
             while not wanted(view := self.supervisor.snapshot()[0]):
@@ -90,7 +91,9 @@ class Pool:
 
 
 @asynccontextmanager
-async def supervised(launcher: Running, model: StoredModel, **settings: Any) -> AsyncIterator[Pool]:
+async def supervised(
+    launcher: Running, model: StoredModel, policy: HealthPolicy = POLICY, **settings: Any
+) -> AsyncIterator[Pool]:
     deployment = LlamaCppDeployment(engine="llama_cpp", source=f"file:{model.path}", **settings)
     tree = Settings(data_dir=launcher.folder, models=(ModelSettings(name="m", deployments=(deployment,)),))
     async with AsyncExitStack() as stack:
@@ -104,7 +107,7 @@ async def supervised(launcher: Running, model: StoredModel, **settings: Any) -> 
             {"llama_cpp": LlamaCppKind(client)},
             lambda _spec, _report: model,
             figures=MemoryFigures(launcher.folder / "measured.json", NoDevices()),
-            policy=POLICY,
+            policy=policy,
             make_backoff=lambda: Backoff(initial_s=0.05, maximum_s=0.1),
         )
         task = asyncio.create_task(supervisor.run())
@@ -190,7 +193,7 @@ async def test_a_binary_of_ones_own_serves_under_the_same_contract(
 
 
 async def test_an_engine_that_hangs_is_replaced(launcher: Running, chat_model: StoredModel, server: Path) -> None:
-    async with supervised(launcher, chat_model, binary=server) as pool:
+    async with supervised(launcher, chat_model, IMPATIENT, binary=server) as pool:
         first = (await pool.until(is_ready)).replicas[0]
         os.kill(first.pid, signal.SIGSTOP)
         view = await pool.until(lambda view: view.restarts == 1 and is_ready(view))
@@ -224,7 +227,7 @@ async def test_watchers_follow_over_grpc(
         await listen(rpc, socket_path, identity)
         await rpc.start()
         channel = create_channel(socket_path, pki.identity("gateway"), "control")
-        async with channel, asyncio.timeout(30):
+        async with channel, asyncio.timeout(WAIT_S):
             stub = pool_pb2_grpc.PoolServiceStub(channel)
             watch = stub.WatchReplicas(pool_pb2.WatchReplicasRequest())
             first = await watch.read()
@@ -251,7 +254,7 @@ async def test_a_lost_launcher_is_noticed(launcher: Running) -> None:
         "e", [sys.executable, "-c", "import time; time.sleep(60)"], env={}, stdin="", meta={"a": 1}
     )
     launcher.process.kill()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         await client.lost.wait()
         with pytest.raises(HelixError) as caught:
             await engine.exited

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.processes import serving
 from tests.harness.metering import chat_body
-from tests.harness.node import CHAT, Node, run_node
+from tests.harness.node import CHAT, WAIT_S, Node, run_node
 from tests.harness.visitor import Visitor, visit
 
 HEDGE_AFTER_S = 0.2
@@ -41,7 +41,7 @@ async def explain_one(operator: Visitor, number: int, body: dict[str, Any]) -> d
     answer = await operator.ask("POST", CHAT, body, x_request_id=name)
     assert answer.status_code == 200
     assert answer.headers["x-helixflow-deployment"] == "m/quick"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while (found := await operator.admin("GET", f"/requests/{name}/explain")).status_code != 200:
             await asyncio.sleep(0.05)
     explained: dict[str, Any] = found.json()

@@ -91,15 +91,15 @@ async def test_nobody_there_is_said(server: RedisServer) -> None:
 
 async def test_a_server_that_hangs_is_lost_after_the_time_out(server: RedisServer) -> None:
     losses = Losses()
-    connection, _ = await connect(server.settings(timeout_s=0.1), losses)
+    connection, _ = await connect(server.settings(timeout_s=0.5), losses)
     server.pause()
     loop = asyncio.get_running_loop()
     began = loop.time()
     first, second = connection.command(b"PING"), connection.command(b"PING")
     assert isinstance(await first, Lost)
     assert isinstance(await second, Lost)
-    assert 0.05 <= loop.time() - began < 0.5
-    assert losses == ["no answer for 0.1 s"]
+    assert 0.25 <= loop.time() - began < 10
+    assert losses == ["no answer for 0.5 s"]
     assert isinstance(await connection.command(b"PING"), Lost)
 
 

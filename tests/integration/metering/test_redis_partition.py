@@ -49,7 +49,7 @@ class Gateway:
         self._loads = Ledger()
         self._loads.positions[self.journal.id] = 0
         self.limiter = RedisLimiter(
-            server.settings(url=f"redis://127.0.0.1:{port}", lease_per_mille=10, timeout_s=0.5),
+            server.settings(url=f"redis://127.0.0.1:{port}", lease_per_mille=10, timeout_s=1),
             self._loads,
             SystemClock(),
             journal_id=self.journal.id,
@@ -66,7 +66,7 @@ class Gateway:
         self._number += 1
         call = call_id(self._number)
         now_ms = int(SystemClock().now() * 1000)
-        deadline = asyncio.get_running_loop().time() + 5
+        deadline = asyncio.get_running_loop().time() + 60
         demand = Demand(call, ORGANISATION, policies, 0, 0, BOUND, now_ms, deadline)
         grant = self.limiter.try_admit(demand) or await self.limiter.admit(demand)
         record = admitted(call, organisation_id=ORGANISATION, holds=grant.holds, admitted_at_ms=now_ms)
@@ -163,7 +163,7 @@ async def test_once_redis_is_back_the_journal_is_cut_again(
         gateway.settle(await gateway.admit(), 6)
         await gateway.fill_segments()
         way.heal()
-        await until(lambda: gateway.limiter.figures.joins == 2)
+        await until(lambda: gateway.limiter.figures.joins >= 2)
         await until(lambda: len(list_segments(gateway.journal.folder)) == 1)
         assert fields(server)[0] == gateway.cost == 11
         await gateway.die()
@@ -183,6 +183,6 @@ def fields(server: RedisServer) -> tuple[int, int]:
 
 async def until(condition: Callable[[], object]) -> None:
     """For what nothing announces."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)

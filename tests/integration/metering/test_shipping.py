@@ -94,7 +94,7 @@ class Node:
         """Ships what is there, to the end."""
         shipper = Shipper(self.root, self.office(closer))
         shipper.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await shipper.run()
         return shipper
 
@@ -122,7 +122,7 @@ async def up(node: Node) -> AsyncIterator[Node]:
 
 async def eventually(condition: Callable[[], Any]) -> None:
     """For what the disk shows, which nothing announces."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -226,7 +226,7 @@ async def test_a_ledger_that_is_down_is_waited_for_and_told_of_once(
                 await node.ledger.until(lambda: node.calls() == [call_id(1)])
             # Down again, with something in hand.
             journal.write_call(2)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (status := await shipper.status(1_790_000_100)).oldest_unshipped_s:
                     await asyncio.sleep(0.005)
             assert (status.oldest_unshipped_s, status.backlog_records) == (100.0, 2)
@@ -246,7 +246,7 @@ async def test_a_ledger_that_comes_up_last_is_no_outage(node: Node) -> None:
     journal.write_call(1)
     with capture_logs() as logs:
         async with node.shipping() as shipper:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (await shipper.status(0)).last_error:
                     await asyncio.sleep(0.005)
             async with serving(node.ledger, node.socket):

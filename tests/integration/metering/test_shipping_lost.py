@@ -77,7 +77,7 @@ class Shop:
 
     async def closed(self, journal_id: str) -> None:
         """Returns once it is."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.is_open(journal_id):
                 await asyncio.sleep(0.01)
 
@@ -130,7 +130,7 @@ async def test_a_folder_that_somebody_removes_is_a_lost_journal(shop: Shop) -> N
     journal.write_call(1)
     closer = Closer()
     async with shop.shipping(closer):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await shop.database.fetch_all(select(requests)):
                 await asyncio.sleep(0.01)
         journal.folder.rename(shop.folder / "moved")

@@ -52,8 +52,7 @@ async def test_both_models_are_served_and_the_second_is_loaded_on_first_use(node
     assert states == {f"{CHAT_MODEL}/llama_cpp-0": "ready", f"{EMBEDDING_MODEL}/llama_cpp-0": "idle"}
     (vector,) = await embed(node, "hello")
     assert len(vector) == 384
-    states = (await node.ask("GET", "/health")).json["deployments"]
-    assert set(states.values()) == {"ready"}
+    await node.until_states(dict.fromkeys(states, "ready"))
     assert [model["id"] for model in (await node.ask("GET", "/v1/models")).json["data"]] == [
         CHAT_MODEL,
         EMBEDDING_MODEL,

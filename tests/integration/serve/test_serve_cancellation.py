@@ -6,12 +6,13 @@ import time
 import pytest
 
 from tests.harness.engine import RunningEngine
-from tests.harness.node import Node, eventually
+from tests.harness.node import WAIT_S, Node, eventually
 from tests.harness.wire import Wire
 
-DECODING_LIMIT_S = 1.0
+# Far from the minutes that these answers take otherwise, and from what a quiet machine needs (0.1 s, and 2 s).
+DECODING_LIMIT_S = 10.0
 # The engine tries to tell its progress after each step of prefill, and ends the next one before it looks again.
-PREFILL_LIMIT_S = 4.0
+PREFILL_LIMIT_S = 30.0
 LONG_PROMPT = "alpha river stone engine cloud paper window garden silver market signal orange " * 60
 
 
@@ -20,7 +21,7 @@ async def leave(wire: Wire, engine: RunningEngine) -> float:
     left = time.monotonic()
     wire.drop()
     while await asyncio.to_thread(lambda: engine.busy_slots):
-        assert time.monotonic() - left < 20
+        assert time.monotonic() - left < WAIT_S
     return time.monotonic() - left
 
 
@@ -34,7 +35,7 @@ async def test_while_tokens_are_made(node: Node, stream: bool) -> None:
     assert engine.busy_slots == 1
     assert await leave(wire, engine) < DECODING_LIMIT_S
     await eventually(lambda: [r["stream"] for r in node.records("request") if r["status"] == 499][-1:] == [stream])
-    assert await node.metric("helixflow_slots_busy") == 0
+    await node.until_metric(0, "helixflow_slots_busy")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -44,4 +45,4 @@ async def test_while_the_prompt_is_read(node: Node, stream: bool) -> None:
     wire.send(node.endless_request(f"{stream} {LONG_PROMPT}", stream=stream))
     await eventually(lambda: engine.busy_slots == 1)
     assert await leave(wire, engine) < PREFILL_LIMIT_S
-    assert await node.metric("helixflow_slots_busy") == 0
+    await node.until_metric(0, "helixflow_slots_busy")

@@ -11,7 +11,7 @@ from helixflow.pki.names import server_name
 from helixflow.rpc.channels import create_blocking_channel
 from helixflow.rpc.generated.auth_v1 import admin_pb2, admin_pb2_grpc
 from helixflow.settings.tree import Settings
-from tests.harness.node import CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, eventually
+from tests.harness.node import CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, WAIT_S, Node, eventually
 from tests.harness.visitor import visit
 from tests.harness.wire import request
 
@@ -111,7 +111,7 @@ async def test_the_auth_port_is_for_services_and_each_for_its_own_rpcs(node: Nod
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.ListOrganisations(
-                admin_pb2.ListRequest(), timeout=5, metadata=(("authorization", f"Bearer {node.key}"),)
+                admin_pb2.ListRequest(), timeout=WAIT_S, metadata=(("authorization", f"Bearer {node.key}"),)
             )
         return caught.value.code()
 

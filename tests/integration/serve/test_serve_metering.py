@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.harness.node import CHAT, CHAT_MODEL, Node
+from tests.harness.node import CHAT, CHAT_MODEL, WAIT_S, Node
 from tests.harness.visitor import Visitor, visit
 
 
@@ -32,7 +32,7 @@ async def is_served(client: openai.AsyncOpenAI) -> bool:
 
 async def recorded(operator: Visitor, request_id: str) -> dict[str, Any]:
     """A request as the ledger has it, a moment after its end."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while (answer := await operator.admin("GET", f"/requests/{request_id}")).status_code != 200:
             await asyncio.sleep(0.05)
     found: dict[str, Any] = answer.json()
@@ -61,11 +61,12 @@ async def test_a_client_that_leaves_pays_for_what_was_made(node: Node) -> None:
             "messages": [{"role": "user", "content": "Count from one to one thousand."}],
             "stream": True,
             "max_tokens": 2000,
+            "temperature": 0,
             "logit_bias": {"2": -100},
         }
         async with operator.client.stream("POST", CHAT, json=body, headers=headers) as answer:
             async for line in answer.aiter_lines():
-                if "content" in line:
+                if '"content":"' in line and '"content":""' not in line:
                     break
         row = await recorded(operator, "leaves-mid-answer")
     assert (row["outcome"], row["status"], row["estimated"]) == ("cancelled", 499, True)
@@ -104,11 +105,11 @@ async def test_a_budget_is_kept_and_can_be_raised(node: Node) -> None:
                     await say(client, max_tokens=20)
             assert caught.value.code == "insufficient_quota"
             await operator.do("PATCH", f"/budgets/{kept['id']}", {"cap": "100000"})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WAIT_S):
                 while not await is_served(client):
                     await asyncio.sleep(0.01)
         spent = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while not spent:
                 spent = int((await operator.admin("GET", f"/budgets/{kept['id']}")).json()["spent"])
     assert 0 < spent <= 100_000

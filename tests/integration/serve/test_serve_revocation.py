@@ -1,5 +1,6 @@
-"""What is taken away does not work any more a second later, at the gateway."""
+"""What is taken away does not work any more a moment later, at the gateway."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -136,7 +137,9 @@ async def test_another_role_means_other_permissions(node: Node) -> None:
         assert (await session.admin("GET", "/me")).json()["roles"] == ["viewer"]
         assert (await session.models()).status_code == 200
         assert (await session.chat()).status_code == 403
-        assert (await scene.own_key.chat()).status_code == 403, "no more than its owner may"
+        async with asyncio.timeout(EFFECTIVE_S):
+            while (await scene.own_key.chat()).status_code != 403:
+                pass  # it may do no more than its owner
         assert (await scene.project_key.chat()).status_code == 200
         await operator.do("PUT", f"/members/{scene.user_id}", {"role": "developer"})
         await until_refused(session)

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
 from tests.harness.node import Node
-from tests.harness.visitor import PASSWORD, Visitor, header_of, until_refused, visit
+from tests.harness.visitor import EFFECTIVE_S, PASSWORD, Visitor, header_of, until_refused, visit
 
 EMAIL_DOMAIN = "sessions.example"
 
@@ -117,9 +117,9 @@ async def test_old_tokens_outlive_the_rotation_of_their_key(node: Node) -> None:
         async def kids() -> list[str]:
             return [key["kid"] for key in (await operator.ask("GET", "/.well-known/jwks.json")).json()["keys"]]
 
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + EFFECTIVE_S
         while rotated["kid"] not in await kids():
-            assert time.monotonic() < deadline, "announced within a second"
+            assert time.monotonic() < deadline, "announced at once"
         assert old_kid in await kids()
         for visitor in (session, await session.refresh()):
             # It is announced for some seconds before it signs.

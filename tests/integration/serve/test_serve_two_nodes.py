@@ -23,7 +23,7 @@ from helixflow.core.errors import ExitCode
 from helixflow.core.keys import generate_key
 from helixflow.settings.tree import AuthSettings, DatabaseSettings, Settings
 from helixflow.storage.engine import open_database
-from tests.harness.node import READY_S, Node, environment, write_idle_config
+from tests.harness.node import READY_S, WAIT_S, Node, environment, write_idle_config
 from tests.harness.postgres import PostgresServer
 from tests.harness.visitor import EFFECTIVE_S, Visitor, header_of, until_refused, visit
 
@@ -92,7 +92,7 @@ async def kids(visitor: Visitor) -> list[str]:
 
 
 async def agree(a: Visitor, b: Visitor, wanted: Callable[[list[str]], bool]) -> None:
-    """Both publish the same signing keys, as wanted, within a second."""
+    """Both publish the same signing keys, as wanted, a moment later."""
     async with asyncio.timeout(EFFECTIVE_S):
         while not (wanted(await kids(a)) and await kids(a) == await kids(b)):
             await asyncio.sleep(0.02)
@@ -181,11 +181,11 @@ async def test_both_rotate_their_signing_keys_and_forget_old_ones(
         ),
         auth=AuthSettings(master_key_file=Path(given["HELIXFLOW_AUTH__MASTER_KEY_FILE"])),
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         await asyncio.gather(*(tidy_up(settings, time.time() + 7200) for _ in range(2)))
     await agree(a, b, lambda found: len(found) == 1 and set(found) <= made)
     for place in (a, b):
-        assert (await at(place, before).models()).status_code == 401, "its key is gone"
+        await until_refused(at(place, before))  # its key is gone
         # The key that is left begins to sign ten seconds after it was made: a sign-in waits for it.
         session = await place.sign_in("signed@fleet.example")
         assert header_of(session.credential)["kid"] in made
@@ -203,7 +203,7 @@ async def test_a_leaked_signing_key_is_cut_off_on_both_at_once(visitors: tuple[V
     assert cut["kid"] != leaked
     await agree(a, b, lambda found: found == [cut["kid"]])
     for place in (a, b):
-        assert (await at(place, session).models()).status_code == 401
+        await until_refused(at(place, session))
         async with asyncio.timeout(EFFECTIVE_S):
             while (await at(place, session).admin("GET", "/me")).status_code != 401:
                 await asyncio.sleep(0.02)

@@ -144,3 +144,23 @@ async def test_with_drained_pools_only_the_client_is_told_at_once(pools: Gateway
     assert pools.problems() == [], "somebody wants it so"
     tell(pools, LOCAL, READY, "r0")
     assert (await slots.any_replica(asyncio.get_running_loop().time() + 5)).replica_id == "r0"
+
+
+async def test_what_no_pool_has_is_known_once_all_have_been_heard(pools: GatewayPools) -> None:
+    slots = pools.open_slots(NAME, LlamaCppDeployment(engine="llama_cpp"))
+
+    async def refusal() -> ErrorKind:
+        with pytest.raises(HelixError) as caught:
+            await slots.any_replica(asyncio.get_running_loop().time() + 0.01)
+        return caught.value.kind
+
+    pools._on_pools(address("a"), None)
+    assert await refusal() is ErrorKind.LOADING
+    pools._links["a"].watch._on_snapshot(pool_pb2.WatchReplicasResponse(pool="a"), True)
+    assert await refusal() is ErrorKind.LOADING, "this node's own pool has said nothing yet"
+    pools._links[LOCAL].watch._on_snapshot(pool_pb2.WatchReplicasResponse(), True)
+    assert await refusal() is ErrorKind.NOT_SERVED
+    tell(pools, "a", READY, "r1")
+    assert (await slots.any_replica(asyncio.get_running_loop().time() + 5)).replica_id == "r1"
+    pools._on_pools({}, None)
+    assert await refusal() is ErrorKind.NOT_SERVED

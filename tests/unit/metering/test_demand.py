@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixflow.core.call import Call, Operation
+from helixflow.core.call import Call, Operation, Plan
 from helixflow.core.principal import Principal, PrincipalKind
 from helixflow.dialects.openai_chat import parse_chat
 from helixflow.dialects.openai_completions import parse_completion
 from helixflow.dialects.openai_embeddings import parse_embedding
 from helixflow.dialects.validation import decode_fields
-from helixflow.metering.demand import Bounds, Estimator, ModelPlan, estimate_prompt
+from helixflow.metering.demand import Bounds, Estimator, estimate_prompt
+from helixflow.routing.table import Route
 
 CONTEXT = 8192
 MEDIA = 1000
-ESTIMATOR = Estimator({"m": ModelPlan(("m/openai-0",), CONTEXT)}, expected_completion=50, media_tokens=MEDIA)
+ESTIMATOR = Estimator(expected_completion=50, media_tokens=MEDIA)
+ROUTE = Route("m", plan=Plan(("m/openai-0",), CONTEXT))
 PRINCIPAL = Principal(PrincipalKind.KEY, "key", "key", "org", "proj")
 PARSERS = {
     Operation.CHAT: parse_chat,
@@ -28,7 +30,8 @@ PARSERS = {
 
 def call(operation: Operation, body: bytes) -> Call:
     params = PARSERS[operation](body)
-    return Call("c", "r", PRINCIPAL, operation, "m", decode_fields(body), params, False, False, 0, len(body))
+    fields = decode_fields(body)
+    return Call("c", "r", PRINCIPAL, operation, "m", fields, params, False, False, 0, len(body), route=ROUTE)
 
 
 def chat(content: Any, **fields: Any) -> Call:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from helixflow.core.call import Call, Meter, Operation, SideUsage, Stream, Usage
+from helixflow.core.call import Call, Meter, Operation, Plan, SideUsage, Stream, Usage
 from helixflow.core.clock import FakeClock
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.core.principal import Principal, PrincipalKind
@@ -16,13 +16,14 @@ from helixflow.dialects.openai_chat import parse_chat
 from helixflow.dialects.validation import decode_fields
 from helixflow.engines.answers import WholeAnswer
 from helixflow.metering.admission import Demand, Grant, Refusal, Settlement
-from helixflow.metering.demand import Estimator, ModelPlan
+from helixflow.metering.demand import Estimator
 from helixflow.metering.journal.reader import JournalReader
 from helixflow.metering.journal.records import Admitted, Progressed, Record, Settled
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.meter import Metered
 from helixflow.metering.policies import NO_POLICIES, Budget, Limit, Metric, Period, Policies, Scope, Unit
 from helixflow.metering.prices import Price
+from helixflow.routing.table import Route
 
 MILLION = 1_000_000
 PRICE = Price(source="set", input=2_000 * MILLION, output=10_000 * MILLION).sealed()
@@ -107,7 +108,7 @@ async def answer(call: Call) -> Stream:
     return WholeAnswer(b"{}")
 
 
-def chat(**fields: object) -> Call:
+def chat(attempts: int = 1, **fields: object) -> Call:
     body = msgspec.json.encode({"model": "tiny", "messages": [{"role": "user", "content": "Hi."}], **fields})
     principal = Principal(PrincipalKind.KEY, "key_1", "one", "org", "proj", owner_id="user_1")
     return Call(
@@ -122,21 +123,20 @@ def chat(**fields: object) -> Call:
         False,
         asyncio.get_running_loop().time() + 10,
         len(body),
+        route=Route("tiny", plan=Plan(("tiny/llama_cpp-0",), 1000, attempts)),
     )
 
 
 class Bench:
     """A metered engine with what it has written."""
 
-    def __init__(self, folder: Path, engine: Engine, policies: Policies, attempts: int) -> None:
+    def __init__(self, folder: Path, engine: Engine, policies: Policies) -> None:
         self.folder = folder
         self.journal = JournalWriter.open(
             folder, segment_bytes=2**20, durability="os", sync_interval_s=60, clock=FakeClock()
         )
         self.limiter = RecordingLimiter()
-        self.estimator = Estimator(
-            {"tiny": ModelPlan(("tiny/llama_cpp-0",), 1000, attempts)}, expected_completion=50, media_tokens=100
-        )
+        self.estimator = Estimator(expected_completion=50, media_tokens=100)
         self.metered = Metered(
             engine,
             estimator=self.estimator,
@@ -157,10 +157,8 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(
-        act: Callable[[Call], Awaitable[Stream]] = answer, policies: Policies = POLICIES, attempts: int = 1
-    ) -> Bench:
-        made.append(Bench(tmp_path, Engine(act), policies, attempts))
+    def make(act: Callable[[Call], Awaitable[Stream]] = answer, policies: Policies = POLICIES) -> Bench:
+        made.append(Bench(tmp_path, Engine(act), policies))
         return made[-1]
 
     yield make
@@ -203,9 +201,8 @@ async def test_what_is_asked_for_bounds_what_can_be_used(bench: Callable[..., Be
 async def test_money_is_reserved_for_all_attempts_that_may_be_billed_at_once(bench: Callable[..., Bench]) -> None:
     one = bench()
     await one.metered.open(chat(max_tokens=5))
-    hedged = bench(attempts=2)
-    await hedged.metered.open(chat(max_tokens=5))
-    (usual,), (doubled,) = one.limiter.demands, hedged.limiter.demands
+    await one.metered.open(chat(2, max_tokens=5))
+    usual, doubled = one.limiter.demands
     assert doubled.cost_bound == 2 * usual.cost_bound
     assert doubled.tokens_bound == usual.tokens_bound, "tokens are those of the answer"
 
@@ -245,15 +242,6 @@ async def test_what_the_loser_of_a_hedge_charges_is_in_the_cost_and_its_tokens_a
     assert settled.tokens.total == (0 if gone else 10)
     (settlement,) = one.limiter.settlements
     assert (settlement.tokens, settlement.cost) == (settled.tokens.total, expected)
-
-
-async def test_a_model_that_went_away_is_not_found(bench: Callable[..., Bench]) -> None:
-    one = bench()
-    one.estimator.replace({})
-    with pytest.raises(HelixError) as caught:
-        await one.metered.open(chat())
-    assert caught.value.kind is ErrorKind.MODEL_NOT_FOUND
-    assert one.records() == []
 
 
 async def test_a_refused_call_reaches_nobody(bench: Callable[..., Bench]) -> None:

@@ -21,9 +21,14 @@ class Stool:
     in_flight: int = 0
     capacity: int = 4
     latency: float = 0.0
+    whole: float = 0.0
+    is_measured: bool = True
 
     def latency_s(self, now: float) -> float:
         return self.latency
+
+    def whole_latency_s(self, now: float) -> float:
+        return self.whole
 
 
 def stools(*in_flight: int) -> list[Stool]:
@@ -54,6 +59,14 @@ def test_the_slower_one_is_left_more_idle_but_not_unused() -> None:
     assert choices([slow, fast])["slow"] > 300, "as good as four times as much to do"
     fast.in_flight, fast.latency = 1, 0.0
     assert choices([slow, fast])["slow"] == 1000, "it was never measured"
+
+
+def test_whole_answers_are_compared_only_with_whole_answers() -> None:
+    assert choices([Stool("slow", whole=9.0), Stool("fast", whole=3.0)])["fast"] == 1000
+    slow, fast = Stool("slow", latency=2.0, whole=1.0), Stool("fast", latency=0.1, whole=9.0)
+    assert choices([slow, fast])["fast"] == 1000, "the time to the first token says more"
+    fast.latency = slow.whole = 0.0
+    assert choices([slow, fast])["fast"] > 300, "nothing that they have in common is known"
 
 
 def test_weights_are_kept_while_nobody_is_overrun() -> None:

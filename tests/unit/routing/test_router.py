@@ -1,13 +1,14 @@
 """Which deployments are tried, in which order, and what is told when none answers."""
 
 import asyncio
+import time
 
 import pytest
 
-from helixflow.core.call import Call, Hints, Usage
+from helixflow.core.call import Call, Hints, SideUsage, Stream, Usage
 from helixflow.core.errors import ERRORS, ErrorKind, HelixError
 from helixflow.settings.serving import RoutingSettings
-from tests.harness.routing import Routing, make_call, make_routing, model, provider
+from tests.harness.routing import Answer, Routing, make_call, make_routing, model, provider
 
 FAILURES = RoutingSettings().ejection_failures
 
@@ -15,6 +16,18 @@ FAILURES = RoutingSettings().ejection_failures
 def in_turn(count: int = 2, **settings: object) -> Routing:
     """A model with so many deployments, one a tier."""
     return make_routing(model("m", *(provider(f"d{n}", tier=n) for n in range(count)), **settings))
+
+
+class Stalled:
+    """Has content once that is set."""
+
+    def __init__(self) -> None:
+        self.content = asyncio.Event()
+
+    async def open(self, call: Call) -> Stream:
+        call.progress.engine_began_at = 0.0
+        await self.content.wait()
+        return Answer("stalled")
 
 
 async def refused(routing: Routing, call: Call | None = None) -> HelixError:
@@ -35,7 +48,7 @@ def test_every_kind_of_error_has_traits_and_a_code_of_its_own() -> None:
 @pytest.mark.parametrize(
     "kind",
     [ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID, ErrorKind.OVERLOADED, ErrorKind.LOADING,
-     ErrorKind.RATE_LIMITED, ErrorKind.DEADLINE],
+     ErrorKind.NOT_SERVED, ErrorKind.RATE_LIMITED, ErrorKind.DEADLINE],
 )  # fmt: skip
 async def test_the_next_deployment_is_tried(kind: ErrorKind) -> None:
     routing = in_turn()
@@ -204,6 +217,25 @@ async def test_what_a_failed_attempt_made_is_not_paid() -> None:
     assert call.progress.deployment == "m/d1"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("since_first_s", "latency", "whole"), [(2.0, 1.0, 0.0), (None, 0.0, 3.0)])
+async def test_it_is_measured_when_an_answer_begins_and_else_when_it_is_whole(
+    stream: bool, since_first_s: float | None, latency: float, whole: float
+) -> None:
+    routing = in_turn(1)
+
+    def answer(call: Call) -> None:
+        routing.clock.advance(3.0)
+        if since_first_s is not None:
+            call.progress.first_content_at = time.perf_counter() - since_first_s
+
+    routing.engines["m/d0"].before = answer
+    (await routing.router.open(make_call(stream=stream))).close()
+    target, now = routing.targets["m/d0"], routing.clock.monotonic()
+    assert target.latency_s(now) == pytest.approx(3.0 if stream else latency, abs=0.5)
+    assert target.whole_latency_s(now) == (0.0 if stream else whole)
+
+
 @pytest.mark.parametrize("who", ["model", "principal", "hints"])
 async def test_residency_leaves_only_deployments_that_are_known_to_be_there(who: str) -> None:
     deployments = provider("nowhere"), provider("us", region="us"), provider("eu", tier=9, weight=0, region="eu")
@@ -237,6 +269,40 @@ async def test_too_dear_deployments_do_not_serve() -> None:
     bounds["m/cheap"] = 1_500_001
     error = await refused(routing)
     assert (error.kind, error.param) == (ErrorKind.INVALID_REQUEST, "max_tokens")
+
+
+@pytest.mark.parametrize(("most", "served"), [("0.003", "m/second"), ("0.0025", "m/cheap"), ("0.002", "")])
+async def test_a_hedge_is_made_only_where_both_together_are_not_too_dear(most: str, served: str) -> None:
+    bounds = {"m/first": 1_500_000, "m/second": 1_500_000, "m/cheap": 1_000_000}
+    routing = make_routing(
+        model(
+            "m", *(provider(name, tier=tier) for tier, name in enumerate(("first", "second", "cheap"))),
+            hedge_after_s=0.001, max_cost=most,
+        ),
+        cost_bound=lambda deployment, call: bounds[deployment],
+    )  # fmt: skip
+    stalled = Stalled()
+    routing.targets["m/first"].engine = stalled
+    call = make_call()
+    opening = asyncio.create_task(routing.router.open(call))
+    if served:
+        await opening
+        assert call.progress.deployment == served
+        assert call.progress.attempts == (("m/first", "hedged"),)
+        return
+    await asyncio.sleep(0.05)
+    assert routing.counts() == {"m/first": 0, "m/second": 0, "m/cheap": 0}
+    stalled.content.set()
+    await opening
+    assert (call.progress.deployment, call.progress.attempts) == ("m/first", ())
+
+
+async def test_what_a_loser_charges_counts_for_what_is_tried_after_it() -> None:
+    routing = make_routing(model("m", provider("d"), max_cost="0.003"), cost_bound=lambda deployment, call: 2_000_000)
+    call = make_call()
+    assert await routing.served_by(call) == "m/d"
+    call.progress.side_usage = (SideUsage("m/d", Usage(), 0),)
+    assert (await refused(routing, call)).param == "max_tokens"
 
 
 async def test_by_cost_the_cheapest_is_taken_that_is_healthy_and_free() -> None:
@@ -274,6 +340,15 @@ def test_an_unknown_model_names_close_ones() -> None:
     with pytest.raises(HelixError) as caught:
         router.route("x" * 100_000)
     assert len(caught.value.message) < 1000
+
+
+async def test_a_call_is_served_by_what_it_was_admitted_for() -> None:
+    before, after = in_turn(1), in_turn(1)
+    call = make_call()
+    call.route = before.router.route("m")
+    before.router.replace(after.router.table)
+    assert await before.served_by(call) == "m/d0"
+    assert (before.counts(), after.counts()) == ({"m/d0": 1}, {"m/d0": 0})
 
 
 async def test_another_table_changes_nothing_for_who_is_under_way() -> None:

@@ -4,9 +4,8 @@ from collections import Counter
 
 import pytest
 
-from helixflow.core.call import Hints
+from helixflow.core.call import Hints, Plan
 from helixflow.core.errors import ErrorKind, HelixError
-from helixflow.routing.table import Plan
 from helixflow.settings.models import Split
 from tests.harness.routing import make_call, make_routing, make_table, model, provider
 
@@ -15,7 +14,7 @@ async def test_an_alias_leads_to_its_model_and_counts_as_it() -> None:
     routing = make_routing(model("llama-3", provider("d"), aliases=("gpt-4", "gpt-4o")))
     router = routing.router
     assert list(router.routes) == ["llama-3", "gpt-4", "gpt-4o"]
-    assert router.own_name("gpt-4") == "llama-3"
+    assert router.route("gpt-4").model == "llama-3"
     assert await routing.served_by(make_call("gpt-4")) == "llama-3/d"
     assert router.route("gpt-4", among={"llama-3"}) is router.route("llama-3")
     assert router.route("gpt-4", among={"gpt-4"}).model == "llama-3", "a key may be for one name only"
@@ -60,6 +59,44 @@ async def test_the_ways_of_a_split_keep_its_conditions() -> None:
     routing = make_routing(eu, us, model("m", split=canary(99), residency="eu", fallbacks=("old",)))
     served = {await routing.served_by(make_call(call_id=f"{n:032}")) for n in range(50)}
     assert served == {"old/d"}
+
+
+@pytest.mark.parametrize("who", ["way", "principal", "hints"])
+async def test_ways_that_may_not_serve_a_request_are_not_drawn_and_their_users_stay_together(who: str) -> None:
+    eu, us = model("old", provider("d", region="eu")), model("new", provider("d", region="us"))
+    other = model("other", provider("d"), provider("e", region="eu"))
+    if who == "way":
+        other = model("other", provider("d"), residency="eu")
+    routing = make_routing(
+        eu, us, other, model("m", split=[Split(model=name, weight=1) for name in ("old", "new", "other")])
+    )
+    hints = [Hints(user=f"user-{n}", residency="eu" if who == "hints" else "") for n in range(60)]
+    calls = [make_call("m", hints=one, residency="eu" if who == "principal" else "") for one in hints]
+    served = [await routing.served_by(call) for call in calls]
+    assert set(served) == ({"old/d", "new/d"} if who == "way" else {"old/d", "other/e"})
+    assert served == [await routing.served_by(call) for call in calls]
+    free = [await routing.served_by(make_call("m", hints=Hints(user=f"user-{n}"))) for n in range(60)]
+    assert all(now == before for now, before in zip(served, free, strict=True) if before == "old/d"), (
+        "who may stay does"
+    )
+
+
+async def test_where_no_way_may_serve_a_request_that_is_said() -> None:
+    routing = make_routing(
+        model("old", provider("d", region="us")), model("new", provider("d")), model("m", split=canary())
+    )
+    with pytest.raises(HelixError) as caught:
+        await routing.router.open(make_call("m", residency="eu"))
+    assert caught.value.kind is ErrorKind.PERMISSION_DENIED
+
+
+async def test_a_way_goes_by_its_own_settings() -> None:
+    routing = make_routing(
+        model("old", provider("dear"), provider("cheap"), balance="cost"),
+        model("m", split=[Split(model="old", weight=1)]),
+        cost_bound=lambda deployment, call: 2 if deployment == "old/dear" else 1,
+    )
+    assert {await routing.served_by(make_call("m")) for _ in range(9)} == {"old/cheap"}
 
 
 async def test_what_holds_for_a_split_holds_for_it_as_a_fallback() -> None:
@@ -151,16 +188,16 @@ async def test_a_model_that_may_not_serve_a_request_leads_to_its_fallbacks() -> 
 
 
 def test_a_plan_names_all_that_may_be_billed() -> None:
-    table = make_table(
+    routes = make_table(
         model("a", provider("x", context=100), provider("y", context=300), fallbacks=("m", "b")),
         model("b", provider("x", context=200)),
         model("c", provider("x"), provider("y", weight=0), hedge_after_s=1, aliases=("alias",)),
         model("m", split=(Split(model="b", weight=1), Split(model="alias", weight=1))),
         model("alone", provider("x"), hedge_after_s=1),
-    )
-    assert table.plan("b") == Plan(("b/x",), 200, 1)
-    assert table.plan("c") == Plan(("c/x", "c/y"), 131_072, 2)
-    assert table.plan("m") == Plan(("b/x", "c/x", "c/y"), 131_072, 2)
-    assert table.plan("a") == Plan(("a/x", "a/y", "b/x", "c/x", "c/y"), 131_072, 2)
-    assert table.plan("alone").attempts == 1, "there is nothing to hedge with"
-    assert "alias" not in table.plans
+    ).routes
+    assert routes["b"].plan == Plan(("b/x",), 200, 1)
+    assert routes["c"].plan == Plan(("c/x", "c/y"), 131_072, 2)
+    assert routes["m"].plan == Plan(("b/x", "c/x", "c/y"), 131_072, 2)
+    assert routes["a"].plan == Plan(("a/x", "a/y", "b/x", "c/x", "c/y"), 131_072, 2)
+    assert routes["alone"].plan.attempts == 1, "there is nothing to hedge with"
+    assert routes["alias"] is routes["c"]

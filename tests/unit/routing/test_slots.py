@@ -11,6 +11,7 @@ from helixflow.core.capacity import Replica
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.routing.slots import ReplicaSlots
 from tests.harness.routing import make_call
+from tests.harness.virtual_time import VirtualTimeLoop
 
 
 def asking(deadline: float) -> Call:
@@ -146,6 +147,40 @@ async def test_an_idle_deployment_is_loaded_once_and_loading_has_a_limit() -> No
     assert caught.value.kind is ErrorKind.LOADING
     assert caught.value.retry_after_s
     assert asked == ["d"]
+
+
+def test_when_its_node_has_gone_who_waits_is_told_after_a_grace_and_others_at_once() -> None:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(_gone_and_back())
+
+
+async def _gone_and_back() -> None:
+    loop = asyncio.get_running_loop()
+    slots = make_slots(load_wait_s=60)
+    slots.update(view("ready", replica()))
+    lease = await slots.acquire(asking(soon()))
+    waiting = asyncio.create_task(slots.acquire(asking(loop.time() + 600)))
+    await until(lambda: slots.queued == 1)
+    began = loop.time()
+    slots.update(view("gone"))
+    with pytest.raises(HelixError, match="No node serves") as caught:
+        await waiting
+    assert caught.value.kind is ErrorKind.NOT_SERVED
+    assert caught.value.retry_after_s
+    assert 2 < loop.time() - began < 10
+    slots.update(view("gone"))
+    began = loop.time()
+    with pytest.raises(HelixError, match="No node serves"):
+        await slots.acquire(asking(loop.time() + 600))
+    assert loop.time() == began
+    slots.update(view("loading"))
+    waiting = asyncio.create_task(slots.acquire(asking(loop.time() + 600)))
+    await asyncio.sleep(30)
+    slots.update(view("gone"))
+    await asyncio.sleep(1)
+    slots.update(view("ready", replica("r2")))
+    assert (await waiting).replica.replica_id == "r2", "it was back within the grace"
+    lease.release()
 
 
 async def test_another_pool_is_asked_when_the_one_that_was_loading_is_drained() -> None:

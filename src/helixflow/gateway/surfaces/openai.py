@@ -19,7 +19,7 @@ from helixflow.engines.answers import WholeAnswer
 from helixflow.gateway.authorisation import require_inference, require_listing, require_model
 from helixflow.gateway.body import body_at_hand, read_body
 from helixflow.gateway.exchange import ClientGone, Exchange
-from helixflow.gateway.hints import read_hints, read_timeout
+from helixflow.gateway.hints import TIMEOUT, read_hints, read_timeout
 from helixflow.gateway.identification import Identification
 from helixflow.gateway.keepalive import KeepAlive
 from helixflow.metering.refusals import render_header_lines, render_headers
@@ -70,17 +70,22 @@ class OpenAISurface:
         fields = decode_fields(body)
         params = _PARSERS[operation](body)
         asked = params.model
-        model = self._router.own_name(asked)
-        require_model(principal, model, asked)
-        self._router.route(asked, among=principal.models)
-        exchange.model = model
+        among = principal.models
+        route = self._router.routes.get(asked)
+        if among is not None:
+            require_model(principal, asked if route is None else route.model, asked)
+        if route is None:
+            route = self._router.route(asked, among=among)
+        exchange.model = model = route.model
         stream = include_usage = False
         if not isinstance(params, EmbeddingParams):
             stream = bool(params.stream)
             include_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
         exchange.stream = stream
         headers = exchange.headers
-        timeout_s = read_timeout(headers, settings.request_timeout_s)
+        timeout_s = settings.request_timeout_s
+        if TIMEOUT in headers:
+            timeout_s = read_timeout(headers, timeout_s)
         loop = self._loop
         if loop is None:  # asked for once: each asking is a system call (getpid)
             loop = self._loop = asyncio.get_running_loop()
@@ -97,7 +102,8 @@ class OpenAISurface:
             loop.time() + timeout_s,
             len(body),
             hints=read_hints(headers, params, exchange.scope["headers"]),
-            alias=asked if asked is not model else "",
+            alias="" if asked == model else asked,
+            route=route,
         )
         exchange.progress = call.progress
         if stream:
