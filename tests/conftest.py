@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from helixflow.pool.catalogue import Catalogue
@@ -24,9 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="chaos as long as its bars say (`make chaos`), not in short")
 
 
-def pytest_configure() -> None:
-    """A run started in the background of a shell ignores Ctrl-C, and its children would too."""
+def pytest_configure(config: pytest.Config) -> None:
+    # A run started in the background of a shell ignores Ctrl-C, and its children would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not config.getoption("--long"):
+        # The same examples each time, however slow the machine: what a change is judged by must not depend on chance.
+        hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -425,7 +425,7 @@ async def test_a_burst_of_changes_does_not_stop_a_gateway_with_a_full_cache() ->
     for number in range(1000):
         bench.told(number + 1, kind=pb.CHANGE_KIND_OWNER, of=f"acc{number}")
     # A bound on the work: 5 to 10 ms measured, also with 100,000 keys; looking at all of them for each change, 2 s.
-    assert time.perf_counter() - begun < 0.5
+    assert time.perf_counter() - begun < 1
     assert len(bench.resolver._entries) == 19_000
 
 

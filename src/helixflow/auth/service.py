@@ -24,6 +24,7 @@ from helixflow.auth.audit.operations import audit_operations
 from helixflow.auth.audit.refusals import Refusals
 from helixflow.auth.authentication import Authentication
 from helixflow.auth.bootstrap import ensure_bootstrap_key
+from helixflow.auth.certificates import CertificateService
 from helixflow.auth.changes import ChangeFeed, prune_changes
 from helixflow.auth.chores import Chore, Chores
 from helixflow.auth.common_passwords import CommonPasswords
@@ -47,8 +48,11 @@ from helixflow.auth.tokens import AccessTokens
 from helixflow.auth.unit import Units
 from helixflow.core.clock import Clock, SystemClock
 from helixflow.core.errors import ExitCode, HelixError, UserError
+from helixflow.pki.issuing import Issuance
 from helixflow.rpc.generated.auth_v1 import (
     admin_pb2,
+    certificates_pb2,
+    certificates_pb2_grpc,
     configuration_pb2,
     configuration_pb2_grpc,
     fleet_pb2,
@@ -70,6 +74,7 @@ _USAGE: Final = usage_pb2.DESCRIPTOR.services_by_name["UsageService"]
 _FLEET: Final = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 _CONFIGURATION: Final = configuration_pb2.DESCRIPTOR.services_by_name["ConfigurationService"]
 _SERVING: Final = configuration_pb2.DESCRIPTOR.services_by_name["ServingService"]
+_CERTIFICATES: Final = certificates_pb2.DESCRIPTOR.services_by_name["CertificateService"]
 _METERING: Final = metering_pb2.DESCRIPTOR.services_by_name["MeteringService"]
 
 
@@ -127,6 +132,7 @@ class AuthServices:
             self._dispatcher.handler(_CONFIGURATION, self.serving.operations()),
             self._dispatcher.handler(_FLEET, Fleet(pools).operations()),
         )
+        self._certificates = CertificateService(self.units, Issuance(settings, clock=clock))
         self._identity = IdentityService(database, self._feed, clock, signing_keys.public_keys, settings.auth)
         installation_days = settings.auth.installation_audit_retention_days
         session_housekeeping = SessionHousekeeping(self.units, self._rotation)
@@ -147,7 +153,7 @@ class AuthServices:
     @property
     def names(self) -> tuple[str, ...]:
         """The full names of the services, for health and reflection."""
-        services = (_ADMIN, _SESSIONS, _IDENTITY, _USAGE, _METERING, _FLEET, _CONFIGURATION, _SERVING)
+        services = (_ADMIN, _SESSIONS, _IDENTITY, _USAGE, _METERING, _FLEET, _CONFIGURATION, _SERVING, _CERTIFICATES)
         return tuple(service.full_name for service in services)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -156,6 +162,7 @@ class AuthServices:
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self._identity, server)
         metering_pb2_grpc.add_MeteringServiceServicer_to_server(self._metering, server)
         configuration_pb2_grpc.add_ServingServiceServicer_to_server(self.serving, server)
+        certificates_pb2_grpc.add_CertificateServiceServicer_to_server(self._certificates, server)
 
     async def begin(self, found: Found) -> None:
         """What must be done before anybody calls. `found` is what this node serves. Raises `HelixError`."""

@@ -60,10 +60,11 @@ def issue_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="For another node: write it there.")] = None,
     hours: Annotated[
-        float | None, typer.Option(min=0.1, max=24 * 90, help="Its life; default: pki.certificate_hours.")
+        float | None,
+        typer.Option(min=0.1, max=24 * 90, help="Its life, 90 days at most; default: pki.certificate_hours."),
     ] = None,
 ) -> None:
-    """Issue a certificate: for a service of this node, or into a file for another one, which renews nothing itself."""
+    """Issue a certificate: for a service of this node, or into a file for another one, whose pool renews it."""
     issuance = _open(context)
     if out is None:
         if name or hours is not None:

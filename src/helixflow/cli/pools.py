@@ -51,7 +51,7 @@ def show_command(
 
 @app.command("load", epilog="Example:\n\n$ helixflow pools load smollm2-135m-instruct/llama_cpp-0")
 def load_command(context: typer.Context, deployment: Deployment, pool: Pool = None) -> None:
-    """Start loading a deployment."""
+    """Start loading a deployment. Refused with the numbers when it cannot fit."""
     _change(context, pool, "load", {"deployment": deployment}, f"{deployment} is loading")
 
 
@@ -81,9 +81,8 @@ def scale_command(
     pool: Pool = None,
 ) -> None:
     """Say how many replicas a deployment is to have. Until the pool starts again or its settings change."""
-    _change(
-        context, pool, "scale", {"deployment": deployment, "replicas": replicas}, f"{deployment}: {replicas} replicas"
-    )
+    done = f"{deployment}: {replicas} replica{'' if replicas == 1 else 's'}"
+    _change(context, pool, "scale", {"deployment": deployment, "replicas": replicas}, done)
 
 
 @app.command("drain", epilog="Example:\n\n$ helixflow pools drain gpu-1")

@@ -40,13 +40,22 @@ class Replica:
 class ProviderLimits:
     """What a provider last said of its own limits: filled in by the engine that read it, heeded by routing.
 
-    Of requests and of tokens: how many were left (infinite: it never said), how many come back in a second, and the
+    `are_known` once it has said anything. Of requests and of tokens: how many were left (infinite: it never said), how many come back in a second, and the
     moment on `time.monotonic`'s clock at which that was so.
     """
 
-    __slots__ = ("requests_a_second", "requests_at", "requests_left", "tokens_a_second", "tokens_at", "tokens_left")
+    __slots__ = (
+        "are_known",
+        "requests_a_second",
+        "requests_at",
+        "requests_left",
+        "tokens_a_second",
+        "tokens_at",
+        "tokens_left",
+    )
 
     def __init__(self) -> None:
+        self.are_known = False
         self.requests_left = self.tokens_left = math.inf
         self.requests_a_second = self.tokens_a_second = 0.0
         self.requests_at = self.tokens_at = 0.0

@@ -40,6 +40,7 @@ def read_limits(headers: Headers, limits: ProviderLimits) -> None:
         of_requests, of_tokens = (_refill(headers, names, _until_s) for names in _ANTHROPIC)
     else:
         return
+    limits.are_known = True
     now = time.monotonic()
     if of_requests is not None:
         limits.requests_left, limits.requests_a_second = of_requests

@@ -38,6 +38,8 @@ _POLICY: Final[Policy] = {
     "helixflow.auth.v1.MeteringService": frozenset({"gateway", "shipper"}),
     "helixflow.auth.v1.ConfigurationService": frozenset({"console"}),
     "helixflow.auth.v1.ServingService": frozenset({"gateway", "pool", "control"}),
+    # Of nodes without an authority; the others issue their own.
+    "helixflow.auth.v1.CertificateService": frozenset({"pool"}),
     f"{registration.SERVICE_NAME}/Register": frozenset({"control", "pool"}),
     f"{registration.SERVICE_NAME}/WatchPools": frozenset({"console", "control", "gateway", "monitoring"}),
 }

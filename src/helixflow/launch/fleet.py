@@ -17,8 +17,10 @@ from helixflow.rpc.generated.pool_v1 import pool_pb2, pool_pb2_grpc, registry_pb
 from helixflow.rpc.sockets import socket_path
 
 _DESCRIBE_S: Final = 2.0
-# Refusing a load takes a look at the model's file, which may have to be hashed.
 _CHANGE_S: Final = 8.0
+_ASK_S: Final = 3.0
+# A look at the model's file, which may have to be hashed.
+_REFUSAL_S: Final = 5.0
 _UNLOAD_GRACE_S: Final = 60.0
 _STATE_PREFIX: Final = "DEPLOYMENT_STATE_"
 # The pool answers at once; what runs goes on for as long as it needs.
@@ -26,12 +28,18 @@ _DRAIN_MS: Final = 1
 
 
 class FleetPools:
-    """Implements `auth.fleet.Pools` over a registry. Keeps a channel a pool; `close` ends them."""
+    """Implements `auth.fleet.Pools` over a registry. Keeps a channel a pool; `close` ends them.
 
-    def __init__(self, registry: Registry, identity: ServiceIdentity, run_dir: Path) -> None:
+    `refusal_s`: how long a load is watched, so that a refusal is told to whoever asked for it.
+    """
+
+    def __init__(
+        self, registry: Registry, identity: ServiceIdentity, run_dir: Path, *, refusal_s: float = _REFUSAL_S
+    ) -> None:
         self._registry = registry
         self._identity = identity
         self._run_dir = run_dir
+        self._refusal_s = refusal_s
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def describe(self) -> Sequence[pb.Pool]:
@@ -41,8 +49,15 @@ class FleetPools:
         return described
 
     async def load(self, pool: str, deployment: str) -> None:
+        """Returns once it serves, or is still loading after `refusal_s`."""
         request = pool_pb2.LoadModelRequest(deployment=deployment)
-        await self._change(pool, lambda stub: stub.LoadModel(request, timeout=_CHANGE_S))
+        await self._change(pool, lambda stub: stub.LoadModel(request, timeout=_ASK_S))
+        request.wait = True
+        try:
+            await self._change(pool, lambda stub: stub.LoadModel(request, timeout=self._refusal_s))
+        except HelixError as exc:
+            if exc.kind is not ErrorKind.DEADLINE:
+                raise
 
     async def unload(self, pool: str, deployment: str) -> None:
         request = pool_pb2.UnloadModelRequest(deployment=deployment, grace_s=_UNLOAD_GRACE_S)

@@ -272,7 +272,13 @@ class GatewayPools:
                 await link.watch.load(deployment)
                 return
             except HelixError as exc:
-                log.warning("deployment.load_refused", deployment=deployment, pool=link.name, code=exc.code)
+                log.warning(
+                    "deployment.load_refused",
+                    deployment=deployment,
+                    pool=link.name,
+                    code=exc.code,
+                    reason=exc.message,
+                )
 
 
 def _gone(deployment: str) -> DeploymentView:

@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 
+from helixflow.clients.certificates import CertificateRenewal
 from helixflow.clients.registry import Registration
 from helixflow.core.errors import ExitCode, UserError
 from helixflow.launch.launcher import POOL_ADDRESS_NAME
@@ -17,7 +18,9 @@ from helixflow.launch.pool_generation import PoolGeneration
 from helixflow.launch.serving_cache import keep_models
 from helixflow.launch.serving_follower import ServingFollower
 from helixflow.metering.node import read_node_id
+from helixflow.pki.files import PkiFolder
 from helixflow.pki.identity import ServiceIdentity
+from helixflow.pki.renewal import Successor
 from helixflow.pool.generate import Generator
 from helixflow.pool.plan import pool_name
 from helixflow.pool.service import SERVICE_NAME, PoolServices
@@ -122,6 +125,9 @@ class PoolNode:
             tasks.create_task(Registration(channel, self.entry).run(), name="registration")
             follower = ServingFollower(channel, "pool", self.entry.name, self._take)
             tasks.create_task(follower.run(), name="serving configuration")
+            successor = Successor(PkiFolder(self._settings.pki_dir), self._identity.service)
+            if successor.service == "pool" and successor.is_needed:
+                tasks.create_task(CertificateRenewal(channel, successor).run(), name="renewal of the certificate")
 
     def _advertised_host(self) -> str:
         settings = self._settings.pool

@@ -43,21 +43,28 @@ class _Load(Struct, eq=False):
 
 
 class BudgetBook:
-    """Counters of budgets, by their periods. `position` is where our journal ends now.
-
-    `current` is what `find` gave last for each budget: a look there first saves its price.
+    """Counters of budgets, by their periods. `position` is where our journal ends now. `forgotten` is told whenever a
+    counter that was found is none any more.
     """
 
     def __init__(
-        self, spend: SpendReader, clock: Clock, *, journal_id: str, node_id: str, position: Callable[[], int]
+        self,
+        spend: SpendReader,
+        clock: Clock,
+        *,
+        journal_id: str,
+        node_id: str,
+        position: Callable[[], int],
+        forgotten: Callable[[], None],
     ) -> None:
         self._spend = spend
         self._clock = clock
         self._journal_id = journal_id
         self._node_id = node_id
         self._position = position
+        self._forgotten = forgotten
         # The counter of each budget that `find` gave last; the others by name, all, and by what they are on.
-        self.current: dict[str, BudgetCounter] = {}
+        self._current: dict[str, BudgetCounter] = {}
         self._counters: dict[str, BudgetCounter] = {}
         self._loads: dict[str, _Load] = {}
         self._of_organisation: dict[str, list[BudgetCounter]] = {}
@@ -77,13 +84,13 @@ class BudgetBook:
 
     def find(self, budget: Budget, at_ms: int) -> BudgetCounter | None:
         """The counter of the period that holds this moment, None while it is not known."""
-        counter = self.current.get(budget.id)
+        counter = self._current.get(budget.id)
         if counter is not None and counter.from_ms <= at_ms < counter.to_ms:
             return counter
         counter = self._counters.get(_period(budget, at_ms).counter)
         if counter is None or not counter.is_known:
             return None
-        self.current[budget.id] = counter
+        self._current[budget.id] = counter
         return counter
 
     async def load(self, budgets: Sequence[Budget], at_ms: int) -> None:
@@ -134,7 +141,7 @@ class BudgetBook:
         now_ms = int(self._clock.now() * 1000)
         soon_ms = now_ms + PRELOAD_MS
         if soon_ms // DAY_MS != now_ms // DAY_MS:
-            for number, counter in enumerate(list(self.current.values())):
+            for number, counter in enumerate(list(self._current.values())):
                 if now_ms < counter.to_ms <= soon_ms:
                     self._begin(counter.period.budget, soon_ms)
                 if number % _SLICE == _SLICE - 1:
@@ -147,11 +154,11 @@ class BudgetBook:
 
     def _is_unasked(self, counter: BudgetCounter, now_ms: int) -> bool:
         """Whether nobody has asked for a budget without an end for a day. Who asks does so by `find` first: after each
-        look here it is not in `current`.
+        look here it is not in `_current`.
         """
         if counter.period.to_ms:
             return False
-        if self.current.pop(counter.period.budget.id, None) is not None or counter.name in self._loads:
+        if self._current.pop(counter.period.budget.id, None) is not None or counter.name in self._loads:
             counter.asked_ms = now_ms
         return now_ms - counter.asked_ms >= FORGET_MS
 
@@ -198,10 +205,11 @@ class BudgetBook:
         budget = counter.period.budget
         del self._counters[counter.name]
         self._loads.pop(counter.name, None)
-        if self.current.get(budget.id) is counter:
-            del self.current[budget.id]
+        if self._current.get(budget.id) is counter:
+            del self._current[budget.id]
         siblings = self._of(budget.scope)[budget.subject_id]
         siblings.remove(counter)
+        self._forgotten()
         if not siblings:
             del self._of(budget.scope)[budget.subject_id]
 

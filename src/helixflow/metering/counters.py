@@ -214,7 +214,7 @@ class BudgetCounter:
         return self.spent + self.reserved + amount <= cap and self.spent < cap
 
     def begin(self, tokens_bound: int, cost_bound: int, cap: int) -> tuple[str, int] | None:
-        """For a call of so much at most: its hold, or None and nothing reserved. `end` or `undo` comes once for each."""
+        """For a call of so much at most: its hold, or None and nothing taken. `end` or `undo` comes once for each."""
         amount = cost_bound if self.is_money else tokens_bound
         if not self.has_room(amount, cap):
             return None

@@ -82,10 +82,12 @@ class MemoryLimiter:
     ) -> None:
         self._clock = clock
         self._monotonic = clock.monotonic
-        self._book = BudgetBook(spend, clock, journal_id=journal_id, node_id=node_id, position=position)
         self._limits: dict[str, LimitCounter] = {}
-        # By the identity of their policies, which they keep alive. Forgotten whenever a counter is forgotten or changed.
+        # By the identity of their policies, which they keep alive. All go whenever a counter goes or is changed.
         self._tallies: dict[int, _Tally] = {}
+        self._book = BudgetBook(
+            spend, clock, journal_id=journal_id, node_id=node_id, position=position, forgotten=self._tallies.clear
+        )
         self._in_flight: dict[str, _Taken] = {}
         self._overruns = self._unknown = 0
 
@@ -113,7 +115,7 @@ class MemoryLimiter:
             tally = self._tally(policies, now_us)
         # Taken one by one, and given back should one of the others refuse: nothing else runs in between.
         expected = demand.tokens
-        holds = []
+        holds: list[tuple[str, int]] = []
         for counter in tally.limits:
             hold = counter.begin(now_us, expected)
             if hold is None:

@@ -5,6 +5,7 @@ that dies in between leaves a journal from which others finish the rest.
 """
 
 import asyncio
+import time
 from collections import Counter
 from typing import Final, Protocol
 
@@ -85,16 +86,16 @@ class Metered:
             policies = await self._policies.resolve(call.principal, call.model)
         if not self._book.prices.ready:
             await self._until_priced(call.deadline)
-        ticket = CallTicket(self._book, call, int(self._now() * 1000))
-        demand = self._demand(ticket, policies)
+        started = time.perf_counter()
+        demand = self._demand(call, policies)
         try:
             grant = self._limiter.try_admit(demand)
             if grant is None:
                 grant = await self._limiter.admit(demand)
         except Refusal as refusal:
             raise self._refuse(call, refusal) from None
-        ticket.take(grant, demand)
-        self._book.admit(ticket, policies)
+        ticket = CallTicket(self._book, call, demand, grant, started)
+        self._book.admit(ticket)
         call.ticket = ticket
         try:
             if (wait := ticket.durable()) is not None:
@@ -134,11 +135,11 @@ class Metered:
                 raise HelixError(ErrorKind.UNAVAILABLE, message, retry_after_s=1)
             await asyncio.sleep(_PRICES_LOOK_S)
 
-    def _demand(self, ticket: "CallTicket", policies: Policies) -> Demand:
+    def _demand(self, call: Call, policies: Policies) -> Demand:
         """What the call asks for."""
-        call = ticket.call
         principal = call.principal
-        bounds = self._estimator.bounds(call) if policies else NO_BOUNDS
+        admitted_at_ms = int(self._now() * 1000)
+        bounds = self._estimator.bounds(call) if policies.ids else NO_BOUNDS
         cost_bound = 0
         if policies.have_money:
             if self._loop is None:  # asked for once: each asking is a system call (getpid)
@@ -147,7 +148,7 @@ class Metered:
             plan = plan_of(call)
             # Tokens are counted of the attempt that answers; money is spent for all.
             cost_bound = plan.attempts * self._book.prices.dearest_bound(
-                plan.deployments, ticket.admitted_at_ms, bounds.prompt, bounds.completion, int(left_s * 1000)
+                plan.deployments, admitted_at_ms, bounds.prompt, bounds.completion, int(left_s * 1000)
             )
         return Demand(
             call.call_id,
@@ -156,7 +157,7 @@ class Metered:
             bounds.expected,
             bounds.prompt + bounds.completion,
             cost_bound,
-            ticket.admitted_at_ms,
+            admitted_at_ms,
             call.deadline,
             principal.project_id,
             principal.id if principal.kind is PrincipalKind.KEY else "",

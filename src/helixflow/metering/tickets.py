@@ -14,13 +14,11 @@ from helixflow.metering.demand import estimate_prompt
 from helixflow.metering.journal.records import Admitted, Progressed, Settled, SideCharge, Tokens
 from helixflow.metering.journal.writer import JournalWriter
 from helixflow.metering.money import MAX_NANODOLLARS
-from helixflow.metering.policies import Policies
 from helixflow.metering.prices import Price
 
 _DIALECT: Final = "openai"
 _AUTHORISED_BY: Final = {PrincipalKind.KEY: "key", PrincipalKind.ACCOUNT: "token"}
 _CANCELLED: Final = ErrorKind.CLIENT_CLOSED
-_NOT_GRANTED: Final = Grant()
 _MAX_CODE: Final = 64
 
 
@@ -51,20 +49,19 @@ class Book:
         self.tickets: dict[str, CallTicket] = {}
         self.settled_to = 0
 
-    def admit(self, ticket: "CallTicket", policies: Policies) -> None:
+    def admit(self, ticket: "CallTicket") -> None:
         """Writes it down: now it must be settled. Raises `HelixError` STORAGE_FULL, its grant given back."""
-        call = ticket.call
+        call, demand = ticket.call, ticket.demand
         principal = call.principal
-        is_key = principal.kind is PrincipalKind.KEY
         params = call.params
         record = Admitted(
-            call.call_id,
-            ticket.admitted_at_ms,
+            demand.call_id,
+            demand.admitted_at_ms,
             call.request_id,
-            principal.organisation_id,
-            principal.project_id,
-            principal.id if is_key else "",
-            principal.owner_id if is_key else principal.id,
+            demand.organisation_id,
+            demand.project_id,
+            demand.key_id,
+            principal.owner_id if demand.key_id else principal.id,
             call.model,
             _DIALECT,
             call.operation.value,
@@ -72,70 +69,55 @@ class Book:
             params.metadata if type(params) is ChatParams else None,
             ticket.grant.holds,
             _AUTHORISED_BY[principal.kind],
-            policies.ids,
-            ticket.reserved_tokens,
-            ticket.reserved_cost,
+            demand.policies.ids,
+            demand.tokens_bound,
+            demand.cost_bound,
         )
         try:
             ticket.position = self.journal.admit(record)
         except HelixError:
-            self.limiter.release((self._settlement(ticket, 0, 0),))
+            self.limiter.release((ticket.settlement(0, 0),))
             raise
-        self.tickets[call.call_id] = ticket
+        self.tickets[demand.call_id] = ticket
 
     def settle(self, ticket: "CallTicket", tokens: Tokens, cost: int, record: Settled) -> None:
-        del self.tickets[ticket.call.call_id]
+        del self.tickets[record.call_id]
         try:
             ticket.position = self.settled_to = self.journal.settle(record)
         finally:
-            self.limiter.settle(self._settlement(ticket, tokens.prompt + tokens.completion, cost))
-
-    @staticmethod
-    def _settlement(ticket: "CallTicket", tokens: int, cost: int) -> Settlement:
-        call = ticket.call
-        return Settlement(
-            call.call_id, call.principal.organisation_id, ticket.grant.holds, tokens, cost, ticket.position
-        )
+            self.limiter.settle(ticket.settlement(tokens.prompt + tokens.completion, cost))
 
 
 class CallTicket(Ticket):
-    """One admitted call."""
+    """One admitted call: what it asked for and was granted. `started` is when it asked, by `time.perf_counter`."""
 
     __slots__ = (
         "_book",
-        "_deadline",
         "_done",
         "_started",
         "_written",
-        "admitted_at_ms",
         "call",
+        "demand",
         "grant",
         "position",
         "requests",
-        "reserved_cost",
-        "reserved_tokens",
         "tokens",
     )
 
-    def __init__(self, book: Book, call: Call, admitted_at_ms: int) -> None:
+    def __init__(self, book: Book, call: Call, demand: Demand, grant: Grant, started: float) -> None:
         self.call = call
-        self._deadline = call.deadline
-        self.admitted_at_ms = admitted_at_ms
-        self.grant = _NOT_GRANTED
-        self.requests: Meter | None = None
-        self.tokens: Meter | None = None
-        self.reserved_tokens = self.reserved_cost = 0
+        self.demand = demand
+        self.grant = grant
+        self.requests, self.tokens = grant.requests, grant.tokens
         self.position = 0
         self._book = book
-        self._started = time.perf_counter()
+        self._started = started
         self._written = 0
         self._done = False
 
-    def take(self, grant: Grant, demand: Demand) -> None:
-        """What the limiter gave for it."""
-        self.grant = grant
-        self.requests, self.tokens = grant.requests, grant.tokens
-        self.reserved_tokens, self.reserved_cost = demand.tokens_bound, demand.cost_bound
+    def settlement(self, tokens: int, cost: int) -> Settlement:
+        demand = self.demand
+        return Settlement(demand.call_id, demand.organisation_id, self.grant.holds, tokens, cost, self.position)
 
     def complete(self) -> Awaitable[None] | None:
         if self._done:
@@ -146,7 +128,7 @@ class CallTicket(Ticket):
     def durable(self) -> Awaitable[None] | None:
         """None, or to be awaited until its last record is as safe as the settings want it; until its deadline."""
         wait = self._book.journal.durable(self.position)
-        return None if wait is None else _until_durable(wait, self._deadline)
+        return None if wait is None else _until_durable(wait, self.demand.deadline)
 
     def fail(self, error: HelixError) -> None:
         if not self._done:
@@ -167,7 +149,7 @@ class CallTicket(Ticket):
         self._written = used
         tokens = self._tokens(progress)
         engine_ms = self._engine_ms(progress, time.perf_counter())
-        price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
+        price = self._book.prices.price(progress.deployment, self.demand.admitted_at_ms)
         cost = price.rate(tokens, engine_ms)
         side: tuple[SideCharge, ...] = ()
         if progress.side_usage:
@@ -189,21 +171,23 @@ class CallTicket(Ticket):
 
     def _end(self, status: int, outcome: str, error: str) -> None:
         self._done = True
-        call = self.call
+        call, demand = self.call, self.demand
         progress = call.progress
         ended = time.perf_counter()
         tokens = self._tokens(progress, left=outcome == "cancelled")
         engine_ms = self._engine_ms(progress, ended)
         cost, version = 0, ""
         if tokens.prompt or tokens.completion:
-            price = self._book.prices.price(progress.deployment, self.admitted_at_ms)
-            cost, version = min(price.rate(tokens, engine_ms), MAX_NANODOLLARS), price.version
+            price = self._book.prices.price(progress.deployment, demand.admitted_at_ms)
+            cost, version = price.rate(tokens, engine_ms), price.version
         side: tuple[SideCharge, ...] = ()
         if progress.side_usage:
             side = self._side_charges(progress)
-            cost = min(cost + sum(charge.cost for charge in side), MAX_NANODOLLARS)
+            cost += sum(charge.cost for charge in side)
+        if cost > MAX_NANODOLLARS:
+            cost = MAX_NANODOLLARS
         record = Settled(
-            call.call_id,
+            demand.call_id,
             progress.deployment,
             status,
             outcome,
@@ -243,7 +227,7 @@ class CallTicket(Ticket):
             tokens = Tokens(
                 prompt, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.reported
             )
-            price = self._book.prices.price(deployment, self.admitted_at_ms)
+            price = self._book.prices.price(deployment, self.demand.admitted_at_ms)
             cost = min(price.rate(tokens, side.engine_ms), MAX_NANODOLLARS)
             charges.append(SideCharge(deployment, tokens, side.engine_ms, cost, price.version))
         return tuple(charges)

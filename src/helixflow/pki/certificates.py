@@ -22,6 +22,7 @@ _AUTHORITY_S: Final = 10 * 365 * 86_400.0
 
 # What gRPC's TLS (BoringSSL) and browsers verify; no Ed25519 and no P-521.
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+LeafKey = ec.EllipticCurvePublicKey
 
 
 class Usage(Enum):
@@ -130,15 +131,22 @@ def create_leaf(issuer: KeyPair, subject: str, names: Names, usage: Usage, *, no
 
     Raises `ValueError` when the issuer has expired.
     """
+    key = ec.generate_private_key(ec.SECP256R1())
+    return KeyPair(key, sign_leaf(issuer, subject, key.public_key(), names, usage, now=now, life_s=life_s))
+
+
+def sign_leaf(
+    issuer: KeyPair, subject: str, key: LeafKey, names: Names, usage: Usage, *, now: float, life_s: float
+) -> tuple[x509.Certificate, ...]:
+    """As `create_leaf`, for a key that somebody else has: the certificate and those above it, without a root."""
     end = min(now + life_s, issuer.certificate.not_valid_after_utc.timestamp())
     if end <= now:
         raise ValueError("the certificate authority has expired")
-    key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
         .issuer_name(issuer.certificate.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         # For very short lives less, so that two thirds of it are still about two thirds.
         .not_valid_before(_moment(now - min(BACKDATE_S, life_s / 20)))
@@ -147,12 +155,34 @@ def create_leaf(issuer: KeyPair, subject: str, names: Names, usage: Usage, *, no
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usage.value), critical=False)
         .add_extension(_alternative_names(names), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(_authority_key(issuer.certificate), critical=False)
         .sign(issuer.key, _hash_for(issuer.key))
     )
     above = tuple(one for one in issuer.chain if not is_self_signed(one))
-    return KeyPair(key, (certificate, *above))
+    return certificate, *above
+
+
+def create_request() -> tuple[SigningKey, bytes]:
+    """A new key, and a signing request for it (PKCS #10, DER) that names nobody."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return key, request.public_bytes(serialization.Encoding.DER)
+
+
+def read_request(der: bytes) -> LeafKey:
+    """The key of a signing request whose sender has it. Raises `ValueError`."""
+    try:
+        request = x509.load_der_x509_csr(der)
+        key = request.public_key()
+        is_signed = request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise ValueError("that is no signing request") from exc
+    if not is_signed:
+        raise ValueError("the signing request is not signed with its own key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+        raise ValueError("the key is of a kind that is not supported; use ECDSA P-256 or P-384")
+    return key
 
 
 def names_of(certificate: x509.Certificate) -> Names:
@@ -204,8 +234,12 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 def renewal_time(certificate: x509.Certificate) -> float:
     """Two thirds through its life, seconds since the epoch."""
-    start = certificate.not_valid_before_utc.timestamp()
-    return start + (certificate.not_valid_after_utc.timestamp() - start) * 2 / 3
+    return certificate.not_valid_before_utc.timestamp() + life_of(certificate) * 2 / 3
+
+
+def life_of(certificate: x509.Certificate) -> float:
+    """Seconds."""
+    return (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds()
 
 
 def reason_to_replace(

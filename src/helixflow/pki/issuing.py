@@ -18,11 +18,15 @@ from helixflow.pki.authority import (
 )
 from helixflow.pki.certificates import (
     KeyPair,
+    LeafKey,
     Usage,
     build_path,
     create_leaf,
     fingerprint,
+    life_of,
+    names_of,
     reason_to_replace,
+    sign_leaf,
 )
 from helixflow.pki.files import PkiFolder, write_atomically
 from helixflow.pki.identity import ServiceIdentity, read_pair
@@ -32,6 +36,8 @@ from helixflow.settings.tree import Settings
 
 # What `helixflow serve` runs, and the identity that asks for health.
 NODE_SERVICES: Final = ("gateway", "control", "console", "monitoring", "shipper", HTTPS)
+# The longest life of a certificate for another node.
+MAX_HOURS_ELSEWHERE: Final = 24 * 90
 _MISSING: Final = "missing"
 
 log = structlog.get_logger("helixflow.pki")
@@ -122,6 +128,16 @@ class Issuance:
         with self.folder.locked():
             full = names if service == HTTPS else names | self._names(service)
             return self._issue(self._authority(), service, full, hours).pem()
+
+    def issue_successor(self, shown: x509.Certificate, service: str, key: LeafKey) -> tuple[x509.Certificate, ...]:
+        """What follows a certificate of another node's `service`: the same names and life, for its new `key`."""
+        now = self._clock.now()
+        life_s = min(life_of(shown), MAX_HOURS_ELSEWHERE * 3600)
+        with self.folder.locked():
+            authority = self._authority()
+            chain = sign_leaf(authority.issuer, service, key, names_of(shown), Usage.SERVICE, now=now, life_s=life_s)
+            self.register.record([_entry(service, chain[0], authority)], now)
+        return chain
 
     def issue(self, service: str) -> None:
         """A new certificate for a service of this node."""

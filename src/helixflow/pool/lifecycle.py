@@ -136,6 +136,7 @@ def combine(
     leading = min(seats, key=lambda seat: (_ORDER.index(seat.state), seat.retry_at))
     waits = leading.state is State.BACKOFF
     troubled = next((seat for seat in seats if seat.state in (State.BACKOFF, State.FAILED)), None)
+    without_room = next((seat for seat in seats if seat.state is State.IDLE and seat.lacks_memory), None)
     state = leading.state
     detail = next((seat.detail for seat in seats if seat.state is state and seat.detail), "")
     if state is not State.READY:
@@ -144,6 +145,8 @@ def combine(
         state, detail = State.FAILED, out_of_service
     if state is State.READY and troubled is not None:
         detail = f"a replica is down: {troubled.detail}"
+    elif state is State.READY and without_room is not None:
+        detail = f"a replica is not loaded: {without_room.detail}"
     return DeploymentView(
         deployment=name,
         state=state,

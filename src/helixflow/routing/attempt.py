@@ -36,11 +36,12 @@ async def open_on(target: Target, call: Call, monotonic: Callable[[], float]) ->
         raise
     now = monotonic()
     elapsed_s = now - began
-    target.health.succeed(turn.number, elapsed_s)
     if call.stream:
+        target.health.succeed(turn.number, elapsed_s)
         target.latency.measure(elapsed_s, now)
         return _RoutedStream(stream, turn)
-    turn.end()
+    target.health.succeed(turn.number, elapsed_s, whole=True)
+    turn.leave()
     if (first := call.progress.first_content_at) is None:
         target.whole_latency.measure(elapsed_s, now)
     else:
@@ -80,23 +81,24 @@ class _Turn:
             target.health.abandon(self.number)
             if kind is ErrorKind.RATE_LIMITED and target.slots is None:
                 target.ceiling.refuse(retry_after_s or _PAUSE_S)
-        self._leave()
+        self.leave()
 
     def abandon(self) -> None:
         """Nobody knows how it would have gone."""
         self._target.health.abandon(self.number)
-        self._leave()
+        self.leave()
 
     def end(self) -> None:
-        """After the first content, however the answer ended: well, broken off, or because nobody wanted it any more."""
+        """After a stream's first content, however it ended: well, broken off, or because nobody wanted it any more."""
         progress = self._progress
-        if progress.complete or not self._call.stream:
+        if progress.complete:
             self._target.health.finish()
         elif (kind := progress.failure) is not None and (kind in _FAULTS or is_slow(kind, self._call)):
             self._target.health.break_off(self.number)
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """When nothing more is to be said of the target's health."""
         target = self._target
         target.in_flight -= 1
         if self._entry >= 0:

@@ -31,7 +31,7 @@ class Ceiling:
     the loop; then `leave`, once. None of that is needed while `is_active` is False.
     """
 
-    __slots__ = ("_clock", "_concurrency", "_gateways", "_limits", "_requests", "_tokens", "_used", "is_active")
+    __slots__ = ("_clock", "_concurrency", "_gateways", "_is_set", "_limits", "_requests", "_tokens", "_used")
 
     def __init__(
         self, settings: RoutedDeployment, clock: Clock, *, gateways: int = 1, limits: ProviderLimits | None = None
@@ -43,10 +43,13 @@ class Ceiling:
         self._requests = _share(settings.requests_per_minute, gateways)
         self._tokens = _share(settings.tokens_per_minute, gateways)
         self._used = _Used()
-        # Whether there is any ceiling, or the provider may say that there is one.
-        self.is_active = limits is not None or any(
-            ceiling is not None for ceiling in (self._concurrency, self._requests, self._tokens)
-        )
+        self._is_set = any(ceiling is not None for ceiling in (self._concurrency, self._requests, self._tokens))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is any ceiling: one of ours, or one that the provider has told of."""
+        limits = self._limits
+        return self._is_set or self._used.refused_until > 0 or (limits is not None and limits.are_known)
 
     @property
     def counts_tokens(self) -> bool:
@@ -110,7 +113,6 @@ class Ceiling:
 
     def refuse(self, retry_after_s: float) -> None:
         """The provider refused a call as one too many (429): none is sent until that time is over."""
-        self.is_active = True
         self._used.refused_until = max(self._used.refused_until, self._clock.monotonic() + retry_after_s)
 
 

@@ -40,6 +40,7 @@ class Health:
         "_trial",
         "begun",
         "failed",
+        "is_untroubled",
         "latency_sum_s",
         "succeeded",
     )
@@ -61,6 +62,8 @@ class Health:
         self._open_until = self._rest_until = _NEVER
         self._healed_at = _NEVER
         self._trial = False
+        # False while it is ejected or was asked to be left alone: then `is_open` has to be asked.
+        self.is_untroubled = True
         # What `outliers` and `probes` look at. `begun` only grows; the others fade, see `age`.
         self.begun = 0
         self.succeeded = 0.0
@@ -78,7 +81,7 @@ class Health:
         if self._era & 1:
             return self._trial or self._clock.monotonic() < self._open_until
         # Not ejected, but it may have asked for a rest.
-        return self._open_until > _NEVER and self._clock.monotonic() < self._open_until
+        return not self.is_untroubled and self._clock.monotonic() < self._open_until
 
     @property
     def retry_after_s(self) -> float:
@@ -98,9 +101,11 @@ class Health:
         """Whether this call, which has not ended, decides on the target's return."""
         return self._trial and turn == -self._era
 
-    def succeed(self, turn: int, latency_s: float) -> None:
-        """The call's first content is at hand, after `latency_s`."""
+    def succeed(self, turn: int, latency_s: float, *, whole: bool = False) -> None:
+        """The call's first content is at hand, after `latency_s`; or the `whole` answer: no `finish` comes then."""
         era = self._era
+        if whole:
+            self._broken = 0
         if turn == era and not era & 1:
             self._failures = 0
             self.succeeded += 1
@@ -178,7 +183,7 @@ class Health:
         self._open_until = max(now + pause_s * (1 + _JITTER * self._random_unit()), self._rest_until)
         self._rounds += 1
         self._era = era + 2 if era & 1 else era + 1
-        self._trial = False
+        self._trial = self.is_untroubled = False
         self._failures = 0
         self.succeeded = self.failed = self.latency_sum_s = 0.0
 
@@ -187,8 +192,10 @@ class Health:
         self._trial = False
         self._failures = 0
         self._open_until = self._rest_until = _NEVER
+        self.is_untroubled = True
         self._healed_at = self._clock.monotonic()
 
     def _rest(self, seconds: float) -> None:
+        self.is_untroubled = False
         self._rest_until = max(self._rest_until, self._clock.monotonic() + seconds)
         self._open_until = max(self._open_until, self._rest_until)

@@ -22,7 +22,7 @@ class Latency:
     def measure(self, seconds: float, now: float) -> None:
         """`now` is on the clock that `estimate` is asked with, in seconds."""
         if self._value:
-            kept = min(self._kept(now), _KEPT_AT_MOST)
+            kept = min(exp(self._rate * (self._measured_at - now)), _KEPT_AT_MOST)
             self._value = kept * self._value + (1 - kept) * seconds
         else:
             self._value = seconds
@@ -32,6 +32,3 @@ class Latency:
         """Seconds; 0.0 while nothing is known."""
         value = self._value  # written out: this is asked twice for each call
         return value * exp(self._rate * (self._measured_at - now)) if value else 0.0
-
-    def _kept(self, now: float) -> float:
-        return exp(self._rate * (self._measured_at - now))

@@ -12,7 +12,7 @@ from helixflow.routing.balancing import Balancer
 from helixflow.routing.candidates import Candidates, CostBound
 from helixflow.routing.hedging import open_hedged
 from helixflow.routing.retry_budget import RetryBudget
-from helixflow.routing.table import ELSEWHERE, Route, RoutingTable
+from helixflow.routing.table import ELSEWHERE, Route, RoutingTable, demanded_regions
 from helixflow.routing.target import Target
 
 
@@ -74,6 +74,10 @@ class Router:
         """
         self._retries.note_request()
         asked = call.route if isinstance(call.route, Route) else self.route(call.model)
+        sole = asked.sole
+        if sole is not None and sole.health.is_untroubled and not (sole.ceiling.is_active or demanded_regions(call)):
+            # Nothing is to be decided, and nobody else could be tried.
+            return await open_on(sole, call, self._monotonic)
         error: HelixError | None = None
         refusal: HelixError | None = None
         for way in (asked, *asked.fallbacks) if asked.fallbacks else (asked,):

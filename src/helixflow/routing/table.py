@@ -51,7 +51,8 @@ class Route:
     models, one of which `splitter` names. `fallbacks` are tried when that has failed with one of `fallback_kinds`;
     they, and the ways, have no fallbacks here, whatever their models have. Only deployments of all `regions` may serve
     it, and such as charge at most `max_cost` nanodollars; what holds for a model holds for its ways and fallbacks too.
-    The `plan` is that of all that it may lead to; ways and fallbacks have none here.
+    The `plan` is that of all that it may lead to; ways and fallbacks have none here. `sole` is the only deployment where
+    nothing else is to be decided: no tier, no limit, no fallback.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Route:
     owned_by: str = "helixflow"
     least_context: int = 0
     plan: Plan = NO_PLAN
+    sole: Target | None = None
 
     @property
     def targets(self) -> list[Target]:
@@ -169,6 +171,7 @@ def _own_route(model: ModelSettings, targets: Mapping[str, Target], created: int
         hedge_after_s=model.hedge_after_s,
         created=created,
         least_context=min((target.context for target in own), default=0),
+        sole=own[0] if len(own) == 1 and not (model.fallbacks or model.residency or model.max_cost) else None,
     )
 
 
@@ -180,6 +183,7 @@ def _under(asked: Route, other: Route) -> Route:
         regions=asked.regions | other.regions,
         max_cost=min(limits, default=None),
         ways={name: _under(asked, way) for name, way in other.ways.items()},
+        sole=None,
     )
 
 

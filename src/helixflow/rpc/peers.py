@@ -31,13 +31,22 @@ log = structlog.get_logger("helixflow.rpc")
 
 def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
     """The peer of a call. Raises `HelixError` (PERMISSION_DENIED) when it showed no identity of a service."""
+    try:
+        return _read_peer(_shown(context))
+    except ValueError as exc:
+        raise _denied("The caller's certificate is not that of a service.") from exc
+
+
+def certificate_of(context: grpc.aio.ServicerContext[Any, Any]) -> x509.Certificate:
+    """The certificate that the peer of a call has shown, verified by the handshake. Raises `HelixError` as above."""
+    return x509.load_pem_x509_certificate(_shown(context))
+
+
+def _shown(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
     shown = list(context.auth_context().get("x509_pem_cert", ()))
     if len(shown) != 1:
         raise _denied("The caller has shown no certificate.")
-    try:
-        return _read_peer(shown[0])
-    except ValueError as exc:
-        raise _denied("The caller's certificate is not that of a service.") from exc
+    return shown[0]
 
 
 @lru_cache(maxsize=256)

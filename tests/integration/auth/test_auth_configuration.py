@@ -185,7 +185,7 @@ async def test_who_follows_gets_the_newest_and_is_counted(auth: Installation, op
     context: Any = None
     request = pb.WatchServingRequest(instance="i1", service="gateway", node="n1")
     watch: Any = auth.serving.WatchServing(request, context)
-    async with asyncio.timeout(10), aclosing(watch):
+    async with asyncio.timeout(60), aclosing(watch):
         first = await anext(watch)
         assert (first.revision, [model.name for model in read_document(first.document)]) == (1, ["gpt", "old"])
         for weight in (2, 3):

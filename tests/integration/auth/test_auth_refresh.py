@@ -182,7 +182,7 @@ async def test_what_cannot_work_waits_for_nobody_who_writes(door: SignIns) -> No
     async with refused(ErrorKind.INVALID_TOKEN):
         await door.refresh(first.refresh_token)
     rubbish = [first.refresh_token, generate_key(REFRESH_PREFIX), first.refresh_token[:-1] + "!", "hfr_", ""]
-    async with door.system(), asyncio.timeout(2):
+    async with door.system(), asyncio.timeout(30):
         for token in rubbish:
             async with refused(ErrorKind.INVALID_TOKEN):
                 await door.refresh(token)

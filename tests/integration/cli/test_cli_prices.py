@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.node import Node, run_node, write_idle_config
+from tests.harness.node import WAIT_S, Node, run_node, write_idle_config
 from tests.integration.cli.conftest import Run
 
 MODEL = "idle"
@@ -113,7 +113,7 @@ def test_the_ledger_is_rated_again_only_as_a_dry_run(at_node: Run) -> None:
 
 
 def test_open_journals_are_listed_and_those_of_living_nodes_are_not_given_up(at_node: Run) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while not (journals := shown(at_node, "usage", "journals")["journals"]) or not journals[0]["shipped_at"]:
         assert time.monotonic() < deadline, journals
         # Gateways announce them soon after they have begun to serve.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 COMMAND = (sys.executable, "-m", "helixflow.cli.main")
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 def test_doctor_names_a_busy_port(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

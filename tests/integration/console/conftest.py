@@ -34,6 +34,6 @@ async def admin_socket(tmp_path: Path, auth: ScriptedAuth) -> AsyncIterator[Path
 async def api(admin_socket: Path) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.AsyncHTTPTransport(uds=str(admin_socket))
     async with httpx2.AsyncClient(
-        transport=transport, base_url="http://admin/api/v1", timeout=15, headers=CREDENTIAL
+        transport=transport, base_url="http://admin/api/v1", timeout=60, headers=CREDENTIAL
     ) as client:
         yield client

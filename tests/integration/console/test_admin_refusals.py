@@ -191,7 +191,7 @@ async def test_more_requests_than_it_takes_are_told_to_come_back(tmp_path: Path,
             b"POST /api/v1/auth/logout HTTP/1.1\r\nhost: a\r\n"
             b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
         )
-        async with asyncio.timeout(10), httpx2.AsyncClient(transport=transport, base_url="http://a/api/v1") as client:
+        async with asyncio.timeout(60), httpx2.AsyncClient(transport=transport, base_url="http://a/api/v1") as client:
             while (answer := await client.get("/openapi.json")).status_code == 200:
                 pass  # until the other request has been read
             problem(answer, 503, "overloaded")

@@ -18,9 +18,10 @@ from helixflow.transport.client import HttpClient, PoolStats, Timeouts
 from helixflow.transport.testing import LAST_CHUNK, Close, Reset, ScriptedUpstream, Send, Step, Wait, answer, chunk
 from tests.harness.engine_kinds import make_call, provider_options
 
-# Long for a machine, short for a test.
-SILENCE = Timeouts(connect_s=5, first_byte_s=0.3, idle_s=0.3)
-FREED_S = 5.0
+# For servers that say nothing more; the others are not to be cut off because the machine has other work.
+IMPATIENT = Timeouts(connect_s=60, first_byte_s=0.3, idle_s=0.3)
+PATIENT = Timeouts(connect_s=60, first_byte_s=60, idle_s=60)
+FREED_S = 20.0
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 JSON = "application/json"
 INVALID = ErrorKind.UPSTREAM_INVALID
@@ -39,8 +40,8 @@ class Dialect:
     absurd: bytes
     extra: Mapping[str, Any]
 
-    def engine(self, client: HttpClient, base_url: str) -> Completer:
-        return self.make(client, **{**provider_options(base_url), "timeouts": SILENCE}, **self.extra)
+    def engine(self, client: HttpClient, base_url: str, timeouts: Timeouts = PATIENT) -> Completer:
+        return self.make(client, **{**provider_options(base_url), "timeouts": timeouts}, **self.extra)
 
 
 def _sse(*events: Any) -> bytes:
@@ -119,7 +120,12 @@ class Outcome:
 
 
 async def run(
-    dialect: Dialect, steps: Sequence[Step], *, streamed: bool = True, gate: asyncio.Event | None = None
+    dialect: Dialect,
+    steps: Sequence[Step],
+    *,
+    streamed: bool = True,
+    gate: asyncio.Event | None = None,
+    timeouts: Timeouts = PATIENT,
 ) -> Outcome:
     """One call. `gate` opens once its first word is at hand."""
     call = make_call(Operation.CHAT, {**HELLO, "stream": streamed})
@@ -130,7 +136,7 @@ async def run(
         try:
             with capture_logs() as lines:
                 try:
-                    stream = await dialect.engine(client, upstream.base_url).open(call)
+                    stream = await dialect.engine(client, upstream.base_url, timeouts).open(call)
                     if gate is not None:
                         gate.set()
                     try:
@@ -146,6 +152,10 @@ async def run(
         finally:
             await client.close()
     return Outcome(error, body, call, [line for line in lines if line["event"] == "provider.failed"], stats)
+
+
+def timeouts_for(name: str) -> Timeouts:
+    return IMPATIENT if "silence" in name else PATIENT
 
 
 def check_failed(outcome: Outcome, kind: ErrorKind = INVALID) -> None:
@@ -225,7 +235,7 @@ AT_ONCE: Final[Mapping[str, tuple[Script, ErrorKind]]] = {
 @pytest.mark.parametrize("name", AT_ONCE)
 async def test_before_the_first_word(dialect: Dialect, name: str, streamed: bool) -> None:
     script, kind = AT_ONCE[name]
-    outcome = await run(dialect, script(dialect), streamed=streamed)
+    outcome = await run(dialect, script(dialect), streamed=streamed, timeouts=timeouts_for(name))
     check_failed(outcome, kind)
     assert outcome.body == b""
     assert outcome.call.progress.first_content_at is None
@@ -265,7 +275,7 @@ LATER: Final[Mapping[str, tuple[Later, ErrorKind]]] = {
 async def test_after_it(dialect: Dialect, name: str) -> None:
     script, kind = LATER[name]
     gate = asyncio.Event()
-    outcome = await run(dialect, script(dialect, gate), gate=gate)
+    outcome = await run(dialect, script(dialect, gate), gate=gate, timeouts=timeouts_for(name))
     check_failed(outcome, kind)
     assert outcome.call.progress.first_content_at is not None
     assert outcome.body.count(b'"Hi"') == {"no text in the same piece": 4, "an error in the same piece": 2}.get(name, 1)

@@ -27,6 +27,8 @@ from tests.harness.gateway import local
 LIST = {"messages": [{"role": "user", "content": "List the first ten even numbers."}], "max_tokens": 24}
 WEEKDAYS = {"prompt": "月火水木金土日月火水木金土日月火水", "max_tokens": 24}
 TOKENS = {"prompt": [33, 216, 34, 216, 35, 216, 36, 216, 37, 216, 38, 216, 39, 216, 40, 216, 41], "max_tokens": 16}
+# The ends of a text are forbidden.
+WITHOUT_END = {"0": -100, "2": -100}
 SETTINGS = local(context=1024, parallel=2, threads=1, prompt_cache_mib=16)
 
 
@@ -102,7 +104,7 @@ async def ask(setup: Setup, replicas: Sequence[Replica], **fields: Any) -> Outco
     body = json.dumps({"model": "m", "temperature": 0, "stream": True, **fields}).encode()
     params = (parse_chat if operation is Operation.CHAT else parse_completion)(body)
     principal = Principal(PrincipalKind.KEY, "key", "key", "organisation", "project")
-    stream, deadline = bool(params.stream), asyncio.get_running_loop().time() + 60
+    stream, deadline = bool(params.stream), asyncio.get_running_loop().time() + 240
     call = Call("c", "r", principal, operation, "m", decode_fields(body), params, stream, False, deadline)
     slots = ListedSlots(replicas)
     engine = LlamaCppEngine(setup.client, slots, deployment="m/llama_cpp-0", task="chat")
@@ -177,7 +179,8 @@ async def test_answers_that_are_no_streams_go_on_too(setup: Setup) -> None:
 
 async def test_each_of_many_choices_goes_on_for_itself(setup: Setup) -> None:
     setup.relays[0].break_after(5, times=2)
-    fields = {**LIST, "n": 2, "temperature": 0.8, "seed": 7, "frequency_penalty": 0.5, "max_tokens": 12}
+    fields = {**LIST, "n": 2, "temperature": 0.8, "seed": 7, "frequency_penalty": 0.5}
+    fields |= {"max_tokens": 12, "logit_bias": WITHOUT_END}
     resumed = await ask(setup, [setup.breaking[0], setup.whole], **fields)
     assert resumed.call.progress.resumed == 2
     assert sorted(c["index"] for c in resumed.choices if c["finish_reason"]) == [0, 1]
@@ -219,12 +222,13 @@ async def test_a_request_that_kills_every_replica_comes_to_an_end(setup: Setup) 
 
 
 async def test_kill_9(setup: Setup, chat_model: StoredModel) -> None:
-    undisturbed = await setup.undisturbed(**LIST)
+    longer = {**LIST, "max_tokens": 48, "logit_bias": WITHOUT_END}
+    undisturbed = await setup.undisturbed(**longer)
     with run_engine(SETTINGS, chat_model.path) as doomed:
         replica = replace(doomed.replica, replica_id="doomed")
-        task = asyncio.create_task(ask(setup, [replica, setup.whole], **LIST))
-        while not doomed.metric("llamacpp:prompt_tokens_total"):
-            await asyncio.sleep(0.02)
+        task = asyncio.create_task(ask(setup, [replica, setup.whole], **longer))
+        while not await asyncio.to_thread(doomed.metric, "llamacpp:prompt_tokens_total"):
+            pass
         doomed.process.kill()
         resumed = await task
     assert resumed.call.progress.resumed == 1

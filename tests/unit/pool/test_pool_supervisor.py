@@ -138,13 +138,13 @@ class Pool:
         return next(view for view in self.supervisor.snapshot() if view.deployment == f"{name}/llama_cpp-0")
 
     async def until(self, wanted: Callable[[DeploymentView], bool], name: str = "m") -> DeploymentView:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not wanted(self.view_of(name)):
                 await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
         return self.view_of(name)
 
     async def until_gone(self, name: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while any(view.deployment.startswith(f"{name}/") for view in self.supervisor.snapshot()):
                 await self.supervisor.changes.wait_beyond(self.supervisor.changes.revision)
 
@@ -159,7 +159,7 @@ async def running(
     pool = Pool(planned, engines or FakeEngines(), pull, memory)
     task = asyncio.create_task(pool.supervisor.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield pool
     finally:
         task.cancel()
@@ -282,7 +282,7 @@ async def test_watchers_see_the_latest_state_only() -> None:
         seen = changes.revision
         pool.supervisor.load("m/llama_cpp-0")
         await pool.until(is_ready)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             latest = await changes.wait_beyond(seen)
         assert latest > seen + 1, "several changes, one wake-up"
 
@@ -324,7 +324,7 @@ async def test_every_model_has_a_thread_to_wait_for_the_store_in() -> None:
     together = threading.Barrier(models)
 
     def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
-        together.wait(5)
+        together.wait(60)
         return MODEL
 
     async with running(*(plan(f"m{index}") for index in range(models)), pull=pull) as pool:
@@ -374,7 +374,7 @@ async def test_unloading_ends_what_is_loading_or_waiting_too() -> None:
     release = threading.Event()
 
     def pull(_spec: ModelSpec, _report: Report) -> StoredModel:
-        release.wait(5)
+        release.wait(60)
         return MODEL
 
     async with running(plan("slow"), plan("m"), pull=lambda spec, report: pull(spec, report)) as pool:

@@ -107,8 +107,10 @@ def test_what_the_provider_says_is_left_is_counted_down_and_comes_back() -> None
     clock = FakeClock()
     limits = ProviderLimits()
     ceiling = make_ceiling(clock, limits=limits)
+    assert not ceiling.is_active, "it has not said anything yet"
+    assert ceiling.wait_s(10**6) == 0.0
+    limits.are_known = True
     assert ceiling.is_active
-    assert ceiling.wait_s(10**6) == 0.0, "it has not said anything yet"
     limits.requests_left, limits.requests_a_second, limits.requests_at = 2, 0.5, clock.monotonic()
     limits.tokens_left, limits.tokens_a_second, limits.tokens_at = 500, 100, clock.monotonic()
     assert ceiling.wait_s(501) == pytest.approx(0.01)

@@ -18,7 +18,9 @@ Name = Annotated[
     Shape(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "must be the name of a pool"),
 ]
 Deployment = Annotated[
-    str, Field(min_length=3, max_length=300, pattern=r"^[^\x00-\x20]+/[^\x00-\x20/]+$", examples=_DEPLOYMENT)
+    str,
+    Field(min_length=3, max_length=300, examples=_DEPLOYMENT),
+    Shape(r"^[^\x00-\x20]+/[^\x00-\x20/]+$", "must be the name of a deployment, such as model/llama_cpp-0"),
 ]
 
 
@@ -105,7 +107,7 @@ def list_pools() -> fleet_pb2.ListPoolsRequest:
 
 @endpoint("POST", "/pools/{name}/load", FLEET["LoadModel"])
 def load_model(name: Name, body: WhichDeployment) -> fleet_pb2.PoolDeploymentRequest:
-    """Starts loading a deployment; returns at once. 503 with the numbers when it cannot fit."""
+    """Starts loading a deployment, and waits a few seconds for it. 503 with the numbers when it cannot fit."""
     return fleet_pb2.PoolDeploymentRequest(pool=name, **body.given())
 
 
