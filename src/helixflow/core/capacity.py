@@ -40,8 +40,8 @@ class Replica:
 class ProviderLimits:
     """What a provider last said of its own limits: filled in by the engine that read it, heeded by routing.
 
-    `are_known` once it has said anything. Of requests and of tokens: how many were left (infinite: it never said), how many come back in a second, and the
-    moment on `time.monotonic`'s clock at which that was so.
+    `are_known` once it has said anything. Of requests and of tokens: how many were left (infinite: it never said), how
+    many come back in a second, and the moment on `time.monotonic`'s clock at which that was so.
     """
 
     __slots__ = (

@@ -51,8 +51,8 @@ class Route:
     models, one of which `splitter` names. `fallbacks` are tried when that has failed with one of `fallback_kinds`;
     they, and the ways, have no fallbacks here, whatever their models have. Only deployments of all `regions` may serve
     it, and such as charge at most `max_cost` nanodollars; what holds for a model holds for its ways and fallbacks too.
-    The `plan` is that of all that it may lead to; ways and fallbacks have none here. `sole` is the only deployment where
-    nothing else is to be decided: no tier, no limit, no fallback.
+    The `plan` is that of all that it may lead to; ways and fallbacks have none here. `sole` is the only deployment of a
+    model where nothing is to be decided: without limits and fallbacks.
     """
 
     model: str
