@@ -102,6 +102,7 @@ async def test_a_gateway_killed_under_load(node: Node) -> None:
     engine, gateway = node.find(ENGINE), node.find(GATEWAY)
     wire, _ = await begin(node)
     gateway.kill()
+    gateway.wait(WAIT_S)  # until then it may still accept somebody
     statuses = await asyncio.gather(*((node.ask("GET", "/v1/models")) for _ in range(20)))
     assert {answer.status for answer in statuses} == {200}
     assert b"[DONE]" not in await wire.closed()

@@ -80,7 +80,7 @@ class Replicas:
         os.kill(replica.pid, signal.SIGKILL)
 
     def _list(self) -> list[pool_pb2.Replica]:
-        answer = self._pool.ListModels(pool_pb2.ListModelsRequest(), timeout=20, wait_for_ready=True)
+        answer = self._pool.ListModels(pool_pb2.ListModelsRequest(), timeout=60, wait_for_ready=True)
         replicas = [replica for deployment in answer.deployments for replica in deployment.replicas]
         return [replica for replica in replicas if replica.replica_id not in self._killed]
 

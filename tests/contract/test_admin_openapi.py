@@ -64,7 +64,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def test_the_node_serves_this_document(node: Node) -> None:
-    answer = httpx2.get(f"http://127.0.0.1:{node.port}/api/v1/openapi.json", timeout=30)
+    answer = httpx2.get(f"http://127.0.0.1:{node.port}/api/v1/openapi.json", timeout=120)
     assert answer.json() == DOCUMENT
 
 
@@ -79,7 +79,7 @@ def test_the_node_serves_this_document(node: Node) -> None:
 )
 def test_every_answer_conforms(case: schemathesis.Case, node: Node) -> None:
     headers = {"Authorization": f"Bearer {node.key}"}
-    case.call_and_validate(base_url=f"http://127.0.0.1:{node.port}", headers=headers, timeout=30)
+    case.call_and_validate(base_url=f"http://127.0.0.1:{node.port}", headers=headers, timeout=120)
 
 
 async def test_what_only_real_credentials_are_refused_conforms(node: Node) -> None:
@@ -113,7 +113,7 @@ async def answers(node: Node, path: str, body: dict[str, str], status: int, code
     """That it is answered with that status, as the document says."""
     case = schema[f"/api/v1{path}"]["POST"].Case(body=body, media_type="application/json")
     base_url = f"http://127.0.0.1:{node.port}"
-    response = await asyncio.to_thread(case.call, base_url=base_url, timeout=30)
+    response = await asyncio.to_thread(case.call, base_url=base_url, timeout=120)
     assert response.status_code == status, response.text
     assert not code or response.json()["code"] == code
     case.validate_response(response)

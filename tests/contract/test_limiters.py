@@ -35,7 +35,7 @@ async def test_a_call_without_policies_takes_nothing(limiter: Bench, caller: Cal
 
 class TestRates:
     async def test_a_burst_is_admitted_and_then_one_a_time(self, limiter: Bench, caller: Caller) -> None:
-        # 5 a second, so that nothing refills between two calls.
+        # One a second, so that nothing refills between two calls.
         applying = policies(limit(Metric.REQUESTS_PER_MINUTE, 60, burst=3))
         for left in (2, 1, 0):
             demand = caller.demand(applying)

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from helixflow.core.clock import FakeClock
 from helixflow.pki.files import PkiFolder
 from helixflow.pki.identity import ServiceIdentity
 from helixflow.pki.issuing import Issuance
@@ -33,14 +35,15 @@ from tests.harness.ports import free_port
 POOL_NAME = "far"
 
 
-def give_certificate(data_dir: Path, authority: Settings, service: str = "pool") -> None:
-    """What an operator does: `helixflow pki issue`, and two files copied."""
+def give_certificate(data_dir: Path, authority: Settings, service: str = "pool", *, age_h: float = 0) -> None:
+    """What an operator did `age_h` ago: `helixflow pki issue`, and two files copied."""
     folder = PkiFolder(data_dir / "pki")
     folder.prepare()
     shutil.copy(PkiFolder(authority.pki_dir).ca_certificate, folder.ca_certificate)
     path = folder.service_file(service)
     path.touch(mode=0o600)
-    path.write_bytes(Issuance(authority).issue_elsewhere(service, Names()))
+    then = FakeClock(time.time() - age_h * 3600)
+    path.write_bytes(Issuance(authority, clock=then).issue_elsewhere(service, Names()))
 
 
 class PoolProcess:
@@ -103,7 +106,7 @@ class PoolProcess:
 @contextlib.contextmanager
 def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tuple[Node, PoolProcess]]:
     """`helixflow serve` without engines and `helixflow pool` with all of them, until the end of the block. The pool has
-    what it serves from the first node's `config`.
+    what it serves from the first node's `config`; its certificate is of yesterday, and due.
     """
     control = free_port()
     node = Node(folder / "near", HELIXFLOW_CONFIG=str(config), HELIXFLOW_AUTH__PORT=str(control))
@@ -114,7 +117,7 @@ def run_fleet(folder: Path, *models: StoredModel, config: Path) -> Iterator[tupl
         until(lambda: node.process.poll() is not None or address.exists(), READY_S)
         far = folder / "far"
         fill_store(far, *models)
-        give_certificate(far, Settings(data_dir=node.data_dir))
+        give_certificate(far, Settings(data_dir=node.data_dir), age_h=20)
         pool = PoolProcess(far, f"127.0.0.1:{control}").wait_serving()
         node.wait_ready()
         yield node, pool

@@ -45,13 +45,13 @@ class SqliteLedger:
 
     def rows(self, table: str = "requests") -> list[dict[str, Any]]:
         """All rows; `requests` in the order of admission."""
-        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=10)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=60)) as connection:
             connection.row_factory = sqlite3.Row
             order = " ORDER BY call_id" if table == "requests" else ""
             return [dict(row) for row in connection.execute(f"SELECT * FROM {table}{order}")]
 
     def count(self) -> int:
-        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=10)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=60)) as connection:
             (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
             return int(count)
 

@@ -8,7 +8,6 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -126,7 +125,7 @@ class Node:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=READY_S) as answer:
                 return bool(answer.status == 200)
-        except urllib.error.HTTPError:
+        except OSError:  # not yet, or by a gateway that is being replaced
             return False
 
     async def connect(self) -> Wire:
@@ -193,12 +192,16 @@ class Node:
         return found
 
     def engine(self, model: str = CHAT_MODEL) -> RunningEngine:
-        """The engine behind a model, asked directly; its process belongs to the launcher."""
+        """The engine behind a model, once there is one, asked directly; its process belongs to the launcher."""
         identity = ServiceIdentity.open(Settings(data_dir=self.data_dir), "gateway")
         with create_blocking_channel(self.data_dir / "run" / "pool.sock", identity, "control") as channel:
             stub = pool_pb2_grpc.PoolServiceStub(channel)
-            answer = stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S)
-        (replica,) = next(d.replicas for d in answer.deployments if d.deployment.startswith(f"{model}/"))
+
+            def replicas() -> list[pool_pb2.Replica]:
+                answer = stub.ListModels(pool_pb2.ListModelsRequest(), timeout=WAIT_S, wait_for_ready=True)
+                return [r for d in answer.deployments if d.deployment.startswith(f"{model}/") for r in d.replicas]
+
+            (replica,) = until(replicas)
         known = Replica(replica.replica_id, replica.host, replica.port, replica.api_key, replica.slots, replica.context)
         return RunningEngine(known, self.process)
 

@@ -43,6 +43,8 @@ _OPTIONS = {
     # Commits survive kill -9, not a power cut.
     "fsync": "off",
     "full_page_writes": "off",
+    # It would take locks of its own at some time or other.
+    "autovacuum": "off",
     "max_connections": "60",
     "shared_buffers": "32MB",
     "log_min_messages": "warning",

@@ -15,7 +15,8 @@ from helixflow.auth.audit.verify import verify
 from helixflow.auth.totp import STEP_S, code_at
 from helixflow.core.keys import generate_key
 from helixflow.pool.manifest import StoredModel
-from tests.harness.node import Node, run_node
+from tests.harness.files import read_files
+from tests.harness.node import Node, command_of, run_node
 from tests.harness.wire import Answer, request
 
 API: Final = "/api/v1"
@@ -194,19 +195,14 @@ async def _err(witness: Witness, password: str, access: str) -> None:
     witness.refusals.append(answer.body.decode())
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
-    """Every file that was written: logs, database, run directory. The models are behind a link and left out."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 async def test_no_secret_is_in_anything_that_was_written_or_said(chat_model: StoredModel, tmp_path: Path) -> None:
     with run_node(tmp_path / "data", chat_model, HELIXFLOW_LOG__LEVEL="debug") as node:
         witness = Witness(node)
         exported = await live(witness)
-        shown = {f"arguments of {p.pid}": " ".join(p.cmdline()).encode() for p in node.tree()}
+        shown = {f"arguments of {p.pid}": " ".join(command_of(p)).encode() for p in node.tree()}
         # With the write-ahead log, sockets and whatever goes away at the end.
-        while_running = read_all(tmp_path)
-    files = {**while_running, **{f"{name} (at the end)": content for name, content in read_all(tmp_path).items()}}
+        while_running = read_files(tmp_path)
+    files = {**while_running, **{f"{name} (at the end)": content for name, content in read_files(tmp_path).items()}}
     databases = {name: content for name, content in files.items() if ".db" in name}
     others = {name: content for name, content in files.items() if ".db" not in name}
     # There was something to find.

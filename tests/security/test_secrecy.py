@@ -1,12 +1,15 @@
 """What must be nowhere: all that a full run at the finest log level wrote and shows, searched for keys and prompts."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helixflow.pool.manifest import StoredModel
-from tests.harness.node import CHAT, CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, eventually, run_node
+from tests.harness.files import read_files
+from tests.harness.node import CHAT, CHAT_MODEL, EMBEDDING_MODEL, EMBEDDINGS, Node, command_of, eventually, run_node
 
 PROMPTS = [f"marmalade-{number}-xylophone" for number in (7391, 5526, 8804, 1177, 6035)]
 
@@ -31,14 +34,10 @@ def process_texts(node: Node) -> dict[str, str]:
     """The arguments and environments of all processes, as any user of this account sees them."""
     texts = {}
     for process in node.tree():
-        texts[f"arguments of {process.pid}"] = " ".join(process.cmdline())
-        texts[f"environment of {process.pid}"] = json.dumps(process.environ())
+        with suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            texts[f"arguments of {process.pid}"] = " ".join(process.cmdline())
+            texts[f"environment of {process.pid}"] = json.dumps(process.environ())
     return texts
-
-
-def written(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`; the models themselves are behind a link and left out."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 async def test_keys_and_prompts_are_in_no_file_and_no_argument(
@@ -50,7 +49,7 @@ async def test_keys_and_prompts_are_in_no_file_and_no_argument(
         await say_secrets(node, created)
         engine_keys = [node.engine(model).replica.api_key for model in (CHAT_MODEL, EMBEDDING_MODEL)]
         shown = process_texts(node)
-        engines = [str(p.pid) for p in node.tree() if "helixflow.engines.llama_cpp.child" in p.cmdline()]
+        engines = [str(p.pid) for p in node.tree() if "helixflow.engines.llama_cpp.child" in command_of(p)]
     assert len(engines) == 2
     assert all(len(key) >= 32 for key in engine_keys)
     for where, text in shown.items():
@@ -60,7 +59,7 @@ async def test_keys_and_prompts_are_in_no_file_and_no_argument(
         if "arguments" in where or where.split()[-1] in engines:
             assert node.key not in text, where
     secrets = [node.key, created, *engine_keys, *PROMPTS]
-    files = written(tmp_path)
+    files = read_files(tmp_path)
     assert any(path.endswith("data.err") and len(content) > 1000 for path, content in files.items())
     assert any(path.endswith(".db") for path in files), list(files)
     for path, content in files.items():
@@ -79,4 +78,4 @@ async def test_a_generated_bootstrap_key_is_in_its_own_private_file_only(
     assert file.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "data" / "run").stat().st_mode & 0o777 == 0o700
     assert not [where for where, text in shown.items() if node.key in text]
-    assert [path for path, content in written(tmp_path).items() if node.key.encode() in content] == [str(file)]
+    assert [path for path, content in read_files(tmp_path).items() if node.key.encode() in content] == [str(file)]

@@ -84,3 +84,14 @@ def test_a_wrong_setting_of_any_engine_is_named_without_its_kind(tmp_path: Path)
         with pytest.raises(UserError) as caught:
             load_settings(write(tmp_path, text), environ={})
         assert f"{tmp_path}/helixflow.toml:5: models[0].deployments[0].weight: " in caught.value.message
+
+
+@pytest.mark.parametrize("setting", ["balance = 'cost'", "affinity = false", "hedge_after_s = 1", "api_key_file = 'k'"])
+def test_a_split_does_not_say_what_its_ways_say(setting: str, tmp_path: Path) -> None:
+    ways = "[[models]]\nname = 'a'\n[[models]]\nname = 's'\nsplit = [{ model = 'a', weight = 1 }]\n"
+    with pytest.raises(UserError, match=rf"{setting.split()[0]}: the split 's' has no deployments of its own"):
+        load_settings(write(tmp_path, f"{ways}{setting}"), environ={})
+    split = load_settings(
+        write(tmp_path, f"{ways}residency = 'eu'\nmax_cost = '1'\naffinity = true"), environ={}
+    ).models
+    assert read_document(complete_document_of(split)) == split, "written defaults do no harm"

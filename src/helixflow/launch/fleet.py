@@ -18,9 +18,8 @@ from helixflow.rpc.sockets import socket_path
 
 _DESCRIBE_S: Final = 2.0
 _CHANGE_S: Final = 8.0
-_ASK_S: Final = 3.0
-# A look at the model's file, which may have to be hashed.
-_REFUSAL_S: Final = 5.0
+# Refusing a load takes a look at the model's file, which may have to be hashed.
+_WATCH_S: Final = 5.0
 _UNLOAD_GRACE_S: Final = 60.0
 _STATE_PREFIX: Final = "DEPLOYMENT_STATE_"
 # The pool answers at once; what runs goes on for as long as it needs.
@@ -30,16 +29,16 @@ _DRAIN_MS: Final = 1
 class FleetPools:
     """Implements `auth.fleet.Pools` over a registry. Keeps a channel a pool; `close` ends them.
 
-    `refusal_s`: how long a load is watched, so that a refusal is told to whoever asked for it.
+    `watch_s`: how long a load or an end is waited for, so that a refusal is told to whoever asked.
     """
 
     def __init__(
-        self, registry: Registry, identity: ServiceIdentity, run_dir: Path, *, refusal_s: float = _REFUSAL_S
+        self, registry: Registry, identity: ServiceIdentity, run_dir: Path, *, watch_s: float = _WATCH_S
     ) -> None:
         self._registry = registry
         self._identity = identity
         self._run_dir = run_dir
-        self._refusal_s = refusal_s
+        self._watch_s = watch_s
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def describe(self) -> Sequence[pb.Pool]:
@@ -49,19 +48,14 @@ class FleetPools:
         return described
 
     async def load(self, pool: str, deployment: str) -> None:
-        """Returns once it serves, or is still loading after `refusal_s`."""
-        request = pool_pb2.LoadModelRequest(deployment=deployment)
-        await self._change(pool, lambda stub: stub.LoadModel(request, timeout=_ASK_S))
-        request.wait = True
-        try:
-            await self._change(pool, lambda stub: stub.LoadModel(request, timeout=self._refusal_s))
-        except HelixError as exc:
-            if exc.kind is not ErrorKind.DEADLINE:
-                raise
+        """Returns once it serves, or is still loading after `watch_s`."""
+        request = pool_pb2.LoadModelRequest(deployment=deployment, wait=True)
+        await self._begin(pool, lambda stub: stub.LoadModel(request, timeout=self._watch_s))
 
     async def unload(self, pool: str, deployment: str) -> None:
+        """Returns once its engines have ended, or still work at something after `watch_s`."""
         request = pool_pb2.UnloadModelRequest(deployment=deployment, grace_s=_UNLOAD_GRACE_S)
-        await self._change(pool, lambda stub: stub.UnloadModel(request, timeout=_CHANGE_S))
+        await self._begin(pool, lambda stub: stub.UnloadModel(request, timeout=self._watch_s))
 
     async def pin(self, pool: str, deployment: str, *, pinned: bool) -> None:
         request = pool_pb2.PinModelRequest(deployment=deployment, pinned=pinned)
@@ -77,6 +71,16 @@ class FleetPools:
 
     async def close(self) -> None:
         await self._forget(set())
+
+    async def _begin(self, name: str, call: Callable[[Any], Awaitable[Any]]) -> None:
+        """As `_change`, for what may take long: when the time is up, a pool that answers is at work on it."""
+        try:
+            await self._change(name, call)
+        except HelixError as exc:
+            if exc.kind is not ErrorKind.DEADLINE:
+                raise
+            request = pool_pb2.GetCapacityRequest()
+            await self._change(name, lambda stub: stub.GetCapacity(request, timeout=_DESCRIBE_S))
 
     async def _change(self, name: str, call: Callable[[Any], Awaitable[Any]]) -> None:
         pool = next((pool for pool in self._registry.pools if pool.name == name), None)

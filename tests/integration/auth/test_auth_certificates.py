@@ -81,7 +81,7 @@ class Fleet:
 async def renew(channel: grpc.aio.Channel, request: bytes = b"") -> pb.RenewCertificateResponse:
     stub = certificates_pb2_grpc.CertificateServiceStub(channel)
     return await stub.RenewCertificate(
-        pb.RenewCertificateRequest(signing_request=request or create_request()[1]), timeout=10
+        pb.RenewCertificateRequest(signing_request=request or create_request()[1]), timeout=60
     )
 
 
@@ -98,7 +98,7 @@ async def test_a_pool_has_its_next_certificate_in_time_and_that_is_on_record(
     before = fleet.certificate
     async with fleet.serving(database) as channel:
         renewing = asyncio.create_task(CertificateRenewal(channel, Successor(fleet.far, "pool")).run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while fleet.certificate == before:
                 await asyncio.sleep(0.02)
         renewing.cancel()
@@ -128,7 +128,7 @@ async def test_nothing_is_issued_to_who_may_not_have_it(tmp_path: Path, database
         assert (await renew(channel)).chain
         assert await refusal(channel) is ErrorKind.RATE_LIMITED
         fleet.near.issuance.revoke("pool")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await refusal(channel) is not ErrorKind.PERMISSION_DENIED:
                 await asyncio.sleep(0.05)
     young = Fleet(tmp_path / "young", age_h=2)

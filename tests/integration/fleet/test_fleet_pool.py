@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -269,12 +270,25 @@ async def test_the_relay_tells_engines_apart(near: Node, far: PoolProcess) -> No
         assert not received.startswith(b"HTTP")
 
 
-def test_a_pool_that_ends_is_gone_from_the_gateways_at_once(fleet: tuple[Node, PoolProcess]) -> None:
+def test_its_certificate_is_renewed_before_it_ends(near: Node, far: PoolProcess) -> None:
+    until(lambda: far.identity.credential.expires_at > time.time() + 20 * 3600)
+    until(lambda: far.records("certificate.renewed"))
+    assert near.records("certificate.renewed")
+    assert not far.records("certificate.not_renewed")
+
+
+async def test_a_pool_that_ends_is_gone_from_the_gateways_at_once_and_clients_are_told_soon(
+    near: Node, far: PoolProcess
+) -> None:
     """The last test: the others need it."""
-    near, far = fleet
-    far.close()
+    await asyncio.to_thread(far.close)
     assert far.process.returncode == ExitCode.OK
-    until(lambda: near.records("pool.removed"))
+    await asyncio.to_thread(until, lambda: near.records("pool.removed"))
+    async with asyncio.timeout(30):  # `load_wait_s` is longer
+        answer = await near.chat()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "model_not_served")
+    assert "No node serves this model" in answer.json["error"]["message"]
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_what_a_pool_lacks_is_one_line(

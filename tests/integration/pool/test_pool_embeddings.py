@@ -67,7 +67,7 @@ def embed(embedding_model: StoredModel) -> Iterator[Embed]:
 
     yield post
     child.kill()
-    child.wait(30)
+    child.wait(60)
     child.stdin.close()
     child.stdout.close()
 

@@ -182,12 +182,12 @@ def test_a_killed_pull_leaves_no_pip_behind(tmp_path: Path) -> None:
         family = psutil.Process(child.pid).children(recursive=True)
         assert any("pip" in command_of(process) for process in family)
         child.kill()
-        child.wait(30)
+        child.wait(60)
         _, alive = psutil.wait_procs(family, timeout=30)
         assert alive == []
     finally:
         child.kill()
-        child.wait(30)
+        child.wait(60)
         events["let_go"].set()
         server.shutdown()
         thread.join()

@@ -72,10 +72,16 @@ async def test_opening_waits_for_another_process_that_makes_the_file(tmp_path: P
     maker = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None, check_same_thread=False)
     maker.execute("CREATE TABLE t (x)")
     maker.execute("BEGIN IMMEDIATE")
-    later = threading.Timer(0.2, maker.rollback)
+    ended = threading.Event()
+
+    def end() -> None:
+        ended.set()
+        maker.rollback()
+
+    later = threading.Timer(0.2, end)
     later.start()
     database = await asyncio.to_thread(open_database, Settings(data_dir=tmp_path))
-    assert later.finished.is_set(), "it waited"
+    assert ended.is_set(), "it waited"
     later.join()
     maker.close()
     async with database.reading() as connection:

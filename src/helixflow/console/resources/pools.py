@@ -113,7 +113,7 @@ def load_model(name: Name, body: WhichDeployment) -> fleet_pb2.PoolDeploymentReq
 
 @endpoint("POST", "/pools/{name}/unload", FLEET["UnloadModel"])
 def unload_model(name: Name, body: WhichDeployment) -> fleet_pb2.PoolDeploymentRequest:
-    """Ends the engines of a deployment once their running generations have ended."""
+    """Ends the engines of a deployment once their running generations have ended; waits a few seconds for that."""
     return fleet_pb2.PoolDeploymentRequest(pool=name, **body.given())
 
 
