@@ -95,3 +95,17 @@ def test_a_split_does_not_say_what_its_ways_say(setting: str, tmp_path: Path) ->
         write(tmp_path, f"{ways}residency = 'eu'\nmax_cost = '1'\naffinity = true"), environ={}
     ).models
     assert read_document(complete_document_of(split)) == split, "written defaults do no harm"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[[models.deployments]]\nengine = "openai"\n', "each model begins with [[models]] and its name"),
+        ('[[models]]\nname = "m"\n[models.deployments]\nengine = "openai"\n', "begins with [[models.deployments]]"),
+        (TEXT.replace("https://", "ftp://"), "base_url: must begin with http:// or https://"),
+    ],
+)
+def test_usual_slips_are_explained_in_words(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(write(tmp_path, text), environ={})
+    assert said in caught.value.message

@@ -46,8 +46,8 @@ class Candidates:
         self._cost_bound = cost_bound
         self._tried: list[Target] = []
         self._regions = way.regions
-        if demanded := demanded_regions(call):
-            self._regions |= demanded
+        if call.principal.residency or call.hints.residency:
+            self._regions |= demanded_regions(call)
         self._max_cost = way.max_cost
         if self._max_cost is not None:
             self._costs: dict[str, int] = {}

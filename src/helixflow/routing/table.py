@@ -26,7 +26,6 @@ ELSEWHERE: Final = frozenset(
         ErrorKind.RATE_LIMITED,
     }
 )
-_ANYWHERE: Final[frozenset[str]] = frozenset()
 _NOWHERE: Final = frozenset({""})
 _FALLBACK_KINDS: Final = {
     "error": ELSEWHERE | {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE},
@@ -94,8 +93,7 @@ class Route:
 
 def demanded_regions(call: Call) -> frozenset[str]:
     """The regions that the caller and the request demand: all are to be met."""
-    demanded, hinted = call.principal.residency, call.hints.residency
-    return frozenset((demanded, hinted)) - _NOWHERE if demanded or hinted else _ANYWHERE
+    return frozenset((call.principal.residency, call.hints.residency)) - _NOWHERE
 
 
 def is_within(regions: frozenset[str], target: Target) -> bool:

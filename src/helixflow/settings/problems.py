@@ -2,11 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 Location = tuple[str | int, ...]
+
+# Where TOML has two brackets, and above what, is easily mistaken.
+_A_LIST: Final[dict[Location, str]] = {
+    ("models",): "must be a list: each model begins with [[models]] and its name, before its [[models.deployments]]",
+    ("deployments",): "must be a list: each deployment begins with [[models.deployments]]",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,10 @@ def _explain(error: ErrorDetails, beneath: Location) -> Problem:
         case "union_tag_invalid":
             location = (*location, "engine")
             reason = f"unknown engine {error['ctx']['tag']!r}; use one of {error['ctx']['expected_tags']}"
+        case "tuple_type":
+            reason = _A_LIST.get(location[-1:], "must be a list")
+        case "string_pattern_mismatch" if error["ctx"]["pattern"].startswith("^https?://"):
+            reason = "must begin with http:// or https:// and have no spaces"
     return Problem(location, reason)
 
 

@@ -45,14 +45,14 @@ class BusyPool(pool_pb2_grpc.PoolServiceServicer):
 
 
 @asynccontextmanager
-async def administered(service: BusyPool, tmp_path: Path) -> AsyncIterator[FleetPools]:
+async def administered(service: BusyPool, tmp_path: Path, watch_s: float = 1) -> AsyncIterator[FleetPools]:
     pki = Pki(tmp_path)
     identity = pki.identity("control")
     server = create_server(identity, allow("helixflow.pool.v1.PoolService"))
     pool_pb2_grpc.add_PoolServiceServicer_to_server(service, server)
     await listen(server, tmp_path / "pool.sock", identity)
     await server.start()
-    pools = FleetPools(Registry(registry_pb2.Pool(name="home")), pki.identity("auth"), tmp_path, watch_s=0.2)
+    pools = FleetPools(Registry(registry_pb2.Pool(name="home")), pki.identity("auth"), tmp_path, watch_s=watch_s)
     try:
         yield pools
     finally:
@@ -63,7 +63,7 @@ async def administered(service: BusyPool, tmp_path: Path) -> AsyncIterator[Fleet
 async def test_whoever_loads_what_cannot_fit_is_told_the_numbers(tmp_path: Path) -> None:
     service = BusyPool()
     service.fits = False
-    async with administered(service, tmp_path) as pools:
+    async with administered(service, tmp_path, watch_s=60) as pools:
         with pytest.raises(HelixError, match=NUMBERS) as caught:
             await pools.load("home", "a/llama_cpp-0")
         assert caught.value.kind is ErrorKind.OVERLOADED

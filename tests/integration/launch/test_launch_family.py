@@ -90,7 +90,7 @@ async def test_a_killed_one_leaves_nothing_and_is_replaced(
         await asyncio.to_thread(until, lambda: all_gone(family))
         changes = pool.services.supervisor.changes
         async with asyncio.timeout(WAIT_S):
-            while not any(one.replicas for one in pool.services.supervisor.snapshot()):
+            while not any(one.replicas and one.restarts for one in pool.services.supervisor.snapshot()):
                 await changes.wait_beyond(changes.revision)
         (view,) = pool.services.supervisor.snapshot()
         assert view.restarts == 1

@@ -40,29 +40,27 @@ class Tail:
         # Bytes that a failed write may have left behind the end.
         self._torn = 0
 
-    def make_room(self, size: int, settlements: int) -> int:
-        """Settlements that fit after a record of `size` bytes, -1 when it does not fit with so many `settlements`.
+    def append(self, payload: bytes, settlements: int) -> int:
+        """Writes a record, if so many `settlements` still fit after it: returns how many do, or -1 and nothing written.
 
         Goes on in the next segment where that is needed. Counts whole settlements only in each segment: when one of any
         size does not fit, the rest of the segment was none.
         """
+        size = OVERHEAD + len(payload)
         left = self.segment.limit - self.position - size
-        room = len(self._prepared) * self._settlements
-        move = left < 0 and bool(self._prepared)
+        segments = len(self._prepared)
+        move = left < 0 and segments > 0
         if move:
             left = self._capacity - size
-            room -= self._settlements
-        room += left // MAX_SETTLEMENT_BYTES
+            segments -= 1
+        room = segments * self._settlements + left // MAX_SETTLEMENT_BYTES
         if left < 0 or room < settlements:
             return -1
         if move:
             self._move()
-        return room
-
-    def append(self, payload: bytes) -> None:
-        """Writes a record for which there is room."""
         self._write(payload)
         self.records += 1
+        return room
 
     def append_settlement(self, payload: bytes) -> None:
         """Writes a record for which room was kept; `OSError` without it, after failures that have cost a segment."""
@@ -70,7 +68,8 @@ class Tail:
             if not self._prepared:
                 raise OSError(errno.ENOSPC, "no segment is prepared")
             self._move()
-        self.append(payload)
+        self._write(payload)
+        self.records += 1
 
     def clear(self) -> None:
         """Removes what a failed write may have left."""

@@ -23,9 +23,8 @@ from helixflow.metering.journal.bounds import encode_settlement
 from helixflow.metering.journal.commits import RETRY_AFTER_S, Commits
 from helixflow.metering.journal.files import Files, SystemFiles
 from helixflow.metering.journal.folders import Newborn, bear
-from helixflow.metering.journal.frames import OVERHEAD
+from helixflow.metering.journal.frames import MAX_PAYLOAD_BYTES, OVERHEAD
 from helixflow.metering.journal.records import (
-    MAX_RECORD_BYTES,
     Admitted,
     Closed,
     Progressed,
@@ -154,9 +153,10 @@ class JournalWriter:
         the disk fails, SHUTTING_DOWN after `close`, BODY_TOO_LARGE for a record over MAX_RECORD_BYTES.
         """
         payload = encode_record(record)
-        if OVERHEAD + len(payload) > MAX_RECORD_BYTES:
+        if len(payload) > MAX_PAYLOAD_BYTES:
             raise HelixError(ErrorKind.BODY_TOO_LARGE, "The request's metadata is too large.", param="metadata")
-        if not self._append(payload, self.in_flight + 1):
+        # Its own settlement, and `Closed`.
+        if not self._append(payload, self.in_flight + 2):
             self._refused += 1
             raise self._refusal()
         self.in_flight += 1
@@ -164,7 +164,7 @@ class JournalWriter:
 
     def progress(self, record: Progressed) -> None:
         """Left out, and counted, when room is short or the disk fails."""
-        if not self._append(encode_record(record), self.in_flight):
+        if not self._append(encode_record(record), self.in_flight + 1):
             self._left_out += 1
 
     def settle(self, record: Settled) -> int:
@@ -230,22 +230,18 @@ class JournalWriter:
         self._commits.finish(segment)
         self._low.set()
 
-    def _append(self, payload: bytes, in_flight: int) -> bool:
-        """False when room is short or the disk fails."""
+    def _append(self, payload: bytes, settlements: int) -> bool:
+        """False when there is no room for it and so many settlements after it, or the disk fails."""
         if self._closed or self._failure is not None or self._commits.failure is not None:
             return False
         try:
-            # `Closed` is one more.
-            room = self._tail.make_room(OVERHEAD + len(payload), in_flight + 1)
-            if room < 2 * (in_flight + 1):
-                self._low.set()
-                if room < 0:
-                    return False
-            self._tail.append(payload)
+            room = self._tail.append(payload, settlements)
         except OSError as exc:
             self._fail(exc)
             return False
-        return True
+        if room < 2 * settlements:
+            self._low.set()
+        return room >= 0
 
     def _fail(self, failure: OSError) -> None:
         self._failed += 1
