@@ -101,13 +101,15 @@ class Seen:
             self.resumed = int(line.rpartition(" ")[2])
         elif line.startswith("data: {"):
             chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                self.rest += line
             self.usage = chunk.get("usage") or self.usage
             for choice in chunk.get("choices", ()):
                 self.finish_reason = choice["finish_reason"] or self.finish_reason
                 if piece := choice.get("text") or choice.get("delta", {}).get("content"):
                     self.text += piece
                     self.at.append(time.monotonic())
-        elif line:
+        elif line and line != ": keep-alive":
             self.rest += line
 
     def gaps(self) -> list[float]:

@@ -33,8 +33,7 @@ def write(folder: Path, records: list[Record], files: FaultyFiles, written: list
                 failure = tail.prepare()
                 assert failure is None
             payload = encode_record(record)
-            assert tail.make_room(OVERHEAD + len(payload), 1) >= 0
-            tail.append(payload)
+            assert tail.append(payload, 1) >= 0
             written.append(Written(tail.position - OVERHEAD - len(payload), tail.position, record))
     finally:
         tail.close()

@@ -36,8 +36,7 @@ class Journal:
             if self.tail.wants(1):
                 assert self.tail.prepare() is None
             payload = encode_record(record)
-            assert self.tail.make_room(OVERHEAD + len(payload), 0) >= 0
-            self.tail.append(payload)
+            assert self.tail.append(payload, 0) >= 0
 
     def fill(self, segments: int) -> list[Record]:
         """Writes until so many segments are full and one more is begun."""

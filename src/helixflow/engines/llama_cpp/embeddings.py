@@ -5,6 +5,7 @@ llama.cpp's tokeniser differs for several scripts (Korean, Hindi, Bengali).
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +16,8 @@ from helixflow.core.capacity import Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_embeddings import EmbeddingParams, encode_embeddings
 from helixflow.engines.answers import WholeAnswer
-from helixflow.engines.llama_cpp.generation import is_replica_fault, refusal, request
+from helixflow.engines.llama_cpp.generation import refusal, request
+from helixflow.engines.replica_faults import is_replica_fault, start_on_some
 from helixflow.transport.client import HttpClient
 
 if TYPE_CHECKING:
@@ -111,13 +113,8 @@ class Embeddings:
         return vectors
 
     async def _embed(self, tokens: list[int], call: Call) -> list[float]:
-        """The vector of one input; asked for once more where a replica fails and there is another one."""
-        try:
-            return await self._ask(tokens, call)
-        except HelixError as exc:
-            if not is_replica_fault(exc) or not self._slots.has_alternative():
-                raise
-        return await self._ask(tokens, call)
+        """The vector of one input."""
+        return await start_on_some(partial(self._ask, tokens, call), self._slots)
 
     async def _ask(self, tokens: list[int], call: Call) -> list[float]:
         lease = await self._slots.acquire(call)

@@ -15,6 +15,7 @@ from helixflow.core.capacity import Lease, Replica, Slots
 from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.openai_events import UsageBody
 from helixflow.engines.addressing import origin_of
+from helixflow.engines.replica_faults import is_replica_fault, start_on_some
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.sse import EventSplitter, data_of
 
@@ -223,14 +224,9 @@ async def start_generation(
     token_limit: int | None,
     call: Call,
 ) -> Generation:
-    """`Generation.start`, once more on another replica where the first one failed: the client has seen nothing yet."""
+    """`Generation.start` on a replica that does not fail: the client has seen nothing yet."""
     start = partial(Generation.start, client, slots, path, payload, token_limit=token_limit, call=call)
-    try:
-        return await start()
-    except HelixError as exc:
-        if not is_replica_fault(exc) or not slots.has_alternative():
-            raise
-    return await start()
+    return await start_on_some(start, slots)
 
 
 async def request(
@@ -328,11 +324,6 @@ def engine_error(status: int, body: bytes) -> HelixError:
     if status == 503:
         return HelixError(ErrorKind.LOADING, "The model is still loading; try again shortly.", retry_after_s=2)
     return HelixError(ErrorKind.UPSTREAM_UNAVAILABLE, "The model's engine failed.")
-
-
-def is_replica_fault(exc: BaseException) -> bool:
-    """Whether a failure says something about the replica, rather than about the request or its client."""
-    return isinstance(exc, HelixError) and exc.kind in (ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID)
 
 
 def _decode(payload: bytes) -> Event:

@@ -21,7 +21,6 @@ from helixflow.dialects.openai_completions import CompletionParams
 from helixflow.engines.llama_cpp.generation import (
     EVENT,
     Generation,
-    is_replica_fault,
     refusal,
     request,
     start_generation,
@@ -35,6 +34,7 @@ from helixflow.engines.llama_cpp.token_ids import (
     chat_event,
     completion_event,
 )
+from helixflow.engines.replica_faults import is_replica_fault
 from helixflow.engines.resuming import CatchUp, Token, TokenLog
 from helixflow.transport.client import HttpClient
 

@@ -4,6 +4,7 @@ vLLM ends a generation when its client's connection closes, streamed or not (mea
 """
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -16,8 +17,9 @@ from helixflow.dialects.openai_chat import ChatParams
 from helixflow.dialects.openai_identity import Rename, StreamEditor, edit_answer
 from helixflow.engines.answers import WholeAnswer
 from helixflow.engines.media import check_media
+from helixflow.engines.replica_faults import is_replica_fault, start_on_some
 from helixflow.engines.vllm.adapter_slots import AdapterSlots
-from helixflow.engines.vllm.generation import Generation, is_replica_fault, post
+from helixflow.engines.vllm.generation import Generation, post
 from helixflow.engines.vllm.resume import ResumingGeneration, is_plain
 from helixflow.transport.client import HttpClient
 
@@ -77,14 +79,8 @@ class VllmEngine:
             )
         if isinstance(call.params, ChatParams):
             check_media(call.params)
-        fields = self._fields(call)
-        try:
-            return await self._begin(call, fields)
-        except HelixError as exc:
-            # The client has seen nothing yet.
-            if not is_replica_fault(exc) or not self._slots.has_alternative():
-                raise
-        return await self._begin(call, fields)
+        # The client has seen nothing yet.
+        return await start_on_some(partial(self._begin, call, self._fields(call)), self._slots)
 
     async def _begin(self, call: Call, fields: Mapping[str, Raw]) -> Stream:
         lease = await self._slots.acquire(call)

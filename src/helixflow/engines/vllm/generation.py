@@ -11,6 +11,7 @@ from helixflow.core.errors import ErrorKind, HelixError
 from helixflow.dialects.provider_errors import event_refusal, read_error, refusal
 from helixflow.engines.addressing import origin_of
 from helixflow.engines.provider import settle
+from helixflow.engines.replica_faults import is_replica_fault
 from helixflow.engines.vllm.token_ids import TokenEvents
 from helixflow.transport.client import HttpClient, HttpResponse, Timeouts, build_head
 from helixflow.transport.sse import data_of
@@ -124,11 +125,6 @@ async def post(client: HttpClient, replica: Replica, path: str, body: bytes, cal
     finally:
         response.close()
     raise _refusal(response.status, error)
-
-
-def is_replica_fault(exc: BaseException) -> bool:
-    """Whether a failure says something about the replica, rather than about the request or its client."""
-    return isinstance(exc, HelixError) and exc.kind in (ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_INVALID)
 
 
 def _refusal(status: int, body: bytes) -> HelixError:

@@ -23,7 +23,8 @@ from helixflow.dialects.openai_answers import end_of_stream
 from helixflow.dialects.openai_chat import ChatParams, TextFormat
 from helixflow.dialects.openai_completions import DEFAULT_MAX_TOKENS, CompletionParams
 from helixflow.dialects.openai_events import UsageBody
-from helixflow.engines.vllm.generation import Generation, is_replica_fault, post
+from helixflow.engines.replica_faults import is_replica_fault
+from helixflow.engines.vllm.generation import Generation, post
 from helixflow.transport.client import HttpClient
 from helixflow.transport.sse import data_of
 
