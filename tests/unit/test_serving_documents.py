@@ -103,6 +103,8 @@ def test_a_split_does_not_say_what_its_ways_say(setting: str, tmp_path: Path) ->
         ('[[models.deployments]]\nengine = "openai"\n', "each model begins with [[models]] and its name"),
         ('[[models]]\nname = "m"\n[models.deployments]\nengine = "openai"\n', "begins with [[models.deployments]]"),
         (TEXT.replace("https://", "ftp://"), "base_url: must begin with http:// or https://"),
+        ('[[models]]\nname = "m"\nmax_cost = "1,50"\n', 'max_cost: must be dollars as text, such as "0.05"'),
+        ('[[models]]\nname = "m"\nresidency = "EU West"\n', "residency: must be lower-case letters, digits"),
     ],
 )
 def test_usual_slips_are_explained_in_words(tmp_path: Path, text: str, said: str) -> None:

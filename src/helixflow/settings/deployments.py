@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from helixflow.settings.section import Label, Seconds, SecretRef, Section
+from helixflow.settings.section import Label, Seconds, SecretRef, Section, WebAddress
 
 _DEFAULT_LORAS: Final = 4
 
@@ -129,7 +129,7 @@ class VllmDeployment(LaunchedDeployment):
 class ProviderDeployment(RoutedDeployment):
     """A model on somebody else's server."""
 
-    base_url: str = Field(description="Base URL, usually ending in `/v1`.", pattern=r"^https?://[^\s]+$")
+    base_url: WebAddress = Field(description="Base URL, usually ending in `/v1`.")
     model: str | None = Field(None, min_length=1, description="The model's name there; default: the public name.")
     api_key_file: Path | None = Field(None, description="File that holds the API key.")
     api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
@@ -171,7 +171,7 @@ class AnthropicDeployment(ProviderDeployment):
     """A model of a server that speaks Anthropic's Messages API."""
 
     engine: Literal["anthropic"] = Field(description="Which kind of engine serves it.")
-    base_url: str = Field("https://api.anthropic.com/v1", description="Base URL.", pattern=r"^https?://[^\s]+$")
+    base_url: WebAddress = Field("https://api.anthropic.com/v1", description="Base URL.")
     version: str = Field("2023-06-01", description="Sent as `anthropic-version`.", pattern=r"^[0-9a-z-]+$")
     max_tokens: int = Field(4096, ge=1, description="Longest answer when a request does not say; the API demands one.")
 
@@ -180,7 +180,7 @@ class OllamaDeployment(ProviderDeployment):
     """A model of an Ollama server, over its own API."""
 
     engine: Literal["ollama"] = Field(description="Which kind of engine serves it.")
-    base_url: str = Field("http://127.0.0.1:11434", description="Base URL.", pattern=r"^https?://[^\s]+$")
+    base_url: WebAddress = Field("http://127.0.0.1:11434", description="Base URL.")
     context: int = Field(
         8192, ge=64, description="Most tokens one request may use; Ollama loads the model with it (`num_ctx`)."
     )

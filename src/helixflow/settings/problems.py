@@ -7,6 +7,8 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from helixflow.settings.section import SHAPES
+
 Location = tuple[str | int, ...]
 
 # Where TOML has two brackets, and above what, is easily mistaken.
@@ -57,8 +59,8 @@ def _explain(error: ErrorDetails, beneath: Location) -> Problem:
             reason = f"unknown engine {error['ctx']['tag']!r}; use one of {error['ctx']['expected_tags']}"
         case "tuple_type":
             reason = _A_LIST.get(location[-1:], "must be a list")
-        case "string_pattern_mismatch" if error["ctx"]["pattern"].startswith("^https?://"):
-            reason = "must begin with http:// or https:// and have no spaces"
+        case "string_pattern_mismatch":
+            reason = SHAPES.get(error["ctx"]["pattern"], reason)
     return Problem(location, reason)
 
 

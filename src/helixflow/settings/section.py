@@ -1,16 +1,30 @@
 """What all sections of the settings are made of: their base, and the kinds of values that many of them have."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
+_LABEL: Final = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$"
+_AMOUNT: Final = r"^[0-9]{1,7}(\.[0-9]{1,9})?$"
+_WEB_ADDRESS: Final = r"^https?://[^\s]+$"
+# Patterns in words, for whoever missed them.
+SHAPES: Final[Mapping[str, str]] = {
+    _NAME: "must be letters, digits and . _ : / @ + -, and begin with a letter or digit",
+    _LABEL: "must be lower-case letters, digits and . _ -, and begin and end with a letter or digit",
+    _AMOUNT: 'must be dollars as text, such as "0.05", with at most nine decimals',
+    _WEB_ADDRESS: "must begin with http:// or https:// and have no spaces",
+}
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
-Label = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
-Amount = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,9})?$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=_NAME)]
+Label = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)]
+Amount = Annotated[str, Field(pattern=_AMOUNT)]
+WebAddress = Annotated[str, Field(pattern=_WEB_ADDRESS)]
 
 
 class Section(BaseModel):

@@ -181,7 +181,7 @@ def test_a_segment_of_another_place_is_no_segment(journal: Journal) -> None:
 
 def test_a_frame_that_holds_no_record_is_set_aside(journal: Journal) -> None:
     journal.write(admitted(1))
-    journal.tail.append(b"\x93\x63\x01\x02")
+    assert journal.tail.append(b"\x93\x63\x01\x02", 0) >= 0
     journal.write(admitted(2))
     assert read_all(journal.reader, ended=False) == [admitted(1), admitted(2)]
     assert journal.reader.quarantined == 1

@@ -41,11 +41,9 @@ def test_room_is_kept_for_every_call_in_flight(
             in_flight -= 1
         elif step != "settle":
             calls = in_flight + (step == "admit")
-            if tail.make_room(OVERHEAD + size, calls) >= 0:
-                tail.append(bytes(size))
+            if tail.append(bytes(size), calls) >= 0:
                 in_flight = calls
-    while tail.make_room(OVERHEAD + fill, in_flight + 1) >= 0:
-        tail.append(bytes(fill))
+    while tail.append(bytes(fill), in_flight + 1) >= 0:
         in_flight += 1
     for _ in range(in_flight):
         tail.append_settlement(bytes(last))
@@ -57,6 +55,9 @@ def test_an_empty_journal_admits(tmp_path_factory: pytest.TempPathFactory) -> No
     files, folder = FaultyFiles(), tmp_path_factory.mktemp("journal")
     tail = Tail(files, folder, Segment.create(files, folder, 0, SEGMENT_BYTES), SEGMENT_BYTES, Segment.close)
     assert tail.wants(1)
-    assert tail.make_room(300, 2) == (SEGMENT_BYTES - 32 - OVERHEAD - 300) // MAX_SETTLEMENT_BYTES
-    assert tail.make_room(SEGMENT_BYTES, 0) == -1
+    room = SEGMENT_BYTES - 32 - OVERHEAD
+    assert tail.append(bytes(300 - OVERHEAD), 2) == (room - 300) // MAX_SETTLEMENT_BYTES
+    position = tail.position
+    assert tail.append(bytes(SEGMENT_BYTES), 0) == -1
+    assert tail.position == position
     tail.close()

@@ -1,5 +1,6 @@
 """What only the limiter in memory does; the rest is in tests/contract/test_limiters.py."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -110,3 +111,45 @@ async def test_nonsense_that_an_engine_reports_neither_fails_nor_gives_anything(
     refusal = await caller.refused(caller.demand(applying, tokens=1, tokens_bound=1, cost=1))
     assert refusal.tokens is not None and 0 < refusal.tokens.reset_s < 10**13
     assert bench.limiter.figures.in_flight == 0
+
+
+async def test_who_has_an_older_limit_and_who_has_the_new_one_are_each_held_to_theirs(caller: Caller) -> None:
+    """For the moment in which a change is on its way; both count the same calls."""
+    older, newer = policies(limit(Metric.TOKENS_PER_DAY, 100)), policies(limit(Metric.TOKENS_PER_DAY, 10))
+    await caller.admit(caller.demand(older, tokens=5))
+    await caller.refused(caller.demand(newer, tokens=6))
+    await caller.admit(caller.demand(older, tokens=20))
+    await caller.refused(caller.demand(newer, tokens=1))
+    assert (await caller.refused(caller.demand(older, tokens=76))).retry_after_s is not None
+    await caller.admit(caller.demand(older, tokens=75))
+
+
+async def test_a_limit_that_was_forgotten_is_counted_in_one_place_again(bench: MemoryBench, caller: Caller) -> None:
+    """Callers with equal policies of their own, as they have from different answers."""
+    one, other = policies(limit(Metric.TOKENS_PER_MINUTE, 100)), policies(limit(Metric.TOKENS_PER_MINUTE, 100))
+    demand = caller.demand(one, tokens=10)
+    caller.settle(demand, await caller.admit(demand), tokens=10)
+    bench.clock.advance(1000)
+    await bench.limiter.tidy()
+    assert bench.limiter.figures.limits == 0
+    await caller.admit(caller.demand(other, tokens=100))
+    await caller.refused(caller.demand(one, tokens=1))
+
+
+async def test_a_call_between_two_looks_at_many_limits_counts_where_all_count(
+    bench: MemoryBench, caller: Caller
+) -> None:
+    many = [policies(limit(Metric.TOKENS_PER_MINUTE, 100, id=f"lim_{number}")) for number in range(1500)]
+    for applying in many:
+        demand = caller.demand(applying, tokens=1)
+        caller.settle(demand, await caller.admit(demand), tokens=1)
+    bench.clock.advance(1000)
+    tidying = asyncio.create_task(bench.limiter.tidy())
+    await asyncio.sleep(0)
+    # The first thousand are forgotten. This one is not yet: it is looked up, and refused, so that it stays idle.
+    last = many[-1]
+    await caller.refused(caller.demand(last, tokens=101))
+    await tidying
+    assert bench.limiter.figures.limits == 0
+    await caller.admit(caller.demand(policies(*last.limits), tokens=100))
+    await caller.refused(caller.demand(last, tokens=1))
