@@ -18,6 +18,13 @@ def test_a_healthy_minute_starts_the_row_anew() -> None:
     assert [backoff.next_delay_s(0), backoff.next_delay_s(59), backoff.next_delay_s(60)] == [1, 2, 1]
 
 
+def test_who_has_served_is_not_left_out_for_longer_than_a_tenth_of_it() -> None:
+    backoff = Backoff(initial_s=0.5, jitter=0)
+    for _ in range(9):
+        backoff.next_delay_s(0)
+    assert [backoff.next_delay_s(served_s) for served_s in (20, 8, 5, 1, 0)] == [2, 0.8, 30, 30, 30]
+
+
 def test_many_failures_do_not_overflow() -> None:
     backoff = Backoff(jitter=0)
     assert [backoff.next_delay_s(0) for _ in range(5000)][-1] == 30
