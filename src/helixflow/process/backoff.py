@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-
 # How long somebody is left out, of the time that it served before.
 _SERVICE_SHARE: Final = 0.1
 
@@ -14,8 +13,8 @@ class Backoff:
     """Delays between restarts: `initial_s`, doubled with every failure in a row up to `maximum_s`, then jittered.
 
     The jitter takes up to `jitter` of the delay away, so that processes that fell together do not rise together. A run
-    of at least `reset_after_s` counts as healthy and starts the row anew; after a shorter one the delay is a tenth of it
-    at most: who served for 20 s and was killed is not left out for 30.
+    of at least `reset_after_s` counts as healthy and starts the row anew. After a shorter one the delay is a tenth of
+    it at most: who served for 20 s and was killed is not left out for 30.
     """
 
     def __init__(
