@@ -83,7 +83,7 @@ class Provider:
         """Raises `HelixError` where the answer is JSON and no stream of events: mostly an error with status 200."""
         if _media_type(response) == b"application/json":
             found = read_error(await _read_some(response))
-            if found.message or found.code or found.type:
+            if found.message or found.code:  # an answer has a `type` too
                 raise event_refusal(found)
             raise HelixError(ErrorKind.UPSTREAM_INVALID, "The model's server answered without a stream.")
 
