@@ -29,9 +29,10 @@ BARS = (
     "router_decision",
     "prefix_affinity",
     "many_pools",
+    "slot_freed",
 )
 # These use all cores as a user's machine would; the others are pinned.
-_UNPINNED = frozenset({"startup", "engine_efficiency", "key_resolution", "prefix_affinity"})
+_UNPINNED = frozenset({"startup", "engine_efficiency", "fairness", "key_resolution", "prefix_affinity", "slot_freed"})
 
 
 def main() -> int:

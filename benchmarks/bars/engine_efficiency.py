@@ -31,7 +31,7 @@ def run(options: Options) -> list[Result]:
 
 
 async def _measure(target: Target, tokens: int, rounds: int) -> list[Result]:
-    replica = await _find_replica(target)
+    replica = await find_replica(target)
     ways = {"direct": (replica.port, replica.api_key), "through": (target.port, target.api_key)}
     client = HttpClient()
     results = []
@@ -55,7 +55,7 @@ async def _measure(target: Target, tokens: int, rounds: int) -> list[Result]:
     return results
 
 
-async def _find_replica(target: Target) -> Replica:
+async def find_replica(target: Target) -> Replica:
     """The running engine's address and key, as the pool tells every gateway."""
     assert target.data_dir is not None
     identity = ServiceIdentity.open(Settings(data_dir=target.data_dir), "gateway")
