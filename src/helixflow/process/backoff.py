@@ -1,5 +1,6 @@
 """When to start a crashed process again, and when to stop trying. Decisions only: no clock is read, nothing waits."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ class Backoff:
 
     The jitter takes up to `jitter` of the delay away, so that processes that fell together do not rise together. A run
     of at least `reset_after_s` counts as healthy and starts the row anew. After a shorter one the delay is a tenth of
-    it at most: who served for 20 s and was killed is not left out for 30.
+    it at most, and the row goes on from there: who served for 20 s and was killed is not left out for 30.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Backoff:
         if healthy_s >= self._reset_after_s:
             self.failures = 0
         delay_s: float = min(self._maximum_s, self._initial_s * 2.0 ** min(self.failures, 30))
-        if (most_s := healthy_s * _SERVICE_SHARE) > self._initial_s:
-            delay_s = min(delay_s, most_s)
+        if self._initial_s < (most_s := healthy_s * _SERVICE_SHARE) < delay_s:
+            delay_s = most_s
+            self.failures = int(math.log2(delay_s / self._initial_s))
         self.failures += 1
         return delay_s * (1 - self._jitter * self._random_unit())
 

@@ -22,7 +22,7 @@ def test_who_has_served_is_not_left_out_for_longer_than_a_tenth_of_it() -> None:
     backoff = Backoff(initial_s=0.5, jitter=0)
     for _ in range(9):
         backoff.next_delay_s(0)
-    assert [backoff.next_delay_s(served_s) for served_s in (20, 8, 5, 1, 0)] == [2, 0.8, 30, 30, 30]
+    assert [backoff.next_delay_s(served_s) for served_s in (20, 0, 1, 8, 5, 0)] == [2, 4, 8, 0.8, 1, 2]
 
 
 def test_many_failures_do_not_overflow() -> None:
