@@ -7,7 +7,7 @@ from helixflow.core.capacity import Slots
 from helixflow.core.errors import ErrorKind, HelixError
 
 # A request that kills whatever serves it must not go round all replicas for ever.
-MOST_STARTS: Final = 4
+MOST_STARTS: Final = 8
 
 T = TypeVar("T")
 
