@@ -187,6 +187,8 @@ def report_log(node: Node) -> None:
 async def test_random_replicas_killed_under_many_streams(replicated: Node, pytestconfig: pytest.Config) -> None:
     is_long = pytestconfig.getoption("--long")
     kills, clients = (200, 16) if is_long else (6, 4)
+    # Two cores read sixteen texts again in 5 to 10 s. Killed faster than that, an answer is given up in the end.
+    pause_s = (3.0, 9.0) if is_long else (0.2, 0.8)
     pick = random.Random(5)
     seen: dict[str, Seen] = {}
     expected: list[Seen] = []
@@ -212,7 +214,7 @@ async def test_random_replicas_killed_under_many_streams(replicated: Node, pytes
                 group.create_task(stream(number))
             for _ in range(kills):
                 serving = await replicas.serving()
-                await asyncio.sleep(pick.uniform(0.2, 0.8))
+                await asyncio.sleep(pick.uniform(*pause_s))
                 replicas.kill(pick.choice(serving))
             stop = True
     resumed = [one for one in seen.values() if one.resumed]
