@@ -110,6 +110,10 @@ class Health:
             self._failures = 0
             self.succeeded += 1
             self.latency_sum_s += latency_s
+            if not self.is_untroubled and self._clock.monotonic() >= self._open_until:
+                # It has had its rest.
+                self._open_until = self._rest_until = _NEVER
+                self.is_untroubled = True
         elif turn in (era, -era):
             # The trial, or a call for which nothing better was left: it serves again.
             self._heal()

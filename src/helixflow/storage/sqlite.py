@@ -51,7 +51,9 @@ class SqliteFile:
         return not self.path.exists()
 
     def prepare(self) -> None:
-        """Makes the folder (mode 0700) and the file (0600) when missing. Raises `UserError` (STORAGE)."""
+        """Makes the folder (mode 0700) and the file (0600, written ahead) when missing, and waits for whoever makes them
+        at the same time. Raises `UserError` (STORAGE).
+        """
         folder = self.path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

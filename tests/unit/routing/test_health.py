@@ -46,6 +46,18 @@ def test_pauses_grow_to_a_bound_and_one_trial_decides() -> None:
     assert not health.is_open
 
 
+def test_who_has_had_its_rest_is_as_before() -> None:
+    clock = FakeClock()
+    health = make_health(clock)
+    health.abandon(health.begin(), retry_after_s=20)
+    health.succeed(health.begin(), 0.1)
+    assert health.is_open and not health.is_untroubled, "a call that was under way does not shorten it"
+    clock.advance(20)
+    assert not health.is_open
+    health.succeed(health.begin(), 0.1, whole=True)
+    assert health.is_untroubled
+
+
 def test_a_pause_is_jittered() -> None:
     health = make_health(FakeClock(), random=1.0)
     fail(health, FAILURES)
