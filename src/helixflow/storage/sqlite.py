@@ -51,8 +51,9 @@ class SqliteFile:
         return not self.path.exists()
 
     def prepare(self) -> None:
-        """Makes the folder (mode 0700) and the file (0600, written ahead) when missing, and waits for whoever makes them
-        at the same time. Raises `UserError` (STORAGE).
+        """Makes the folder (mode 0700) and the file (0600, written ahead) when missing.
+
+        Waits for whoever does so at the same time. Raises `UserError` (STORAGE).
         """
         folder = self.path.parent
         try:
